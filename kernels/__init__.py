@@ -1,0 +1,1 @@
+"""TensorIR generators: one operator a file, the tier a parameter object. Imports tvm."""

@@ -1,0 +1,137 @@
+"""Workloads of the operators that do not multiply matrices. Does not import tvm.
+
+A workload holds shapes and formats only: scales, zero points and bounds are runtime arguments, so
+that equal shapes share one function and one measurement. ``key`` names it in caches and databases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["u8", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertWorkload:
+    """Quantize, dequantize or requantize ``size`` elements."""
+
+    size: int
+    source: Format
+    target: Format
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        return f"convert/{self.size}/{self.source}-{self.target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransposeConvertWorkload:
+    """A conversion fused with a change between [B, C, P] (NCHW) and [B, P, C] (NHWC).
+
+    ``pixels`` is height × width; ``direction`` names the layout of the result.
+    """
+
+    batch: int
+    channels: int
+    pixels: int
+    source: Format
+    target: Format
+    direction: Literal["to_nhwc", "to_nchw"]
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        shape = f"{self.batch}x{self.channels}x{self.pixels}"
+        return f"{self.direction}/{shape}/{self.source}-{self.target}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddWorkload:
+    """Sum of two tensors of ``size`` elements, each with its own format and scale."""
+
+    size: int
+    a: Format
+    b: Format
+    out: Format
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        return f"add/{self.size}/{self.a}+{self.b}-{self.out}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MulWorkload:
+    """Product of a [batch, pixels, channels] and b of the same shape.
+
+    With ``broadcast="pixel"`` b is [batch, channels]: a squeeze-and-excite gate.
+    """
+
+    batch: int = 1
+    pixels: int
+    channels: int
+    a: Format
+    b: Format
+    out: Format
+    broadcast: Literal["none", "pixel"] = "none"
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        shape = f"{self.batch}x{self.pixels}x{self.channels}"
+        return f"mul/{shape}/{self.a}*{self.b}-{self.out}/{self.broadcast}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LutWorkload:
+    """Look ``size`` u8 codes up in a table of 256."""
+
+    size: int
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        return f"lut/{self.size}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConcatWorkload:
+    """Join NHWC tensors along their channels, without arithmetic; pixels include the batch."""
+
+    pixels: int
+    channels: tuple[int, ...]
+    dtype: Format
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        return f"concat/{self.pixels}x{'+'.join(map(str, self.channels))}/{self.dtype}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolWorkload:
+    """Pooling of NHWC [batch, height, width, channels] to [batch, out_height, out_width, channels].
+
+    The windows are runtime arguments. ``step`` is the dilation of a window's cells (max only).
+    A mean over H and W is an average pooling with one window.
+    """
+
+    kind: Literal["avg", "max"]
+    batch: int
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    step: tuple[int, int] = (1, 1)
+    source: Format
+    out: Format
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        cells = f"{self.batch}x{self.height}x{self.width}x{self.channels}"
+        shape = f"{cells}-{self.out_height}x{self.out_width}/step{self.step[0]}x{self.step[1]}"
+        return f"{self.kind}pool/{shape}/{self.source}-{self.out}"

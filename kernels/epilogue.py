@@ -1,0 +1,96 @@
+"""The epilogue of a matrix multiply: scale, bias, residual, clamp, store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from mpq_compile.kernels.emit import (
+    bits_to_float,
+    copy_short,
+    fenced_product,
+    load,
+    narrow,
+    scalar,
+    splat,
+    store,
+    vector,
+    widen,
+)
+from mpq_compile.kernels.packing import SCALAR_WORDS
+from mpq_compile.kernels.workload import Format
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epilogue:
+    """Reads one record ``E`` (``packing.pack_epilogue``) and writes the output.
+
+    Args:
+        record, residual, output: Buffers; ``residual`` is None where there is none.
+        residual_format, out_format: Formats of those two.
+        columns: Channels to which the record's columns are padded.
+        lanes: Channels handled at once.
+        width: Channels stored of each vector: ``lanes``, or fewer in a group narrower than one.
+        scale_groups: Rows of compensation and of scales in the record.
+    """
+
+    record: Any
+    residual: Any
+    output: Any
+    residual_format: Format | None
+    out_format: Format
+    columns: int
+    lanes: int
+    width: int
+    scale_groups: int = 1
+
+    def compensation(self, channel: Any, group: Any = 0) -> Any:
+        """Load the int32 start of the accumulators of ``lanes`` channels."""
+        return load(self.record, self._at(group, channel), self.lanes)
+
+    def scale(self, channel: Any, group: Any = 0) -> Any:
+        """Load the float32 scales S."""
+        return self._floats(self.scale_groups + group, channel)
+
+    def bias(self, channel: Any) -> Any:
+        """Load the float32 biases B."""
+        return self._floats(2 * self.scale_groups, channel)
+
+    def scaled(self, acc: Any, dtype: str, channel: Any, group: Any = 0) -> Any:
+        """Return f32(acc) ⊗ S."""
+        if dtype == "int32":
+            acc = T.cast(acc, vector("float32", self.lanes))
+        return fenced_product(acc, self.scale(channel, group), self.lanes)
+
+    def finish(self, v: Any, offset: Any) -> None:
+        """Add the residual to float32 ``v``, clamp and store it at element ``offset``."""
+        if self.residual_format:
+            v = v + self._residual(offset)
+        bounds = scalar(self.record, "lo"), scalar(self.record, "hi")
+        value = narrow(v, self.out_format, *bounds, scalar(self.record, "zp_out"), self.lanes)
+        if self.width == self.lanes:
+            store(self.output, offset, self.lanes, value)
+            return
+        whole = T.sblock_alloc_buffer((self.lanes,), self.output.dtype)
+        store(whole, 0, self.lanes, value)
+        copy_short(self.output, offset, whole, 0, self.width)
+
+    def _residual(self, offset: Any) -> Any:
+        source = self.residual
+        if self.width != self.lanes:
+            source = T.sblock_alloc_buffer((self.lanes,), self.residual.dtype)
+            copy_short(source, 0, self.residual, offset, self.width)
+            offset = 0
+        stored = load(source, offset, self.lanes)
+        zero_point = scalar(self.record, "zp_residual")
+        value = widen(stored, str(self.residual_format), zero_point, self.lanes)
+        factor = splat(scalar(self.record, "residual_scale"), self.lanes)
+        return fenced_product(value, factor, self.lanes)
+
+    def _floats(self, row: Any, channel: Any) -> Any:
+        return bits_to_float(load(self.record, self._at(row, channel), self.lanes), self.lanes)
+
+    def _at(self, row: Any, channel: Any) -> Any:
+        return SCALAR_WORDS + row * self.columns + channel

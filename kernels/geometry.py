@@ -1,0 +1,170 @@
+"""Normal form of every matrix multiply: runs of contiguous input under a window. No tvm, no NumPy.
+
+The accumulator of one output pixel is a sum over ``runs``: pieces of the (padded) input that are
+contiguous in memory, each against a contiguous piece of the weights. In an ungrouped convolution
+without horizontal dilation a run is a whole kernel row, KW·C elements, so that layers of 1 or 3
+channels read contiguously too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """An implicit GEMM. Strides are in elements of the padded NHWC input.
+
+    Args:
+        padding: (top, left, bottom, right); negative numbers crop.
+        runs: Number of runs, (outer, inner).
+        run_strides: Distance between outer and between inner runs.
+        run: Contiguous elements of one run.
+        scale_groups: Weight scales per output; above 1, one for each outer run.
+    """
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    padding: tuple[int, int, int, int]
+    input_dilation: tuple[int, int]
+    padded_height: int
+    padded_width: int
+    out_height: int
+    out_width: int
+    stride: tuple[int, int]
+    groups: int
+    group_inputs: int
+    group_outputs: int
+    runs: tuple[int, int]
+    run_strides: tuple[int, int]
+    run: int
+    scale_groups: int = 1
+
+    @property
+    def row_size(self) -> int:
+        """Elements of one row of the padded input."""
+        return self.padded_width * self.channels
+
+    @property
+    def window_rows(self) -> int:
+        """Rows of the padded input under one row of the output."""
+        return (self.runs[0] - 1) * self.run_strides[0] // self.row_size + 1
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output, all groups."""
+        return self.groups * self.group_outputs
+
+    def is_padded(self) -> bool:
+        """Tell whether the padded input differs from the input."""
+        return any(self.padding) or self.input_dilation != (1, 1)
+
+
+def geometry(workload: Workload) -> Geometry:
+    """Return the implicit GEMM of a workload."""
+    if isinstance(workload, LinearWorkload):
+        return _linear_geometry(workload)
+    if _is_pointwise(workload):
+        pixels = workload.batch * workload.height * workload.width
+        return _rows_geometry(pixels, workload.in_channels, workload.out_channels)
+    return _conv_geometry(workload)
+
+
+def _is_pointwise(conv: ConvWorkload) -> bool:
+    same = (1, 1)
+    return (
+        conv.kernel == same
+        and conv.stride == same
+        and conv.input_dilation == same
+        and not any(conv.padding)
+        and conv.groups == 1
+    )
+
+
+def _linear_geometry(linear: LinearWorkload) -> Geometry:
+    return _rows_geometry(
+        linear.rows, linear.in_features, linear.out_features, linear.weight_groups
+    )
+
+
+def _rows_geometry(rows: int, inputs: int, outputs: int, scale_groups: int = 1) -> Geometry:
+    """A linear layer is a 1×1 convolution over an image one pixel wide."""
+    size = inputs // scale_groups
+    return Geometry(
+        batch=1,
+        height=rows,
+        width=1,
+        channels=inputs,
+        padding=(0, 0, 0, 0),
+        input_dilation=(1, 1),
+        padded_height=rows,
+        padded_width=1,
+        out_height=rows,
+        out_width=1,
+        stride=(1, 1),
+        groups=1,
+        group_inputs=inputs,
+        group_outputs=outputs,
+        runs=(scale_groups, 1),
+        run_strides=(size, 0),
+        run=size,
+        scale_groups=scale_groups,
+    )
+
+
+def _conv_geometry(conv: ConvWorkload) -> Geometry:
+    channels = conv.in_channels
+    inputs = channels // conv.groups
+    folded = conv.groups == 1 and (conv.dilation[1] == 1 or conv.kernel[1] == 1)
+    taps = conv.kernel[1]
+    return Geometry(
+        batch=conv.batch,
+        height=conv.height,
+        width=conv.width,
+        channels=channels,
+        padding=conv.padding,
+        input_dilation=conv.input_dilation,
+        padded_height=conv.padded_height,
+        padded_width=conv.padded_width,
+        out_height=conv.out_height,
+        out_width=conv.out_width,
+        stride=conv.stride,
+        groups=conv.groups,
+        group_inputs=inputs,
+        group_outputs=conv.out_channels // conv.groups,
+        runs=(conv.kernel[0], 1 if folded else taps),
+        run_strides=(
+            conv.dilation[0] * conv.padded_width * channels,
+            0 if folded else conv.dilation[1] * channels,
+        ),
+        run=taps * inputs if folded else inputs,
+    )
+
+
+def k_group(workload: Workload, tier: Tier) -> int:
+    """Return the input elements that one step of the dot product consumes."""
+    if workload.compute == "int8":
+        return tier.k_group
+    return 2 if workload.compute == "bf16" and tier.bf16_dot else 1
+
+
+def padded_run(workload: Workload, tier: Tier) -> int:
+    """Return the elements of a run of weights, rounded up to whole dot product steps."""
+    step = k_group(workload, tier)
+    return -(-geometry(workload).run // step) * step
+
+
+def vector_starts(outputs: int, lanes: int) -> list[int]:
+    """Return the first channel of each vector of a group of ``outputs`` channels.
+
+    The last vector moves back to end with the group and computes a few channels twice, so that
+    every store is whole; only a group narrower than one vector is stored in part.
+    """
+    if outputs < lanes:
+        return [0]
+    return [min(start, outputs - lanes) for start in range(0, outputs, lanes)]

@@ -1,0 +1,19 @@
+"""The kernel of a matrix-multiply workload: chooses the generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpq_compile.kernels import implicit_gemm
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.workload import Workload
+
+
+def generate(workload: Workload, tier: Tier, threads: int) -> Any:
+    """Return the PrimFunc ``main(X, W, E, [R], O)`` of a workload on a tier.
+
+    All arguments are flat buffers: X the input (u8, or uint16 bits of bf16, or float32; NHWC or
+    [rows, K]), W from ``packing.pack_weight``, E from ``packing.pack_epilogue``, R the residual
+    where the workload has one, O the output.
+    """
+    return implicit_gemm.generate(workload, tier, threads)

@@ -1,0 +1,164 @@
+"""Dot product steps: one class an instruction, all with the same three operations.
+
+A step multiplies ``k_group`` input elements of one pixel with the weights of ``lanes`` output
+channels and adds the products to ``lanes`` accumulators.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from mpq_compile.kernels.blocking import StepCost
+from mpq_compile.kernels.emit import load, splat, vector, widen
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class DotStep:
+    """Common part of the steps: integer multiply-add on plain vectors.
+
+    Subclasses override the three operations; ``accumulator`` is int32 or float32.
+    """
+
+    lanes: int
+    k_group: int = 1
+    input_dtype: str = "uint8"
+    weight_dtype: str = "int8"
+    accumulator: str = "int32"
+    cost: StepCost = StepCost(dot=2)
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        """Load the weights of ``lanes`` channels at element ``offset``."""
+        return T.cast(load(buffer, offset, self.lanes), vector("int32", self.lanes))
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        """Load ``k_group`` input elements and broadcast them to all lanes."""
+        return splat(T.cast(buffer[offset], "int32"), self.lanes)
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        """Return ``acc`` plus the products of ``x`` and ``w``."""
+        return acc + x * w
+
+
+class Vpdpbusd(DotStep):
+    """AVX-512 VNNI: u8 × s8, four products a lane."""
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        return load(buffer, offset, 64)
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        word = T.reinterpret("int32", load(buffer, offset, 4))
+        return T.reinterpret("uint8x64", T.broadcast(word, 16))
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, x, w)
+
+
+class Vpmaddwd(DotStep):
+    """AVX2: both operands widened to int16 (``vpmaddubsw`` would saturate)."""
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        return T.cast(load(buffer, offset, 16), "int16x16")
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        pair = T.reinterpret("uint16", load(buffer, offset, 2))
+        return T.cast(T.reinterpret("uint8x16", T.broadcast(pair, 8)), "int16x16")
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        return acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", x, w)
+
+
+class Sdot(DotStep):
+    """NEON: s8 × s8 on x − 128; the compensation in the record holds (128 − zp)·Σw."""
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        return load(buffer, offset, 16)
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        word = T.reinterpret("uint32", load(buffer, offset, 4))
+        centred = T.bitwise_xor(word, T.uint32(0x80808080))
+        return T.reinterpret("int8x16", T.broadcast(centred, 4))
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
+
+
+class FloatStep(DotStep):
+    """float32 multiply-add; inputs may be stored as bf16, weights as bf16 or int8."""
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        value = load(buffer, offset, self.lanes)
+        if self.weight_dtype == "int8":
+            integers = T.cast(value, vector("int32", self.lanes))
+            return T.cast(integers, vector("float32", self.lanes))
+        return widen(value, _format(self.weight_dtype), None, self.lanes)
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        return splat(widen(buffer[offset], _format(self.input_dtype), None, 1), self.lanes)
+
+
+class Vdpbf16ps(DotStep):
+    """AVX-512 BF16: two products a lane, summed in float32."""
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        return T.reinterpret("bfloat16x32", load(buffer, offset, 32))
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        word = T.reinterpret("int32", load(buffer, offset, 2))
+        return T.reinterpret("bfloat16x32", T.broadcast(word, 16))
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        return T.call_llvm_pure_intrin("float32x16", name, acc, x, w)
+
+
+def _format(dtype: str) -> str:
+    return "bf16" if dtype == "uint16" else "fp32"
+
+
+def dot_step(workload: Workload, tier: Tier) -> DotStep:
+    """Return the step that a tier offers for a workload's compute format."""
+    if workload.compute == "int8":
+        return _integer_step(tier)
+    if workload.compute == "bf16" and tier.bf16_dot:
+        return Vdpbf16ps(
+            lanes=16,
+            k_group=2,
+            input_dtype="uint16",
+            weight_dtype="uint16",
+            accumulator="float32",
+            cost=StepCost(),
+        )
+    return _float_step(workload, tier)
+
+
+def _integer_step(tier: Tier) -> DotStep:
+    if tier.dot in ("amx", "vpdpbusd"):
+        return Vpdpbusd(lanes=16, k_group=4, cost=StepCost())
+    if tier.dot == "vpmaddwd":
+        return Vpmaddwd(lanes=8, k_group=2, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))
+    if tier.dot == "sdot":
+        return Sdot(lanes=4, k_group=4, cost=StepCost(pixel=2))
+    return DotStep(lanes=tier.lanes, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))
+
+
+def _float_step(workload: Workload, tier: Tier) -> DotStep:
+    dtypes = {
+        "fp32": ("float32", "float32"),
+        "bf16": ("uint16", "uint16"),
+        "weight_only": ("uint16", "int8"),
+    }
+    inputs, weights = dtypes[workload.compute]
+    cost = StepCost(pixel=1 if inputs == "float32" else 2, weight=1 if inputs == "float32" else 2)
+    return FloatStep(
+        lanes=tier.lanes,
+        input_dtype=inputs,
+        weight_dtype=weights,
+        accumulator="float32",
+        cost=cost,
+    )

@@ -1,0 +1,171 @@
+"""Tiers: what a CPU offers to the kernels, decided by its flags. Does not import tvm.
+
+A tier is data. A generator asks it for the vector width and for the name of the dot product and
+never for the CPU's model name, which virtual machines report wrongly.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from mpq_compile.errors import DeviceError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tier:
+    """One level of instruction set.
+
+    Args:
+        name: Name in audits, measurements and ``MPQ_TIER``.
+        machine: ``platform.machine()`` values it runs on; empty for any.
+        flags: CPU flags it needs.
+        mcpu: LLVM CPU that enables the instructions; None for the plain architecture.
+        lanes: int32 / float32 lanes of one vector register.
+        dot: Integer dot product: "amx", "vpdpbusd", "vpmaddwd", "sdot" or "widen".
+        k_group: Input channels that one dot product step consumes.
+        bf16_dot: True where vdpbf16ps exists; otherwise bf16 is widened to float32.
+        registers: Vector registers, which bounds the register block.
+    """
+
+    name: str
+    machine: tuple[str, ...] = ()
+    flags: frozenset[str] = frozenset()
+    mcpu: str | None = None
+    mattr: tuple[str, ...] = ()
+    lanes: int = 4
+    dot: str = "widen"
+    k_group: int = 1
+    bf16_dot: bool = False
+    registers: int = 16
+
+    def target(self, threads: int) -> dict[str, Any]:
+        """Return the TVM target as a plain dictionary (for ``tvm.target.Target``)."""
+        spec: dict[str, Any] = {"kind": "llvm", "num-cores": threads}
+        if self.mcpu:
+            spec["mcpu"] = self.mcpu
+        if self.mattr:
+            spec["mattr"] = list(self.mattr)
+        return spec
+
+    def runs_on(self, machine: str, flags: frozenset[str]) -> bool:
+        """Tell whether a CPU of this architecture and these flags executes the tier."""
+        return (not self.machine or machine in self.machine) and self.flags <= flags
+
+
+_X86 = ("x86_64", "AMD64")
+_ARM = ("aarch64", "arm64")
+_AVX2 = frozenset({"avx2", "fma"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+_VNNI = _AVX512 | {"avx512_vnni"}
+
+# Best first: detection takes the first tier that the CPU executes.
+TIERS: Mapping[str, Tier] = {
+    tier.name: tier
+    for tier in (
+        Tier(
+            name="amx",
+            machine=_X86,
+            flags=_VNNI | {"amx_tile", "amx_int8", "amx_bf16", "avx512_bf16"},
+            mcpu="sapphirerapids",
+            lanes=16,
+            dot="amx",
+            k_group=4,
+            bf16_dot=True,
+            registers=32,
+        ),
+        Tier(
+            name="vnni_bf16",
+            machine=_X86,
+            flags=_VNNI | {"avx512_bf16"},
+            mcpu="cooperlake",
+            lanes=16,
+            dot="vpdpbusd",
+            k_group=4,
+            bf16_dot=True,
+            registers=32,
+        ),
+        Tier(
+            name="vnni",
+            machine=_X86,
+            flags=_VNNI,
+            mcpu="cascadelake",
+            lanes=16,
+            dot="vpdpbusd",
+            k_group=4,
+            registers=32,
+        ),
+        Tier(
+            name="avx2",
+            machine=_X86,
+            flags=_AVX2,
+            mcpu="haswell",
+            lanes=8,
+            dot="vpmaddwd",
+            k_group=2,
+        ),
+        Tier(
+            name="neon",
+            machine=_ARM,
+            flags=frozenset({"asimddp"}),
+            mattr=("+neon", "+dotprod"),
+            lanes=4,
+            dot="sdot",
+            k_group=4,
+            registers=32,
+        ),
+        Tier(name="generic"),
+    )
+}
+
+
+@cache
+def host_flags() -> frozenset[str]:
+    """Return the CPU flags of this machine as Linux names them; empty where unreadable."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                key, _, value = line.partition(":")
+                if key.strip() in ("flags", "Features"):
+                    return frozenset(value.split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def tier_named(name: str) -> Tier:
+    """Return a tier by name; raise ``DeviceError`` with the nearest name for an unknown one."""
+    if name not in TIERS:
+        raise DeviceError(
+            f"unknown tier {name!r}",
+            expected=", ".join(TIERS),
+            found=repr(name),
+            remedy=nearest(name, TIERS),
+        )
+    return TIERS[name]
+
+
+def host_tiers() -> list[Tier]:
+    """Return every tier this machine executes, best first."""
+    machine, flags = platform.machine(), host_flags()
+    return [tier for tier in TIERS.values() if tier.runs_on(machine, flags)]
+
+
+def detect_tier() -> Tier:
+    """Return the tier named by ``MPQ_TIER``, else the best one this machine executes."""
+    forced = os.environ.get("MPQ_TIER")
+    if not forced:
+        return host_tiers()[0]
+    tier = tier_named(forced)
+    if tier not in host_tiers():
+        raise DeviceError(
+            f"MPQ_TIER={forced} cannot run on this CPU",
+            expected=f"flags {', '.join(sorted(tier.flags))}",
+            found=f"missing {', '.join(sorted(tier.flags - host_flags()))}",
+            remedy="unset MPQ_TIER, or choose one of " + ", ".join(t.name for t in host_tiers()),
+        )
+    return tier

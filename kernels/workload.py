@@ -1,0 +1,156 @@
+"""Matrix-multiply workloads: the shapes and formats that name one kernel. Imports no tvm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Compute = Literal["int8", "fp32", "bf16", "weight_only"]
+Format = Literal["u8", "bf16", "fp32"]
+
+# Rows up to which a linear layer may read packed 4- or 2-bit weights.
+FEW_ROWS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvWorkload:
+    """A 2-D convolution over NHWC tensors with its epilogue.
+
+    Args:
+        kernel, stride, dilation: (height, width).
+        padding: (top, left, bottom, right) cells around the spread input; negative ones crop.
+        input_dilation: Step between input pixels once spread; a transposed convolution is a
+            convolution over an input spread by its stride (``reference.stuff_and_pad``).
+        compute: Format of the input and of the multiplication; int8 reads u8 codes.
+        out: Format of the output.
+        residual: Format of the tensor that the epilogue adds, shaped like the output; or None.
+    """
+
+    batch: int
+    height: int
+    width: int
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    input_dilation: tuple[int, int] = (1, 1)
+    compute: Compute = "int8"
+    out: Format = "u8"
+    residual: Format | None = None
+
+    @property
+    def padded_height(self) -> int:
+        """Rows of the spread and padded input."""
+        return (self.height - 1) * self.input_dilation[0] + 1 + self.padding[0] + self.padding[2]
+
+    @property
+    def padded_width(self) -> int:
+        """Columns of the spread and padded input."""
+        return (self.width - 1) * self.input_dilation[1] + 1 + self.padding[1] + self.padding[3]
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+        reach = self.dilation[0] * (self.kernel[0] - 1)
+        return (self.padded_height - reach - 1) // self.stride[0] + 1
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output."""
+        reach = self.dilation[1] * (self.kernel[1] - 1)
+        return (self.padded_width - reach - 1) // self.stride[1] + 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds, those with padding included."""
+        taps = self.kernel[0] * self.kernel[1] * self.in_channels // self.groups
+        return self.batch * self.out_height * self.out_width * self.out_channels * taps
+
+    @property
+    def input_size(self) -> int:
+        """Elements of the input buffer."""
+        return self.batch * self.height * self.width * self.in_channels
+
+    @property
+    def output_size(self) -> int:
+        """Elements of the output buffer."""
+        return self.batch * self.out_height * self.out_width * self.out_channels
+
+    @property
+    def key(self) -> str:
+        """Canonical text for measurement databases."""
+        text = (
+            f"conv_b{self.batch}_{self.height}x{self.width}x{self.in_channels}"
+            f"_n{self.out_channels}_k{_join(self.kernel)}_s{_join(self.stride)}"
+            f"_p{_join(self.padding)}_d{_join(self.dilation)}_g{self.groups}"
+        )
+        if self.input_dilation != (1, 1):
+            text += f"_i{_join(self.input_dilation)}"
+        return text + _formats(self.compute, self.residual, self.out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearWorkload:
+    """``[rows, in_features] @ weight.T`` with its epilogue.
+
+    Args:
+        compute: int8, fp32, bf16, or ``weight_only``: bf16 input × integer weights, float32 sums.
+        weight_bits: Layout of the weights that the kernel reads: 8, or 4 and 2 bits packed
+            (integer weights and at most ``FEW_ROWS`` rows).
+        group_size: Input features that share one weight scale (int8 only), or None.
+        out: Format of the output.
+        residual: Format of the tensor that the epilogue adds, shaped like the output; or None.
+    """
+
+    rows: int
+    in_features: int
+    out_features: int
+    compute: Compute = "int8"
+    weight_bits: Literal[8, 4, 2] = 8
+    group_size: int | None = None
+    out: Format = "u8"
+    residual: Format | None = None
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds."""
+        return self.rows * self.in_features * self.out_features
+
+    @property
+    def weight_groups(self) -> int:
+        """Weight scales per output feature."""
+        return self.in_features // self.group_size if self.group_size else 1
+
+    @property
+    def input_size(self) -> int:
+        """Elements of the input buffer."""
+        return self.rows * self.in_features
+
+    @property
+    def output_size(self) -> int:
+        """Elements of the output buffer."""
+        return self.rows * self.out_features
+
+    @property
+    def key(self) -> str:
+        """Canonical text for measurement databases."""
+        text = f"linear_m{self.rows}_k{self.in_features}_n{self.out_features}"
+        if self.compute in ("int8", "weight_only"):
+            text += f"_w{self.weight_bits}"
+        if self.group_size:
+            text += f"_q{self.group_size}"
+        return text + _formats(self.compute, self.residual, self.out)
+
+
+Workload = ConvWorkload | LinearWorkload
+
+
+def _join(numbers: tuple[int, ...]) -> str:
+    return "x".join(map(str, numbers))
+
+
+def _formats(compute: str, residual: str | None, out: str) -> str:
+    return f"_{compute}" + (f"_r{residual}" if residual else "") + f"_{out}"

@@ -1,0 +1,181 @@
+"""Graph and batches → the range of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mpq_compile.errors import CalibrationError
+from mpq_compile.passes.base import ValueRecorder
+from mpq_compile.passes.network import Network
+from mpq_compile.progress import track
+from mpq_compile.quant.observers import Histogram, activation_qparams
+from mpq_compile.types import QParams
+
+MAX_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch: flat input tensors, and labels (int64 [B]) where the user gave them."""
+
+    inputs: tuple[Tensor, ...]
+    labels: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What calibration saw: one histogram a tensor, by node name of the float graph."""
+
+    histograms: Mapping[str, Histogram]
+    observer: str
+    samples: int
+    _cache: dict[tuple[str, int], QParams] = field(default_factory=dict, repr=False)
+
+    def qparams(self, node: str, bits: int) -> QParams:
+        """Return the qparams of a tensor at ``bits``."""
+        key = (node, bits)
+        if key not in self._cache:
+            self._cache[key] = activation_qparams(self.histograms[node], bits, self.observer)
+        return self._cache[key]
+
+
+def read_batches(calibration: Any, network: Network) -> tuple[Batch, ...]:
+    """Bring the user's data to a tuple of batches.
+
+    Args:
+        calibration: An iterable of batches, each a tensor, a tuple of the model's inputs, or
+            such inputs and labels: ``(x, y)`` or ``((x1, x2), y)``. A single tensor is one batch.
+        network: Gives number, shapes and dtypes of the inputs.
+
+    Raises:
+        CalibrationError: No data, a wrong shape or dtype, or a value that is not finite.
+    """
+    if calibration is None or isinstance(calibration, (str, bytes, dict)):
+        raise CalibrationError(
+            "no calibration data",
+            expected="an iterable of input batches",
+            found=type(calibration).__name__,
+            remedy="pass a few dozen representative inputs, e.g. [x1, x2, ...]",
+        )
+    items = [calibration] if isinstance(calibration, Tensor) else list(calibration)
+    batches = [b for i, item in enumerate(items) for b in _split(_read(item, i, network), network)]
+    if not batches:
+        raise CalibrationError(
+            "the calibration data is empty",
+            expected="at least one batch",
+            found="none (an exhausted generator?)",
+            remedy="pass a list of batches, or a fresh DataLoader",
+        )
+    return tuple(batches)
+
+
+def _read(item: Any, index: int, network: Network) -> Batch:
+    examples = network.captured.example_inputs
+    inputs, labels = _inputs_and_labels(item, len(examples))
+    where = f"calibration batch {index}"
+    if len(inputs) != len(examples) or not all(isinstance(value, Tensor) for value in inputs):
+        raise CalibrationError(
+            "a batch does not fit the model's inputs",
+            where=where,
+            expected=f"{len(examples)} tensors, optionally labels after them",
+            found=f"{len(inputs)} values: {', '.join(type(v).__name__ for v in inputs)}",
+            remedy="yield tensors, tuples of inputs, or (inputs, labels)",
+        )
+    for number, (value, example) in enumerate(zip(inputs, examples, strict=True)):
+        _check(value, example, f"{where}, input {number}", network.captured.dynamic_batch)
+    if labels is not None and len(labels) != len(inputs[0]):
+        raise CalibrationError(
+            "labels do not match the batch",
+            where=where,
+            expected=f"{len(inputs[0])} labels",
+            found=str(len(labels)),
+            remedy="give one label for each sample",
+        )
+    return Batch(inputs=tuple(inputs), labels=labels)
+
+
+def _inputs_and_labels(item: Any, count: int) -> tuple[Sequence[Any], Tensor | None]:
+    if not isinstance(item, (tuple, list)):
+        return (item,), None
+    if len(item) == 2 and isinstance(item[0], (tuple, list)):
+        return tuple(item[0]), torch.as_tensor(item[1])
+    if len(item) == count + 1:
+        return tuple(item[:-1]), torch.as_tensor(item[-1])
+    return tuple(item), None
+
+
+def _check(value: Tensor, example: Tensor, where: str, dynamic: bool) -> None:
+    multiple = value.dim() and len(value) and len(value) % max(len(example), 1) == 0
+    if value.shape[1:] != example.shape[1:] or not (multiple if not dynamic else len(value)):
+        raise CalibrationError(
+            "wrong input shape",
+            where=where,
+            expected=f"[batch, {', '.join(map(str, example.shape[1:]))}]",
+            found=str(list(value.shape)),
+            remedy="shape the batch like the example inputs (batch first)",
+        )
+    if value.dtype != example.dtype:
+        raise CalibrationError(
+            "wrong input dtype",
+            where=where,
+            expected=str(example.dtype),
+            found=str(value.dtype),
+            remedy=f"convert the batch to {example.dtype}",
+        )
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        bad = int((~torch.isfinite(value)).sum())
+        raise CalibrationError(
+            "the calibration data is not finite",
+            where=where,
+            expected="finite numbers",
+            found=f"{bad} NaN or infinite values",
+            remedy="remove or repair these samples",
+        )
+
+
+def _split(batch: Batch, network: Network) -> list[Batch]:
+    """Cut into pieces of the example's batch, or of at most ``MAX_BATCH`` where it is free."""
+    if not batch.inputs[0].dim():
+        return [batch]
+    captured = network.captured
+    size = MAX_BATCH if captured.dynamic_batch else len(captured.example_inputs[0])
+    pieces = []
+    for start in range(0, len(batch.inputs[0]), size):
+        span = slice(start, start + size)
+        labels = None if batch.labels is None else batch.labels[span]
+        pieces.append(Batch(inputs=tuple(v[span] for v in batch.inputs), labels=labels))
+    return pieces
+
+
+def calibrate(network: Network, batches: Sequence[Batch], observer: str = "mse") -> Calibration:
+    """Observe every float tensor of the prepared graph over all batches."""
+    histograms: dict[str, Histogram] = {}
+
+    def observe(node, value) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point() and node.op != "get_attr":
+            histograms.setdefault(node.name, Histogram()).observe(value)
+
+    recorder = ValueRecorder(network.module, observe)
+    samples = 0
+    with torch.no_grad():
+        for batch in track(batches, "calibrate"):
+            recorder.run(*batch.inputs)
+            samples += len(batch.inputs[0]) if batch.inputs[0].dim() else 1
+    return Calibration(histograms=histograms, observer=observer, samples=samples)
+
+
+def spread(batches: Iterable[Batch], samples: int) -> tuple[Batch, ...]:
+    """Return the first batches that hold about ``samples`` samples."""
+    chosen: list[Batch] = []
+    seen = 0
+    for batch in batches:
+        if seen >= samples:
+            break
+        chosen.append(batch)
+        seen += len(batch.inputs[0]) if batch.inputs[0].dim() else 1
+    return tuple(chosen)

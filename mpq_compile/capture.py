@@ -1,0 +1,194 @@
+"""``nn.Module``, ``ExportedProgram`` or ``.pt2`` file → a flat FX graph of ATen operators."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from mpq_compile.errors import CaptureError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturedGraph:
+    """A network as ATen operators.
+
+    Args:
+        module: Graph with flat tensor inputs and a flat tuple of outputs; parameters are
+            attributes under their original names.
+        example_inputs: Flat example tensors; their shapes are the ones that are compiled.
+        out_spec: Tree of the outputs, to give back what the model returns.
+        dynamic_batch: True where dimension 0 of every input may change from call to call.
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Tensor, ...]
+    out_spec: pytree.TreeSpec
+    dynamic_batch: bool
+
+
+def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
+    """Return positional arguments: a tensor alone becomes a tuple of one."""
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs)
+    return (example_inputs,)
+
+
+def source_line(node: fx.Node) -> str:
+    """Return the user's line that made the node, or the node's name where it is unknown."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    frames = [i for i, line in enumerate(lines) if line.startswith("File ")]
+    # The innermost frame outside torch is the user's; its own modules are not what he wrote.
+    outside = [i for i in frames if "/torch/" not in lines[i]] or frames
+    if not outside:
+        return f"node {node.name}"
+    index = outside[-1]
+    code = lines[index + 1] if index + 1 < len(lines) and index + 1 not in frames else ""
+    return f"{lines[index]}: {code}" if code else lines[index]
+
+
+def capture(
+    model: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None
+) -> CapturedGraph:
+    """Trace ``model`` with ``torch.export``.
+
+    The batch (dimension 0 of every input) is left free where the model allows it, so that
+    calibration and evaluation may use other batch sizes than the deployed one.
+
+    Args:
+        model: An ``nn.Module`` (traced in eval mode; the model itself is not changed), an
+            ``ExportedProgram`` or the path of a ``.pt2`` file.
+        example_inputs: A tensor or a tuple of tensors; optional for exported programs.
+
+    Raises:
+        CaptureError: The model cannot be traced, or the inputs do not fit it.
+    """
+    if isinstance(model, (str, Path)):
+        model = _load(Path(model))
+    if isinstance(model, ExportedProgram):
+        inputs = as_inputs(model.example_inputs[0] if example_inputs is None else example_inputs)
+        return _flatten(model, _tensors(inputs))
+    if not isinstance(model, nn.Module):
+        raise CaptureError(
+            "not a model",
+            expected="an nn.Module, an ExportedProgram or the path of a .pt2 file",
+            found=type(model).__name__,
+            remedy="pass the network itself, not its class or its state_dict",
+        )
+    inputs = as_inputs(example_inputs)
+    tensors = _tensors(inputs)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    program = _export_dynamic(model, inputs, tensors) or _export(model, inputs, None)
+    return _flatten(program, tensors)
+
+
+def _load(path: Path) -> ExportedProgram:
+    if path.suffix != ".pt2" or not path.is_file():
+        raise CaptureError(
+            "cannot read the model",
+            where=str(path),
+            expected="an existing .pt2 file, written by torch.export.save",
+            found="no such file" if not path.is_file() else f"suffix {path.suffix!r}",
+            remedy="export the model with torch.export, or name file.py:factory",
+        )
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise CaptureError(
+            "the .pt2 file cannot be loaded",
+            where=str(path),
+            found=f"{type(error).__name__}: {error}",
+            remedy="write it again with torch.export.save",
+        ) from error
+
+
+def _tensors(inputs: Sequence[Any]) -> tuple[Tensor, ...]:
+    flat = pytree.tree_leaves(inputs)
+    if not flat or not all(isinstance(value, Tensor) for value in flat):
+        raise CaptureError(
+            "example inputs must be tensors",
+            expected="a tensor or a tuple of tensors",
+            found=", ".join(type(value).__name__ for value in flat) or "nothing",
+            remedy="pass the tensors the model is called with; bind other arguments beforehand",
+        )
+    return tuple(flat)
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except Exception as error:  # export raises whatever the model raises
+        raise CaptureError(
+            "torch.export cannot trace the model with these inputs",
+            where=type(model).__name__,
+            expected="a forward without data-dependent Python control flow",
+            found=f"{type(error).__name__}: {str(error).strip()[:600]}",
+            remedy="check the input shapes; replace data-dependent branches by torch operations",
+        ) from error
+
+
+def _export_dynamic(
+    model: nn.Module, inputs: tuple[Any, ...], tensors: tuple[Tensor, ...]
+) -> ExportedProgram | None:
+    """Export with a free batch, or return None where the model fixes it."""
+    if any(t.dim() == 0 or t.shape[0] != tensors[0].shape[0] for t in tensors):
+        return None
+    # Export specialises a batch of one: trace with two copies of the example.
+    doubled = pytree.tree_map(lambda t: torch.cat([t, t]), inputs)
+    shapes = pytree.tree_map(lambda t: {0: Dim.AUTO}, inputs)
+    try:
+        program = _export(model, doubled, shapes)
+    except CaptureError as error:
+        log.debug("free batch refused: %s", error)
+        return None
+    users = [n for n in program.graph.nodes if n.op == "placeholder"][-len(tensors) :]
+    free = all(not isinstance(n.meta["val"].shape[0], int) for n in users)
+    return program if free else None
+
+
+def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:
+    module = program.module(check_guards=False)
+    module.graph.set_codegen(CodeGen())
+    module.recompile()
+    users = [n for n in module.graph.nodes if n.op == "placeholder"]
+    values = [n.meta.get("val") for n in users]
+    dynamic = all(v is not None and not isinstance(v.shape[0], int) for v in values if v.dim())
+    graph = CapturedGraph(
+        module=module,
+        example_inputs=tensors,
+        out_spec=program.call_spec.out_spec,
+        dynamic_batch=dynamic,
+    )
+    _check_runs(graph)
+    return graph
+
+
+def _check_runs(graph: CapturedGraph) -> None:
+    try:
+        with torch.no_grad():
+            outputs = graph.module(*graph.example_inputs)
+    except Exception as error:
+        raise CaptureError(
+            "the captured graph does not run on the example inputs",
+            found=f"{type(error).__name__}: {error}",
+            remedy="check the shapes and dtypes of the example inputs",
+        ) from error
+    if not all(isinstance(value, Tensor) for value in outputs):
+        raise CaptureError(
+            "the model returns something else than tensors",
+            expected="tensors, or tuples, lists and dicts of tensors",
+            found=", ".join(type(value).__name__ for value in outputs),
+            remedy="return tensors only",
+        )

@@ -1,0 +1,118 @@
+"""Cost of a site by equation, for targets that are described and not measured."""
+
+from __future__ import annotations
+
+import math
+
+from mpq_compile.cost.profile import Analytic, Energy, Profile, operator_name
+from mpq_compile.cost.profile_rules import rate_name
+from mpq_compile.errors import ProfileError
+from mpq_compile.types import FORMAT_BYTES, Candidate, Site
+
+_SCALE_BYTES = 4  # float32
+
+
+def analytic_latency_us(profile: Profile, site: Site, candidate: Candidate) -> float:
+    """Return the latency of a site in µs by a roofline [derived].
+
+    t = max(macs / (1e3 · rate(w, a) · efficiency), bytes / (1e3 · bandwidth)) + launch, with the
+    rate in 10⁹ MAC/s, the bandwidth in 10⁹ byte/s and :func:`traffic_bytes`: compute and
+    transfers overlap, so that the longer decides. The rate is a table's entry, or
+    peak / (ceil(w / weight_step) · ceil(a / activation_step)), which for steps of one bit is the
+    rate of a bit-serial multiplier (Judd et al., "Stripes", MICRO 2016, serial in one operand).
+
+    Raises:
+        ProfileError: The profile has no analytic block, or does not support the candidate here.
+    """
+    analytic = _checked(profile, site, candidate)
+    operator = operator_name(site.op, site.depthwise)
+    rate_gmacs = _rate_gmacs(analytic, candidate) * analytic.efficiency.get(operator, 1.0)
+    compute_us = site.macs / (rate_gmacs * 1e3)
+    memory_us = traffic_bytes(site, candidate, analytic.onchip_bytes) / (
+        analytic.bandwidth_gbs * 1e3
+    )
+    return max(compute_us, memory_us) + analytic.launch_us
+
+
+def analytic_energy_mj(profile: Profile, site: Site, candidate: Candidate) -> float:
+    """Return the energy of a site in mJ [derived].
+
+    E = macs · w · a · e_mac_bit + bytes · e_byte + P_static · t, with energies in pJ, the power
+    in mW, t of :func:`analytic_latency_us` in µs and bytes of :func:`traffic_bytes`.
+
+    Raises:
+        ProfileError: As for the latency, or the profile has no energy figures.
+    """
+    analytic = _checked(profile, site, candidate)
+    energy = _energy(profile)
+    bit_products = site.macs * candidate.weight_bits * candidate.activation_bits
+    traffic = traffic_bytes(site, candidate, analytic.onchip_bytes)
+    dynamic_pj = bit_products * energy.pj_per_mac_bit + traffic * energy.pj_per_byte
+    static_nj = energy.static_mw * analytic_latency_us(profile, site, candidate)
+    return dynamic_pj * 1e-9 + static_nj * 1e-6
+
+
+def traffic_bytes(site: Site, candidate: Candidate, onchip_bytes: int | None = None) -> int:
+    """Return the bytes that a site moves to and from the main memory [derived].
+
+    bytes = O + min(W + I · ceil(2W / C), I + W · ceil(2I / C)): half of the on-chip memory C
+    holds a slice of the weights W (or of the input I) while the whole of the other passes by; the
+    output O is written once. Where C is None, or one operand fits in half of it, all move once.
+    Activations take the bytes of the candidate's input format, also on the way out.
+    """
+    weights = weight_bytes(site, candidate)
+    item = FORMAT_BYTES[candidate.input_format]
+    inputs, outputs = (item * math.prod(shape) for shape in (site.input_shape, site.output_shape))
+    if onchip_bytes is None:
+        return weights + inputs + outputs
+    slices_of_weights = math.ceil(2 * weights / onchip_bytes)
+    slices_of_inputs = math.ceil(2 * inputs / onchip_bytes)
+    return outputs + min(
+        weights + inputs * slices_of_weights, inputs + weights * slices_of_inputs
+    )
+
+
+def weight_bytes(site: Site, candidate: Candidate) -> int:
+    """Return the bytes of the weights packed at their true bits, float32 scales included."""
+    packed = math.ceil(site.weight_count * candidate.weight_bits / 8)
+    if candidate.is_float:
+        return packed
+    depth = site.weight_count // site.out_channels
+    scales_per_row = math.ceil(depth / candidate.group_size) if candidate.group_size else 1
+    return packed + _SCALE_BYTES * site.out_channels * scales_per_row
+
+
+def _rate_gmacs(analytic: Analytic, candidate: Candidate) -> float:
+    if analytic.table is not None:
+        return analytic.table[rate_name(candidate)]
+    formula = analytic.formula
+    assert formula is not None, "the schema asks for a formula or a table"
+    weight_steps = math.ceil(candidate.weight_bits / formula.weight_step)
+    activation_steps = math.ceil(candidate.activation_bits / formula.activation_step)
+    return formula.peak_gmacs / (weight_steps * activation_steps)
+
+
+def _checked(profile: Profile, site: Site, candidate: Candidate) -> Analytic:
+    """Return the analytic block; refuse a profile without one and an unsupported candidate."""
+    if profile.analytic is None:
+        raise ProfileError(
+            f"profile {profile.name} has no analytic cost",
+            where=profile.source,
+            expected="an analytic block with rate, bandwidth_gbs and launch_us",
+            found="null",
+            remedy="measure on the device, or add the block",
+        )
+    profile.candidates_for(site, [candidate.name])
+    return profile.analytic
+
+
+def _energy(profile: Profile) -> Energy:
+    if profile.energy is None:
+        raise ProfileError(
+            f"profile {profile.name} has no energy figures",
+            where=profile.source,
+            expected="an energy block with pj_per_mac_bit and pj_per_byte",
+            found="null",
+            remedy="add the block, or drop the energy_mj budget",
+        )
+    return profile.energy

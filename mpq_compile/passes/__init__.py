@@ -1,0 +1,1 @@
+"""FX rewrites, one a file; ``network.prepare`` composes the float ones."""

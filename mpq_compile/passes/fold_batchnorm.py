@@ -1,0 +1,86 @@
+"""Fold batch norms into the convolution or linear before them; the rest become affines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from mpq_compile.errors import CaptureError
+from mpq_compile.passes import ops
+from mpq_compile.passes.base import add_constant, argument, constant, is_call, only_user, replace
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldBatchnorm:
+    """y = γ (x − μ) / √(σ² + ε) + β, folded in float64 and rounded once.
+
+    A batch norm whose input is used elsewhere, or is no site, becomes ``channel_affine``.
+    """
+
+    name: str = "fold_batchnorm"
+
+    def __call__(self, module: fx.GraphModule) -> fx.GraphModule:
+        for node in list(module.graph.nodes):
+            if is_call(node, aten.batch_norm.default):
+                _fold(module, node)
+        return module
+
+
+def _fold(module: fx.GraphModule, node: fx.Node) -> None:
+    scale, bias = _affine(module, node)
+    site = node.args[0]
+    foldable = is_call(site, *ops.SITE_OPS) and only_user(site) is node  # type: ignore[arg-type]
+    if foldable and _normalises_outputs(site):  # type: ignore[arg-type]
+        _into_site(module, node, site, scale, bias)  # type: ignore[arg-type]
+        return
+    names = [f"{node.name}_scale", f"{node.name}_bias"]
+    values = [add_constant(module, node, n, v.float()) for n, v in zip(names, (scale, bias))]  # noqa: B905
+    args = (site, *values, -ops.INF, ops.INF)
+    replace(module, node, ops.channel_affine, args)
+
+
+def _normalises_outputs(site: fx.Node) -> bool:
+    # A linear over [B, T, K] has its features last, a batch norm in dimension 1.
+    value = site.meta.get("val")
+    return is_call(site, ops.site_conv2d) or value is None or value.dim() == 2
+
+
+def _affine(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
+    gamma, beta = (constant(module, argument(node, i, n)) for i, n in ((1, "weight"), (2, "bias")))
+    mean, variance = (constant(module, node.args[i]) for i in (3, 4))
+    if mean is None or variance is None or argument(node, 5, "training", False):
+        raise CaptureError(
+            "a batch norm without running statistics cannot be deployed",
+            where=node.name,
+            expected="eval mode and track_running_stats=True",
+            remedy="call model.eval(), or use another normalisation",
+        )
+    epsilon = argument(node, 7, "eps", 1e-5)
+    scale = (variance.double() + epsilon).rsqrt()  # type: ignore[operator]
+    scale = scale if gamma is None else scale * gamma.double()
+    bias = -mean.double() * scale
+    return scale, bias if beta is None else bias + beta.double()
+
+
+def _into_site(
+    module: fx.GraphModule, node: fx.Node, site: fx.Node, scale: Tensor, bias: Tensor
+) -> None:
+    weight_node, bias_node = site.args[1], site.args[2]
+    weight, old = constant(module, weight_node), constant(module, bias_node)
+    assert weight is not None
+    shape = (-1,) + (1,) * (weight.dim() - 1)
+    folded = (weight.double() * scale.view(shape)).float()
+    shifted = bias if old is None else bias + old.double() * scale
+    path = str(weight_node.target)  # type: ignore[union-attr]
+    owner = path.rpartition(".")[0]
+    new_weight = add_constant(module, site, f"{path}_folded", folded)
+    new_bias = add_constant(
+        module, site, f"{owner}.bias_folded" if owner else "bias_folded", shifted.float()
+    )
+    site.args = (site.args[0], new_weight, new_bias, *site.args[3:])
+    node.replace_all_uses_with(site)
+    module.graph.erase_node(node)

@@ -1,0 +1,307 @@
+"""Kinds of operators and the format (u2 … u8, bf16, fp32) in which each tensor is stored."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from enum import Enum, auto
+
+import torch
+from torch import fx
+
+from mpq_compile.capture import source_line
+from mpq_compile.errors import UnsupportedOpError
+from mpq_compile.passes import ops
+from mpq_compile.passes.base import argument, is_call
+from mpq_compile.passes.network import Network
+from mpq_compile.types import FORMAT_WIDTH, Candidate
+
+aten = torch.ops.aten
+
+
+class Kind(Enum):
+    """What the materializer does with a node."""
+
+    SITE = auto()
+    ADD = auto()
+    MULTIPLY = auto()
+    AFFINE = auto()
+    CLAMP = auto()
+    AVERAGE = auto()
+    MAX_POOL = auto()
+    TABLE = auto()  # unary function: a 256-entry table on codes
+    MOVE = auto()  # values are moved, not changed: any format, the input's quantizer
+    CONCAT = auto()
+    FLOAT = auto()  # fp32 in, fp32 out
+    SHAPE = auto()  # integers, not tensors
+    UNSUPPORTED = auto()
+
+
+_MOVES = frozenset(
+    {
+        aten.reshape.default,
+        aten.view.default,
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.squeeze.default,
+        aten.unsqueeze.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.expand.default,
+        aten.upsample_nearest2d.vec,
+        aten.upsample_nearest2d.default,
+        aten.pixel_shuffle.default,
+        aten.flip.default,
+        aten.chunk.default,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.unbind.int,
+        operator.getitem,
+    }
+)
+PADS = (aten.pad.default, aten.constant_pad_nd.default)
+_TABLES = frozenset(
+    {
+        aten.sigmoid.default,
+        aten.silu.default,
+        aten.silu_.default,
+        aten.gelu.default,
+        aten.hardswish.default,
+        aten.hardswish_.default,
+        aten.hardsigmoid.default,
+        aten.hardsigmoid_.default,
+        aten.tanh.default,
+        aten.leaky_relu.default,
+        aten.leaky_relu_.default,
+        aten.elu.default,
+        aten.elu_.default,
+        aten.softplus.default,
+        aten.mish.default,
+        aten.abs.default,
+        aten.neg.default,
+        aten.add.Tensor,
+        aten.add_.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.mul_.Tensor,
+        aten.div.Tensor,
+        aten.pow.Tensor_Scalar,
+    }
+)
+_FLOATS = frozenset(
+    {
+        aten.softmax.int,
+        aten._softmax.default,
+        aten.log_softmax.int,
+        aten.layer_norm.default,
+        aten.group_norm.default,
+        aten.scaled_dot_product_attention.default,
+        aten.matmul.default,
+        aten.bmm.default,
+        aten.mean.dim,
+        aten.sum.dim_IntList,
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.exp.default,
+        aten.sqrt.default,
+        aten.rsqrt.default,
+        ops.add,
+        ops.multiply,
+        ops.channel_affine,
+    }
+)
+
+
+def classify(network: Network, node: fx.Node) -> Kind | None:
+    """Return what kind of operator ``node`` is; None for placeholders, constants and output."""
+    if node.op != "call_function":
+        return None
+    if is_call(node, *ops.SITE_OPS):
+        return Kind.SITE
+    if node.target is operator.getitem:
+        return Kind.MOVE
+    if node.name not in network.shapes and not _makes_tensors(node):
+        return Kind.SHAPE
+    for matches, kind in _RULES:
+        if matches(network, node):
+            return kind
+    return Kind.UNSUPPORTED
+
+
+def _makes_tensors(node: fx.Node) -> bool:
+    return node.target in _MOVES
+
+
+def _shape(network: Network, node: object) -> tuple[int, ...] | None:
+    return network.shapes[node.name][0] if isinstance(node, fx.Node) and (
+        node.name in network.shapes
+    ) else None
+
+
+def _same_shapes(network: Network, node: fx.Node) -> bool:
+    shapes = [_shape(network, value) for value in (node, node.args[0], node.args[1])]
+    return shapes[0] is not None and shapes.count(shapes[0]) == 3
+
+
+def _broadcasts_pixels(network: Network, node: fx.Node) -> bool:
+    """[B, C, H, W] · [B, C, 1, 1], either way round."""
+    out = _shape(network, node)
+    shapes = [_shape(network, value) for value in node.args[:2]]
+    return out is not None and len(out) == 4 and out in shapes and (*out[:2], 1, 1) in shapes
+
+
+def _is_multiply(network: Network, node: fx.Node) -> bool:
+    fits = is_call(node, ops.multiply)
+    return fits and (_same_shapes(network, node) or _broadcasts_pixels(network, node))
+
+
+def _is_average(network: Network, node: fx.Node) -> bool:
+    if is_call(node, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default):
+        return len(_shape(network, node.args[0]) or ()) == 4
+    if not is_call(node, aten.mean.dim) or len(_shape(network, node.args[0]) or ()) != 4:
+        return False
+    axes = argument(node, 1, "dim")
+    return isinstance(axes, (list, tuple)) and sorted(int(a) % 4 for a in axes) == [2, 3]
+
+
+def _is_table(network: Network, node: fx.Node) -> bool:
+    if node.target not in _TABLES or not isinstance(node.args[0], fx.Node):
+        return False
+    return len(node.all_input_nodes) == 1 and _is_float(network, node)
+
+
+def _is_float(network: Network, node: fx.Node) -> bool:
+    entry = network.shapes.get(node.name)
+    return entry is not None and entry[1] == torch.float32
+
+
+def _is_move(network: Network, node: fx.Node) -> bool:
+    if is_call(node, *PADS):
+        mode = argument(node, 2, "mode", "constant") if is_call(node, PADS[0]) else "constant"
+        value = argument(node, 3 if is_call(node, PADS[0]) else 2, "value", 0)
+        return mode == "constant" and value in (None, 0, 0.0)
+    return node.target in _MOVES
+
+
+def _is_max_pool(network: Network, node: fx.Node) -> bool:
+    fits = is_call(node, aten.max_pool2d.default)
+    return fits and len(_shape(network, node.args[0]) or ()) == 4
+
+
+def _is_affine(network: Network, node: fx.Node) -> bool:
+    fits = is_call(node, ops.channel_affine)
+    return fits and len(_shape(network, node.args[0]) or ()) == 4
+
+
+_RULES = (
+    (_is_max_pool, Kind.MAX_POOL),
+    (_is_move, Kind.MOVE),
+    (lambda _, node: is_call(node, aten.cat.default), Kind.CONCAT),
+    (lambda network, node: is_call(node, ops.add) and _same_shapes(network, node), Kind.ADD),
+    (_is_multiply, Kind.MULTIPLY),
+    (_is_affine, Kind.AFFINE),
+    (lambda _, node: is_call(node, ops.clamp), Kind.CLAMP),
+    (_is_average, Kind.AVERAGE),
+    (_is_table, Kind.TABLE),
+    (lambda _, node: node.target in _FLOATS, Kind.FLOAT),
+)
+
+# Sharing the quantizer of the input: codes move, scale and zero point stay.
+_SHARES_INPUT = (Kind.MOVE, Kind.MAX_POOL)
+# Kinds that work on whatever format their result is stored in.
+_FOLLOWS_OUTPUT = (Kind.ADD, Kind.MULTIPLY, Kind.AFFINE, Kind.CLAMP, Kind.AVERAGE, Kind.TABLE)
+
+
+def kinds(network: Network, allow_float: bool = False) -> dict[str, Kind]:
+    """Classify every call of the network.
+
+    Raises:
+        UnsupportedOpError: An operator has no lowering and ``allow_float`` is False.
+    """
+    table: dict[str, Kind] = {}
+    for node in network.module.graph.nodes:
+        kind = classify(network, node)
+        if kind is None:
+            continue
+        if kind is Kind.UNSUPPORTED:
+            if not allow_float:
+                raise UnsupportedOpError(
+                    f"operator {node.target} is not supported",
+                    where=f"node {node.name}, {source_line(node)}",
+                    expected="an operator of the README's list",
+                    found=str(node.target),
+                    remedy="replace it, or pass allow_float=True to run it in float on TVM",
+                )
+            kind = Kind.FLOAT
+        table[node.name] = kind
+    return table
+
+
+def quantizer_roots(network: Network, table: Mapping[str, Kind]) -> dict[str, str]:
+    """Return, for each tensor, the node whose range its codes cover.
+
+    Moved values keep their input's quantizer. A site whose result is only concatenated stores
+    with the concatenation's, which then copies bytes.
+    """
+    roots: dict[str, str] = {}
+    for node in network.module.graph.nodes:
+        roots[node.name] = node.name
+        if table.get(node.name) in _SHARES_INPUT:
+            roots[node.name] = roots[node.args[0].name]
+    for node in network.module.graph.nodes:
+        if table.get(node.name) is Kind.CONCAT:
+            for part in node.args[0]:
+                if table.get(part.name) is Kind.SITE and set(part.users) == {node}:
+                    roots[part.name] = node.name
+    return roots
+
+
+def stored_formats(
+    network: Network, table: Mapping[str, Kind], candidates: Mapping[str, Candidate]
+) -> dict[str, str]:
+    """Return the storage format of each tensor under an assignment.
+
+    A tensor is stored in the widest format that a site, a float operator or the network's output
+    asks of it. A tensor that only joins and elementwise operators read takes theirs.
+
+    Args:
+        network: The prepared network.
+        table: Kind of each call.
+        candidates: Node name of each site to its candidate.
+    """
+    formats: dict[str, str] = {}
+    for node in reversed(network.module.graph.nodes):
+        firm, soft = [], []
+        for user in node.users:
+            demand = _demand(node, user, table, candidates, formats)
+            (firm if demand[1] else soft).append(demand[0])
+        wanted = firm or soft or ["fp32"]
+        formats[node.name] = max(wanted, key=FORMAT_WIDTH.__getitem__)
+    return formats
+
+
+def _demand(
+    node: fx.Node,
+    user: fx.Node,
+    table: Mapping[str, Kind],
+    candidates: Mapping[str, Candidate],
+    formats: Mapping[str, str],
+) -> tuple[str, bool]:
+    """Format that ``user`` asks of ``node``, and whether it must have it."""
+    kind = table.get(user.name)
+    if kind is Kind.SITE:
+        if user.args[0] is node:
+            return candidates[user.name].input_format, True
+        return formats[user.name], False
+    if kind in _FOLLOWS_OUTPUT:
+        return formats[user.name], False
+    if kind in (*_SHARES_INPUT, Kind.CONCAT):
+        return formats[user.name], True
+    return "fp32", True

@@ -1,0 +1,130 @@
+"""The prepared network: canonical float graph, its sites, its shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from mpq_compile.capture import CapturedGraph, source_line
+from mpq_compile.passes import ops
+from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
+from mpq_compile.passes.canonicalize import Canonicalize
+from mpq_compile.passes.fold_batchnorm import FoldBatchnorm
+from mpq_compile.passes.fold_constants import FoldConstants
+from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
+from mpq_compile.passes.remove_identity import RemoveIdentity
+from mpq_compile.types import Site
+
+_DERIVED = re.compile(r"(_folded|_transposed)\w*$")
+_WEIGHT_SUFFIX = re.compile(r"\.?(in_proj_)?(weight)?((_folded|_transposed)\w*)*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network ready to be quantized.
+
+    Args:
+        captured: Where it came from.
+        module: Canonical float graph (``passes.ops`` and ATen).
+        sites: In order of execution.
+        node_of: Site id to node name in ``module``.
+        shapes: Node name to shape and dtype, for the example inputs.
+    """
+
+    captured: CapturedGraph
+    module: fx.GraphModule
+    sites: tuple[Site, ...]
+    node_of: Mapping[str, str]
+    shapes: Shapes = field(repr=False)
+
+    @property
+    def site_of(self) -> dict[str, Site]:
+        """Node name to site."""
+        by_id = {site.id: site for site in self.sites}
+        return {node: by_id[site] for site, node in self.node_of.items()}
+
+    def node(self, name: str) -> fx.Node:
+        """Return the node of that name."""
+        return next(node for node in self.module.graph.nodes if node.name == name)
+
+
+def prepare(captured: CapturedGraph) -> Network:
+    """Run the float passes and find the sites."""
+    module = run_passes(
+        captured.module, [RemoveIdentity(), FoldConstants(), Canonicalize(), FoldBatchnorm()]
+    )
+    shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
+    module = run_passes(module, [FuseEpilogues(shapes=shapes)])
+    shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
+    nodes = [node for node in module.graph.nodes if is_call(node, *ops.SITE_OPS)]
+    node_of: dict[str, str] = {}
+    sites = []
+    seen: dict[str, int] = {}
+    for node in nodes:
+        site = _site(module, node, shapes, seen)
+        sites.append(site)
+        node_of[site.id] = node.name
+    return Network(
+        captured=captured, module=module, sites=tuple(sites), node_of=node_of, shapes=shapes
+    )
+
+
+def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str, int]) -> Site:
+    weight_node = node.args[1]
+    weight = constant(module, weight_node)
+    assert isinstance(weight_node, fx.Node) and weight is not None
+    kind = _operator(node)
+    path = site_path(str(weight_node.target)) or node.name
+    stem = f"{path}:{kind}"
+    seen[stem] = seen.get(stem, -1) + 1
+    output_shape = shapes[node.name][0]
+    macs = _macs(node, kind, weight, output_shape, shapes)
+    return Site(
+        id=f"{stem}#{seen[stem]}",
+        op=kind,  # type: ignore[arg-type]
+        weight_shape=tuple(weight.shape),
+        input_shape=shapes[node.args[0].name][0],  # type: ignore[union-attr]
+        output_shape=output_shape,
+        macs=macs,
+        # One weight read twice has one set of bits.
+        group=_DERIVED.sub("", str(weight_node.target)),
+        groups=int(node.args[7]) if kind != "linear" else 1,  # type: ignore[arg-type]
+        source=source_line(node),
+    )
+
+
+def site_path(weight_name: str) -> str:
+    """Return the module path of a parameter: ``layer1.0.conv1.weight`` → ``layer1.0.conv1``.
+
+    Names differ between exporters ("L['self'].conv1.weight"); only the path is kept.
+    """
+    name = re.sub(r"L\['self'\]\.", "", weight_name)
+    return _WEIGHT_SUFFIX.sub("", name).strip(".")
+
+
+def _operator(node: fx.Node) -> str:
+    if is_call(node, ops.site_linear):
+        return "linear"
+    transposed = "_transposed" in str(node.args[1].target)  # type: ignore[union-attr]
+    return "conv_transpose2d" if transposed else "conv2d"
+
+
+def _macs(
+    node: fx.Node, kind: str, weight: torch.Tensor, output: tuple[int, ...], shapes: Shapes
+) -> int:
+    if kind == "conv_transpose2d":
+        # Each input cell meets each weight once; the zeros between cells are no work.
+        batch, _, height, width = shapes[node.args[0].name][0]  # type: ignore[union-attr]
+        return weight.numel() * batch * height * width
+    positions = 1
+    for index, size in enumerate(output):
+        if kind == "linear" and index == len(output) - 1:
+            continue
+        if kind != "linear" and index == 1:
+            continue
+        positions *= size
+    return weight.numel() * positions

@@ -1,0 +1,89 @@
+"""Float operators of the prepared graph: a site with its epilogue, clamp, affine, add, multiply.
+
+They are plain functions of PyTorch, so autograd and any device work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mpq_compile.quant.reference import stuff_and_pad
+
+INF = float("inf")
+
+
+def clamp(x: Tensor, lo: float, hi: float) -> Tensor:
+    """ReLU (0, inf), ReLU6 (0, 6), hardtanh and clamp in one form."""
+    if (lo, hi) == (-INF, INF):
+        return x
+    return F.relu(x) if (lo, hi) == (0.0, INF) else torch.clamp(x, lo, hi)
+
+
+def _finish(v: Tensor, residual: Tensor | None, lo: float, hi: float) -> Tensor:
+    return clamp(v if residual is None else v + residual, lo, hi)
+
+
+def site_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    input_dilation: Sequence[int],
+    lo: float = -INF,
+    hi: float = INF,
+) -> Tensor:
+    """Convolution (a transposed one by ``input_dilation``) + residual, then clamp.
+
+    ``padding`` is (top, left, bottom, right), negative to crop; ``weight`` is [N, C/groups, ...].
+    """
+    top, left, bottom, right = padding
+    spread = tuple(input_dilation) != (1, 1)
+    if not spread and top == bottom >= 0 and left == right >= 0:
+        pads: tuple[int, int] = (top, left)
+    else:
+        x, pads = stuff_and_pad(x, padding, input_dilation, 0.0), (0, 0)
+    v = F.conv2d(x, weight, bias, tuple(stride), pads, tuple(dilation), groups)
+    return _finish(v, residual, lo, hi)
+
+
+def site_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    lo: float = -INF,
+    hi: float = INF,
+) -> Tensor:
+    """``x @ weight.T + bias`` + residual, then clamp."""
+    return _finish(F.linear(x, weight, bias), residual, lo, hi)
+
+
+def channel_affine(
+    x: Tensor, scale: Tensor, bias: Tensor, lo: float = -INF, hi: float = INF
+) -> Tensor:
+    """``x · scale[c] + bias[c]`` over dimension 1, then clamp: a batch norm that stands alone."""
+    shape = (1, -1) + (1,) * (x.dim() - 2)
+    return clamp(x * scale.view(shape) + bias.view(shape), lo, hi)
+
+
+def add(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
+    """``a + b``, then clamp."""
+    return clamp(a + b, lo, hi)
+
+
+def multiply(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
+    """``a · b``, then clamp."""
+    return clamp(a * b, lo, hi)
+
+
+SITE_OPS = (site_conv2d, site_linear)
+# Operators whose last two arguments are the bounds of a clamp.
+CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)

@@ -1,0 +1,58 @@
+"""Drop what does nothing at inference: dropout, clone, contiguous, whole slices, casts to self."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from mpq_compile.passes.base import argument, is_call
+
+aten = torch.ops.aten
+_ALWAYS = (
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.detach.default,
+    aten.detach_.default,
+    aten.alias.default,
+    aten.lift_fresh_copy.default,
+)
+_WHOLE = 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveIdentity:
+    """Replace identities by their input."""
+
+    name: str = "remove_identity"
+
+    def __call__(self, module: fx.GraphModule) -> fx.GraphModule:
+        for node in list(module.graph.nodes):
+            if _is_identity(node):
+                node.replace_all_uses_with(node.args[0])
+                module.graph.erase_node(node)
+        return module
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if is_call(node, *_ALWAYS):
+        return True
+    if is_call(node, aten.slice.Tensor):
+        start = argument(node, 2, "start")
+        end, step = argument(node, 3, "end"), argument(node, 4, "step", 1)
+        return start in (None, 0) and (end is None or end_is_whole(end)) and step == 1
+    if is_call(node, aten.to.dtype, aten._to_copy.default):
+        value, source = node.meta.get("val"), node.args[0]
+        before = source.meta.get("val") if isinstance(source, fx.Node) else None
+        return value is not None and before is not None and value.dtype == before.dtype
+    return False
+
+
+def end_is_whole(end: object) -> bool:
+    """Tell whether a slice's end is the 'to the end' constant."""
+    return isinstance(end, int) and end >= _WHOLE

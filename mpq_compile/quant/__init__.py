@@ -1,0 +1,1 @@
+"""Quantization: observers, fake quantization, bit packing and the exact reference operators."""

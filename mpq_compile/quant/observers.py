@@ -1,0 +1,160 @@
+"""Observers: from the values a tensor took to the range that its codes cover."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpq_compile.errors import CalibrationError, nearest
+from mpq_compile.types import QParams, QSpec
+
+BINS = 2048
+
+
+@dataclass
+class Histogram:
+    """Running histogram of one tensor; its range doubles to hold what comes.
+
+    ``counts`` covers [low, low + BINS · width). Memory is constant in the number of batches.
+    """
+
+    minimum: float = float("inf")
+    maximum: float = float("-inf")
+    low: float = 0.0
+    width: float = 0.0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def observe(self, values: Tensor) -> None:
+        """Add a batch of float values."""
+        flat = values.detach().reshape(-1).float()
+        if flat.numel() == 0:
+            return
+        low, high = flat.min().item(), flat.max().item()
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        if not self._covers(low, high):
+            self._widen()
+        if self.width > 0:
+            index = ((flat - self.low) / self.width).long().clamp_(0, BINS - 1)
+            self.counts += torch.bincount(index, minlength=BINS).numpy()
+
+    def _covers(self, low: float, high: float) -> bool:
+        return self.width > 0 and low >= self.low and high <= self.low + BINS * self.width
+
+    def _widen(self) -> None:
+        span = max(self.maximum - self.minimum, 1e-30)
+        low, width = self.minimum - 0.01 * span, 1.02 * span / BINS
+        counts = np.zeros(BINS, np.int64)
+        if self.width > 0:
+            centers = self.low + (np.arange(BINS) + 0.5) * self.width
+            index = np.clip(((centers - low) / width).astype(np.int64), 0, BINS - 1)
+            np.add.at(counts, index, self.counts)
+        self.low, self.width, self.counts = low, width, counts
+
+    def centers(self) -> np.ndarray:
+        """Return the middle of each bin, float64 [BINS]."""
+        return self.low + (np.arange(BINS) + 0.5) * self.width
+
+
+def affine_qparams(low: float, high: float, bits: int) -> QParams:
+    """Return unsigned affine qparams of [low, high], widened to hold zero exactly.
+
+    The zero point is 0 where ``low`` is not negative (after ReLU).
+    """
+    spec = QSpec(bits=bits, signed=False, symmetric=False)
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32(max((high - low) / spec.qmax, 1e-20)))
+    zero_point = int(np.clip(np.rint(-low / scale), 0, spec.qmax))
+    return QParams(spec=spec, scale=scale, zero_point=zero_point)
+
+
+def minmax_range(histogram: Histogram, bits: int) -> tuple[float, float]:
+    """Cover all that was seen."""
+    return histogram.minimum, histogram.maximum
+
+
+def percentile_range(
+    histogram: Histogram, bits: int, percentile: float = 99.99
+) -> tuple[float, float]:
+    """Cut off (100 − percentile) % of the values at each end."""
+    cumulative = np.cumsum(histogram.counts) / max(histogram.counts.sum(), 1)
+    tail = 1 - percentile / 100
+    centers = histogram.centers()
+    low = centers[int(np.searchsorted(cumulative, tail))]
+    high = centers[min(int(np.searchsorted(cumulative, 1 - tail)), BINS - 1)]
+    return max(low, histogram.minimum), min(high, histogram.maximum)
+
+
+def _clips(histogram: Histogram) -> list[tuple[float, float]]:
+    fractions = np.linspace(1.0, 0.2, 41)
+    low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
+    return [(low * f, high * f) for f in fractions]
+
+
+def _dequantized(centers: np.ndarray, low: float, high: float, bits: int) -> np.ndarray:
+    qparams = affine_qparams(low, high, bits)
+    codes = np.rint(centers / qparams.scale) + qparams.zero_point
+    return (np.clip(codes, 0, qparams.spec.qmax) - qparams.zero_point) * qparams.scale
+
+
+def mse_range(histogram: Histogram, bits: int) -> tuple[float, float]:
+    """Minimise the expected squared error Σ p(x) (x − q(x))² over 41 clipping points."""
+    centers, weight = histogram.centers(), histogram.counts / max(histogram.counts.sum(), 1)
+
+    def error(span: tuple[float, float]) -> float:
+        step = centers - _dequantized(centers, *span, bits)
+        return float((weight * step**2).sum())
+
+    return min(_clips(histogram), key=error)
+
+
+def entropy_range(histogram: Histogram, bits: int) -> tuple[float, float]:
+    """Minimise the Kullback-Leibler divergence from the values to their codes."""
+    centers = histogram.centers()
+    p = histogram.counts / max(histogram.counts.sum(), 1)
+
+    def divergence(span: tuple[float, float]) -> float:
+        levels = _dequantized(centers, *span, bits)
+        _, inverse = np.unique(levels, return_inverse=True)
+        mass = np.bincount(inverse, weights=p)
+        members = np.bincount(inverse, weights=(p > 0).astype(float))
+        q = np.where(p > 0, mass[inverse] / np.maximum(members[inverse], 1), 1.0)
+        q_inside = np.where((centers >= span[0]) & (centers <= span[1]), q, 1e-12)
+        seen = p > 0
+        return float((p[seen] * np.log(p[seen] / np.maximum(q_inside[seen], 1e-12))).sum())
+
+    return min(_clips(histogram), key=divergence)
+
+
+OBSERVERS: Mapping[str, Callable[[Histogram, int], tuple[float, float]]] = {
+    "minmax": minmax_range,
+    "percentile": percentile_range,
+    "mse": mse_range,
+    "entropy": entropy_range,
+}
+
+
+def activation_qparams(histogram: Histogram, bits: int, observer: str = "mse") -> QParams:
+    """Return the qparams of a tensor at ``bits`` from what was observed."""
+    if observer not in OBSERVERS:
+        raise CalibrationError(
+            f"unknown observer {observer!r}",
+            expected=", ".join(OBSERVERS),
+            found=repr(observer),
+            remedy=nearest(observer, OBSERVERS),
+        )
+    if histogram.minimum > histogram.maximum:
+        raise CalibrationError("the tensor was never observed", remedy="give calibration data")
+    low, high = OBSERVERS[observer](histogram, bits)
+    return affine_qparams(low, high, bits)
+
+
+def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
+    """Round float values to the codes of ``qparams`` and back; float32 in and out."""
+    codes = torch.clamp(
+        torch.round(x * (1.0 / qparams.scale)) + qparams.zero_point, 0, qparams.spec.qmax
+    )
+    return (codes - qparams.zero_point) * qparams.scale

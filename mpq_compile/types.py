@@ -1,0 +1,305 @@
+"""Frozen records that cross the stages. Units stand in the names; tables are keyed by site id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from mpq_compile.errors import PlanError
+
+SiteOp = Literal["conv2d", "conv_transpose2d", "linear"]
+
+# Narrowest first: a tensor that feeds sites of several formats is stored in the widest of them.
+# u2 … u8 are unsigned affine codes of that many bits, all stored in bytes.
+FORMATS: tuple[str, ...] = (*(f"u{bits}" for bits in range(2, 9)), "bf16", "fp32")
+FORMAT_WIDTH: Mapping[str, int] = {name: rank for rank, name in enumerate(FORMATS)}
+
+
+def storage(fmt: str) -> str:
+    """Return how a format is stored: ``u8`` for every affine format, else itself."""
+    return "u8" if fmt.startswith("u") else fmt
+
+
+def format_bits(fmt: str) -> int:
+    """Return the bits of a format's codes: 2 to 8, 16 or 32."""
+    return {"bf16": 16, "fp32": 32}.get(fmt) or int(fmt[1:])
+
+_CANDIDATE = re.compile(r"w([2-8])a([2-8]|16)(?:g(\d+))?(d)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to compute a site, parsed from its name.
+
+    ``fp32`` and ``bf16`` are float; ``w<b>a<b>[g<group>][d]`` are integer weights of b bits with
+    activations of b bits (8 or fewer: unsigned affine; 16: bf16, weight-only), scales per group
+    of ``group_size`` input features, and ``d`` for activations quantized dynamically.
+    """
+
+    name: str
+    weight_bits: int
+    activation_bits: int
+    group_size: int | None = None
+    dynamic: bool = False
+
+    @classmethod
+    def parse(cls, name: str) -> Candidate:
+        """Parse a candidate name; raise ``PlanError`` when it is not one."""
+        if name == "fp32":
+            return cls(name=name, weight_bits=32, activation_bits=32)
+        if name == "bf16":
+            return cls(name=name, weight_bits=16, activation_bits=16)
+        match = _CANDIDATE.fullmatch(name)
+        if match is None:
+            raise PlanError(
+                f"{name!r} is not a candidate",
+                expected="fp32, bf16 or w<2..8>a<2..8|16>[g<group>][d], such as w4a8",
+                found=repr(name),
+                remedy="correct the name",
+            )
+        weight_bits, activation_bits, group, dynamic = match.groups()
+        return cls(
+            name=name,
+            weight_bits=int(weight_bits),
+            activation_bits=int(activation_bits),
+            group_size=int(group) if group else None,
+            dynamic=bool(dynamic),
+        )
+
+    @property
+    def is_float(self) -> bool:
+        """True for fp32 and bf16, whose weights are not integers."""
+        return self.weight_bits >= 16
+
+    @property
+    def integer_compute(self) -> bool:
+        """True where products and sums are exact integers."""
+        return self.activation_bits <= 8
+
+    @property
+    def input_format(self) -> str:
+        """Format in which the site reads its input tensor."""
+        if self.dynamic or self.activation_bits == 32:
+            return "fp32"
+        return f"u{self.activation_bits}" if self.activation_bits <= 8 else "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A place in the network whose bits are chosen.
+
+    ``weight_shape`` is the PyTorch shape; ``input_shape`` and ``output_shape`` are those of the
+    example inputs; ``macs`` counts multiply-accumulates for the example's batch; ``group`` names
+    the tie: sites of one group share one candidate.
+    """
+
+    id: str
+    op: SiteOp
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    macs: int
+    group: str
+    groups: int = 1
+    source: str = ""
+
+    @property
+    def path(self) -> str:
+        """Module path without operator and occurrence."""
+        return self.id.partition(":")[0]
+
+    @property
+    def weight_count(self) -> int:
+        """Number of weight elements."""
+        return _product(self.weight_shape)
+
+    @property
+    def out_channels(self) -> int:
+        """Number of output channels (features)."""
+        if self.op == "conv_transpose2d":
+            return self.weight_shape[1] * self.groups
+        return self.weight_shape[0]
+
+    @property
+    def depthwise(self) -> bool:
+        """True for a convolution with one input channel a group."""
+        return self.op == "conv2d" and self.groups > 1 and self.weight_shape[1] == 1
+
+
+def _product(values: Sequence[int]) -> int:
+    result = 1
+    for value in values:
+        result *= value
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class QSpec:
+    """How a tensor is quantized: bits, sign, symmetry, channel axis, group size."""
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    axis: int | None = None
+    group_size: int | None = None
+
+    @property
+    def qmin(self) -> int:
+        """Smallest code. Eight-bit weights leave out −128, so that x·w never saturates."""
+        if not self.signed:
+            return 0
+        return -127 if self.bits == 8 else -(2 ** (self.bits - 1))
+
+    @property
+    def qmax(self) -> int:
+        """Largest code."""
+        return 2 ** (self.bits - 1) - 1 if self.signed else 2**self.bits - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class QParams:
+    """Scale and zero point of one tensor; ``scale`` holds one float32 value per tensor."""
+
+    spec: QSpec
+    scale: float
+    zero_point: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the deployed network may cost; any subset of fields.
+
+    ``latency_ms`` bounds the median, ``latency_p95_ms`` the 95th percentile, ``avg_bits`` the
+    mean weight bits over quantizable weights, ``max_drop`` the loss of accuracy (in the unit of
+    the user's ``evaluate``, or of the metric where there is none).
+    """
+
+    latency_ms: float | None = None
+    latency_p95_ms: float | None = None
+    size_mb: float | None = None
+    bops: float | None = None
+    peak_activation_mb: float | None = None
+    energy_mj: float | None = None
+    avg_bits: float | None = None
+    max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not value >= 0 or value == float("inf"):
+                raise PlanError(
+                    f"budget {name} must be a finite number, not negative",
+                    expected="a number ≥ 0",
+                    found=repr(value),
+                    remedy=f"give {name} a number, or leave it out",
+                )
+
+    def given(self) -> dict[str, float]:
+        """Return the fields that are bounded."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """Predicted cost of an assignment; ``latency_ms`` is None where no latency is known."""
+
+    latency_ms: float | None
+    size_bytes: int
+    bops: int
+    avg_bits: float
+    peak_activation_bytes: int
+    energy_mj: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityTable:
+    """``loss[site][candidate]``: loss increase against float, by the metric's own unit."""
+
+    metric: str
+    unit: str
+    loss: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """``costs[site][candidate][axis]`` with axes such as latency_us, size_bytes, bops.
+
+    ``transitions[(a, b)][(format_a, format_b)]`` is the time in µs that a change of format
+    between two sites costs. ``overhead_us`` is what the network costs beside its sites.
+    """
+
+    costs: Mapping[str, Mapping[str, Mapping[str, float]]]
+    transitions: Mapping[tuple[str, str], Mapping[tuple[str, str], float]] = field(
+        default_factory=dict
+    )
+    overhead_us: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An assignment with all that is needed to rebuild and to audit it."""
+
+    version: int
+    assignment: Mapping[str, str]
+    loss: float
+    predicted: Predicted
+    budget: Mapping[str, float]
+    target: str
+    metric: str
+    solver: str
+    certificate: Mapping[str, Any]
+    table: Sequence[Mapping[str, Any]]
+    constraints: Mapping[str, Any]
+    notes: Sequence[str]
+    seed: int
+    provenance: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Rebuild a plan from :meth:`to_json`; raise ``PlanError`` for another layout."""
+        expected = {f.name for f in fields(cls)}
+        if data.get("version") != PLAN_VERSION or set(data) != expected:
+            raise PlanError(
+                "not a plan of this version",
+                expected=f"version {PLAN_VERSION} with {', '.join(sorted(expected))}",
+                found=f"version {data.get('version')!r} with {', '.join(sorted(data))}",
+                remedy="make the plan again with `mpq plan`",
+            )
+        return cls(**{**data, "predicted": Predicted(**data["predicted"])})
+
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    """What really runs at a site."""
+
+    site: str
+    requested: str
+    stored_bits: int
+    compute: str
+    kernel: str
+    tier: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """Measured latency of an artifact, in ms, over fresh processes × blocks."""
+
+    latency_ms: float
+    latency_ms_lower95: float
+    latency_ms_upper95: float
+    latency_p95_ms: float
+    samples: int
+    processes: int
+    drift: float
+    within_budget: bool | None
+    status: Literal["accepted", "rejected", "inconclusive", "unbounded"]
+    rounds: int = 1
