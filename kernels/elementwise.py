@@ -105,9 +105,7 @@ def _convert(workload: ConvertWorkload, tier: Tier, threads: int) -> PrimFunc:
 
 
 @generate.register
-def _transpose_convert(
-    workload: TransposeConvertWorkload, tier: Tier, threads: int
-) -> PrimFunc:
+def _transpose_convert(workload: TransposeConvertWorkload, tier: Tier, threads: int) -> PrimFunc:
     rows, columns = workload.channels, workload.pixels
     if workload.direction == "to_nchw":
         rows, columns = columns, rows
@@ -120,9 +118,7 @@ def _transpose_convert(
         convert = _converter(record, workload.source, workload.target)
         narrower = FORMAT_BYTES[workload.target] <= FORMAT_BYTES[workload.source]
         shares = threads if size >= PARALLEL_ELEMENTS else 1
-        emit_transpose(
-            x, o, (workload.batch, rows, columns), tier.lanes, shares, convert, narrower
-        )
+        emit_transpose(x, o, (workload.batch, rows, columns), tier.lanes, shares, convert, narrower)
 
     return _build(body)
 

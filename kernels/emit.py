@@ -7,6 +7,8 @@ keeps in registers; larger ones would become heap workspaces.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tvm.script import tirx as T
@@ -14,6 +16,9 @@ from tvm.script import tirx as T
 from mpq_compile.kernels.packing import SCALARS
 
 FORMAT_DTYPE = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
+
+ROUNDER = 1.5 * 2**23
+ROUNDER_BITS = 0x4B400000
 
 
 def load(buffer: Any, offset: Any, lanes: int) -> Any:
@@ -70,8 +75,10 @@ def narrow(v: Any, fmt: str, lo: Any, hi: Any, zp_out: Any, lanes: int) -> Any:
         return v
     if fmt == "bf16":
         return round_to_bf16(v, lanes)
-    codes = T.cast(T.nearbyint(v), vector("int32", lanes)) + splat(zp_out, lanes)
-    return T.cast(codes, vector("uint8", lanes))
+    # Adding 1.5 · 2**23 leaves round_half_even(v) in the low bits of the sum, for |v| < 2**22: no
+    # conversion, and no library call on processors that lack an instruction for rounding.
+    shifted = T.reinterpret(vector("int32", lanes), v + splat(T.float32(ROUNDER), lanes))
+    return T.cast(shifted + splat(zp_out - ROUNDER_BITS, lanes), vector("uint8", lanes))
 
 
 def round_to_bf16(v: Any, lanes: int) -> Any:
@@ -103,32 +110,37 @@ def bound_scalar(record: Any, name: str) -> Any:
     return T.bind(scalar(record, name))
 
 
-def shared_range(extent: int, threads: int, body: Callable[[Any], None]) -> None:
-    """Emit ``body(i)`` for i in [0, extent), in contiguous shares of ``threads`` tasks."""
+def shared_spans(extent: int, threads: int, body: Callable[[Any, Any], None]) -> None:
+    """Emit ``body(start, count)`` for contiguous shares of [0, extent), one for each task."""
     if threads == 1 or extent == 1:
-        with T.serial(extent) as i:
-            body(i)
+        body(0, extent)
         return
     share = -(-extent // threads)
     with T.parallel(-(-extent // share)) as task:
-        with T.serial(T.min(share, extent - task * share)) as i:
-            body(task * share + i)
+        body(task * share, T.min(share, extent - task * share))
+
+
+def shared_range(extent: int, threads: int, body: Callable[[Any], None]) -> None:
+    """Emit ``body(i)`` for i in [0, extent), in contiguous shares of ``threads`` tasks."""
+
+    def span(start: Any, count: Any) -> None:
+        with T.serial(count) as i:
+            body(start + i)
+
+    shared_spans(extent, threads, span)
 
 
 def over_elements(
     size: int, lanes: int, threads: int, body: Callable[[Any, int], None]
 ) -> None:
-    """Emit ``body(offset, lanes)`` over ``size`` contiguous elements: vectors, then a scalar tail.
-
-    ``threads`` above 1 shares the vectors out, if there are enough elements.
-    """
-    vectors = size // lanes
+    """Emit ``body(offset, lanes)`` over ``size`` contiguous elements: full vectors, then ever
+    narrower ones. ``threads`` above 1 shares the vectors out, if there are enough elements."""
+    vectors, tail = divmod(size, lanes)
     if vectors:
         shares = threads if size >= PARALLEL_ELEMENTS else 1
         shared_range(vectors, shares, lambda i: body(i * lanes, lanes))
-    if size % lanes:
-        with T.serial(size % lanes) as i:
-            body(vectors * lanes + i, 1)
+    for offset, width in pieces(tail, lanes):
+        body(vectors * lanes + offset, width)
 
 
 def pieces(size: int, widest: int) -> list[tuple[int, int]]:
@@ -182,3 +194,20 @@ def fill_span(target: Any, to: Any, value: Any, count: int, lanes: int) -> None:
         with T.serial(whole) as i:
             store(target, to + i * lanes, lanes, splat(value, lanes))
     fill_short(target, to + whole * lanes, value, count % lanes)
+
+
+@contextmanager
+def llvm_functions(ir: str) -> Iterator[None]:
+    """Link functions written in LLVM IR into the module of the kernel; nothing for no text."""
+    if not ir:
+        yield
+        return
+    with T.attr(T.int32(0), "pragma_import_llvm", ir):
+        yield
+
+
+@contextmanager
+def task_loop(tasks: int) -> Iterator[Any]:
+    """Run ``tasks`` tasks in parallel; a single one does not fork."""
+    with T.parallel(tasks) if tasks > 1 else T.serial(1) as task:
+        yield task

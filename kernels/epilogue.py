@@ -58,10 +58,9 @@ class Epilogue:
         """Load the float32 biases B."""
         return self._floats(2 * self.scale_groups, channel)
 
-    def scaled(self, acc: Any, dtype: str, channel: Any, group: Any = 0) -> Any:
-        """Return f32(acc) ⊗ S."""
-        if dtype == "int32":
-            acc = T.cast(acc, vector("float32", self.lanes))
+    def scaled(self, acc: Any, channel: Any, group: Any = 0) -> Any:
+        """Return f32(acc) ⊗ S of int32 or float32 accumulators."""
+        acc = T.cast(acc, vector("float32", self.lanes))
         return fenced_product(acc, self.scale(channel, group), self.lanes)
 
     def finish(self, v: Any, offset: Any) -> None:

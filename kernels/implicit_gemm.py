@@ -9,8 +9,6 @@ does not depend on the block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +17,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.blocking import Block, Split, choose_block, choose_split
-from mpq_compile.kernels.emit import FORMAT_DTYPE, load, scalar, splat, store
+from mpq_compile.kernels.emit import FORMAT_DTYPE, llvm_functions, load, scalar, splat, store, task_loop
 from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.geometry import Geometry, geometry, padded_run, vector_starts
 from mpq_compile.kernels.microkernel import DotStep, dot_step
@@ -31,73 +29,15 @@ from mpq_compile.kernels.workload import Workload
 ELEMENT_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "float32": 4}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Buffers:
-    """Arguments of a kernel, in order; ``residual`` is None where there is none."""
-
-    inputs: Any
-    weights: Any
-    record: Any
-    residual: Any
-    output: Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a register block lies: offsets of its first pixel, and its channels."""
-
-    source: Any
-    pixel: Any
-    output: Any
-    group: Any
-    vector: Any
-
-
-def declare_arguments(workload: Workload, tier: Tier, input_dtype: str) -> Buffers:
-    """Declare X, W, E, [R], O of a kernel."""
-    size, dtype = packed_weight_size(workload, tier)
-    residual = workload.residual
-    return Buffers(
-        inputs=T.arg("X", T.buffer((workload.input_size,), input_dtype)),
-        weights=T.arg("W", T.buffer((size,), dtype)),
-        record=T.arg("E", T.buffer((record_words(workload, tier),), "int32")),
-        residual=T.arg("R", T.buffer((workload.output_size,), FORMAT_DTYPE[residual]))
-        if residual
-        else None,
-        output=T.arg("O", T.buffer((workload.output_size,), FORMAT_DTYPE[workload.out])),
-    )
-
-
-def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers, lanes: int) -> Epilogue:
-    """Return the epilogue of a workload for vectors of ``lanes`` channels."""
-    shape = geometry(workload)
-    return Epilogue(
-        record=buffers.record,
-        residual=buffers.residual,
-        output=buffers.output,
-        residual_format=workload.residual,
-        out_format=workload.out,
-        columns=padded_channels(workload, tier),
-        lanes=lanes,
-        width=min(lanes, shape.group_outputs),
-        scale_groups=shape.scale_groups,
-    )
-
-
-@contextmanager
-def task_loop(tasks: int) -> Iterator[Any]:
-    """Run ``tasks`` tasks in parallel; a single one does not fork."""
-    with T.parallel(tasks) if tasks > 1 else T.serial(1) as task:
-        yield task
-
-
 def generate(workload: Workload, tier: Tier, threads: int) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a convolution or linear layer."""
     kernel = ImplicitGemm.plan(workload, tier, threads)
     with IRBuilder() as builder:
         with prim_func(s_tir=True):
             T.func_name("main")
-            kernel.emit(declare_arguments(workload, tier, kernel.step.input_dtype))
+            buffers = declare_arguments(workload, tier, kernel.step.input_dtype)
+            with llvm_functions(kernel.step.llvm_ir):
+                kernel.emit(buffers)
     return builder.get()
 
 
@@ -259,120 +199,6 @@ class ImplicitGemm:
         if tail:
             block = Block(rows=height, columns=tail, vectors=vectors)
             self._block(buffers, epilogue, place, whole * width, block)
-
-    def _block(
-        self, buffers: Buffers, epilogue: Epilogue, place: Place, left: Any, block: Block
-    ) -> None:
-        """Emit one register block: start, multiply, finish."""
-        shape, lanes = self.shape, self.step.lanes
-        with T.sblock("block"):
-            T.reads()
-            T.writes()
-            channels = [T.bind(self._channel(place, v)) for v in range(block.vectors)]
-            pixel = T.bind(
-                place.pixel
-                + left * (shape.stride[1] * shape.channels)
-                + place.group * shape.group_inputs
-            )
-            out = T.bind((place.output + left) * shape.out_channels)
-            offsets = [
-                (r * shape.out_width + c) * shape.out_channels
-                for r in range(block.rows)
-                for c in range(block.columns)
-            ]
-            acc = accumulators(block.pixels * block.vectors, lanes, self.step.accumulator)
-            if shape.scale_groups > 1:
-                sums = accumulators(len(acc), lanes, "float32")
-                self._scaled_groups(buffers, epilogue, place, pixel, block, channels, acc, sums)
-            else:
-                self._start(epilogue, acc, channels)
-                self._multiply(buffers, place, pixel, block, acc)
-            for i, offset in enumerate(offsets):
-                for v, channel in enumerate(channels):
-                    index = i * block.vectors + v
-                    if shape.scale_groups > 1:
-                        value = load(sums[index], 0, lanes)
-                    else:
-                        product = epilogue.scaled(
-                            load(acc[index], 0, lanes), self.step.accumulator, channel
-                        )
-                        value = product + epilogue.bias(channel)
-                    epilogue.finish(value, out + offset + channel)
-
-    def _channel(self, place: Place, index: int) -> Any:
-        """Return the first output channel of a vector; the last one moves back to fit."""
-        outputs, lanes = self.shape.group_outputs, self.step.lanes
-        start = (place.vector + index) * lanes
-        if outputs % lanes and outputs > lanes:
-            start = T.min(start, outputs - lanes)
-        return place.group * outputs + start
-
-    def _start(
-        self, epilogue: Epilogue, acc: list[Any], channels: list[Any], group: Any = 0
-    ) -> None:
-        """Set accumulators to the compensation, or to zero."""
-        for index, cell in enumerate(acc):
-            if self.step.accumulator == "int32":
-                value = epilogue.compensation(channels[index % len(channels)], group)
-            else:
-                value = splat(T.float32(0), self.step.lanes)
-            store(cell, 0, self.step.lanes, value)
-
-    def _scaled_groups(
-        self, buffers: Buffers, epilogue: Epilogue, place: Place, pixel: Any, block: Block,
-        channels: list[Any], acc: list[Any], sums: list[Any],
-    ) -> None:  # fmt: skip
-        """Multiply one weight group after the other; sums are float32, biases first."""
-        lanes = self.step.lanes
-        for index, cell in enumerate(sums):
-            store(cell, 0, lanes, epilogue.bias(channels[index % len(channels)]))
-        with T.serial(self.shape.scale_groups) as group:
-            self._start(epilogue, acc, channels, group)
-            self._steps(buffers, place, pixel, block, acc, group, 0)
-            for index, cell in enumerate(sums):
-                channel = channels[index % len(channels)]
-                product = epilogue.scaled(load(acc[index], 0, lanes), "int32", channel, group)
-                store(cell, 0, lanes, load(cell, 0, lanes) + product)
-
-    def _multiply(
-        self, buffers: Buffers, place: Place, pixel: Any, block: Block, acc: list[Any]
-    ) -> None:
-        outer, inner = self.shape.runs
-        with T.serial(outer) as i, T.serial(inner) as j:
-            self._steps(buffers, place, pixel, block, acc, i, j)
-
-    def _steps(
-        self, buffers: Buffers, place: Place, pixel: Any, block: Block, acc: list[Any],
-        outer: Any, inner: Any,
-    ) -> None:  # fmt: skip
-        """Multiply one run."""
-        shape, step = self.shape, self.step
-        size = step.lanes * step.k_group
-        runs = shape.runs[0] * shape.runs[1]
-        panel = runs * self.run_steps * size
-        first = place.group * self.vectors + place.vector
-        at = T.bind(
-            first * panel + (outer * shape.runs[1] + inner) * self.run_steps * size
-        )
-        start = T.bind(pixel + outer * shape.run_strides[0] + inner * shape.run_strides[1])
-        with T.serial(self.run_steps) as k:
-            weights = [
-                T.bind(step.weights(buffers.weights, at + v * panel + k * size))
-                for v in range(block.vectors)
-            ]
-            for index in range(block.pixels):
-                row, column = divmod(index, block.columns)
-                move = row * shape.stride[0] * shape.row_size
-                move += column * shape.stride[1] * shape.channels
-                x = T.bind(step.pixel(place.source, start + move + k * step.k_group))
-                for v, w in enumerate(weights):
-                    cell = acc[index * block.vectors + v]
-                    store(cell, 0, step.lanes, step.add(load(cell, 0, step.lanes), x, w))
-
-
-def accumulators(count: int, lanes: int, dtype: str) -> list[Any]:
-    """Allocate one small buffer for each accumulator; LLVM keeps them in registers."""
-    return [T.sblock_alloc_buffer((lanes,), dtype) for _ in range(count)]
 
 
 def whole_or_tail(index: Any, whole: int, extent: int, size: int) -> list[tuple[Any, int]]:

@@ -21,7 +21,8 @@ from mpq_compile.kernels.workload import Workload
 class DotStep:
     """Common part of the steps: integer multiply-add on plain vectors.
 
-    Subclasses override the three operations; ``accumulator`` is int32 or float32.
+    Subclasses override the three operations; ``accumulator`` is int32 or float32, ``llvm_ir``
+    defines the functions that they call.
     """
 
     lanes: int
@@ -30,6 +31,7 @@ class DotStep:
     weight_dtype: str = "int8"
     accumulator: str = "int32"
     cost: StepCost = StepCost(dot=2)
+    llvm_ir: str = ""
 
     def weights(self, buffer: Any, offset: Any) -> Any:
         """Load the weights of ``lanes`` channels at element ``offset``."""
@@ -103,18 +105,35 @@ class FloatStep(DotStep):
 
 
 class Vdpbf16ps(DotStep):
-    """AVX-512 BF16: two products a lane, summed in float32."""
+    """AVX-512 BF16: two products a lane, summed in float32.
+
+    The instruction is wrapped in a function over integer vectors: TVM's legalization would widen
+    bf16 operands to float32 before the call. LLVM inlines the wrapper.
+    """
 
     def weights(self, buffer: Any, offset: Any) -> Any:
-        return T.reinterpret("bfloat16x32", load(buffer, offset, 32))
+        return load(buffer, offset, 32)
 
     def pixel(self, buffer: Any, offset: Any) -> Any:
         word = T.reinterpret("int32", load(buffer, offset, 2))
-        return T.reinterpret("bfloat16x32", T.broadcast(word, 16))
+        return T.reinterpret("uint16x32", T.broadcast(word, 16))
 
     def add(self, acc: Any, x: Any, w: Any) -> Any:
-        name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        return T.call_llvm_pure_intrin("float32x16", name, acc, x, w)
+        return T.call_pure_extern("float32x16", "mpq_dpbf16ps", acc, x, w)
+
+
+DPBF16PS_IR = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(
+  <16 x float>, <32 x bfloat>, <32 x bfloat>)
+define linkonce_odr <16 x float> @mpq_dpbf16ps(
+  <16 x float> %acc, <32 x i16> %x, <32 x i16> %w) alwaysinline {
+  %a = bitcast <32 x i16> %x to <32 x bfloat>
+  %b = bitcast <32 x i16> %w to <32 x bfloat>
+  %sum = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(
+    <16 x float> %acc, <32 x bfloat> %a, <32 x bfloat> %b)
+  ret <16 x float> %sum
+}
+"""
 
 
 def _format(dtype: str) -> str:
@@ -133,6 +152,7 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
             weight_dtype="uint16",
             accumulator="float32",
             cost=StepCost(),
+            llvm_ir=DPBF16PS_IR,
         )
     return _float_step(workload, tier)
 

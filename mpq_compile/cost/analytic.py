@@ -19,7 +19,7 @@ def analytic_latency_us(profile: Profile, site: Site, candidate: Candidate) -> f
     rate in 10⁹ MAC/s, the bandwidth in 10⁹ byte/s and :func:`traffic_bytes`: compute and
     transfers overlap, so that the longer decides. The rate is a table's entry, or
     peak / (ceil(w / weight_step) · ceil(a / activation_step)), which for steps of one bit is the
-    rate of a bit-serial multiplier (Judd et al., "Stripes", MICRO 2016, serial in one operand).
+    rate of a bit-serial multiplier (Umuroglu et al., "BISMO", FPL 2018).
 
     Raises:
         ProfileError: The profile has no analytic block, or does not support the candidate here.

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mpq_compile.errors import PlanError, nearest
+from mpq_compile.errors import nearest
 from mpq_compile.solve.reading import (
     Matrix,
     read_list,
@@ -321,8 +321,15 @@ def _read_candidate(data: Any, where: str) -> CandidateTerm:
 
 def _read_pair(data: Any, where: str) -> Pair:
     top = read_object(data, where, required=("a", "b"), optional=("loss", "costs"))
-    costs = top.get("costs") or {}
-    read_object(costs, f"{where}.costs", required=(), optional=tuple(costs))
+    costs = top.get("costs", {})
+    if not isinstance(costs, Mapping):
+        refuse(
+            f"{where}.costs",
+            "not an object",
+            expected="an object of matrices by axis",
+            found=costs,
+            remedy='write {"latency_us": [[...], ...]}',
+        )
     loss = top.get("loss")
     return Pair(
         a=read_name(top["a"], f"{where}.a"),

@@ -18,12 +18,6 @@ from mpq_compile.quant import reference
 TIERS = pytest.mark.parametrize("tier", host_tiers(), ids=lambda tier: tier.name)
 BOUNDS = (-9.0, 246.0)
 
-# height, width, channels, windows of rows, windows of columns
-SHAPES = {
-    "3x3s2p1": (13, 11, 37, reference.windows_1d(13, 3, 2, 1, 1, 7), 6),
-    "2x2s2": (8, 8, 64, reference.windows_1d(8, 2, 2, 0, 1, 4), 4),
-}
-
 
 def spans(kind: str) -> tuple[tuple[int, int, int], list, list]:
     """Return (height, width, channels), row spans and column spans of a named case."""

@@ -1,0 +1,61 @@
+"""Arguments of the matrix-multiply kernels, and the epilogue that they describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from mpq_compile.kernels.emit import FORMAT_DTYPE
+from mpq_compile.kernels.epilogue import Epilogue
+from mpq_compile.kernels.geometry import geometry
+from mpq_compile.kernels.packing import packed_weight_size, padded_channels, record_words
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.workload import Workload
+
+INPUT_DTYPE = {"int8": "uint8", "fp32": "float32", "bf16": "uint16", "weight_only": "uint16"}
+ELEMENT_BYTES = {"uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "int32": 4, "float32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Buffers:
+    """Arguments of a kernel, in order; ``residual`` is None where there is none."""
+
+    inputs: Any
+    weights: Any
+    record: Any
+    residual: Any
+    output: Any
+
+
+def declare_arguments(workload: Workload, tier: Tier) -> Buffers:
+    """Declare X, W, E, [R], O of the function under construction."""
+    weights, weight_dtype = packed_weight_size(workload, tier)
+    inputs = T.arg("X", T.buffer((workload.input_size,), INPUT_DTYPE[workload.compute]))
+    packed = T.arg("W", T.buffer((weights,), weight_dtype))
+    record = T.arg("E", T.buffer((record_words(workload, tier),), "int32"))
+    residual = None
+    if workload.residual:
+        dtype = FORMAT_DTYPE[workload.residual]
+        residual = T.arg("R", T.buffer((workload.output_size,), dtype))
+    output = T.arg("O", T.buffer((workload.output_size,), FORMAT_DTYPE[workload.out]))
+    return Buffers(
+        inputs=inputs, weights=packed, record=record, residual=residual, output=output
+    )
+
+
+def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
+    """Return the epilogue of a workload for vectors of the tier's lanes."""
+    shape = geometry(workload)
+    return Epilogue(
+        record=buffers.record,
+        residual=buffers.residual,
+        output=buffers.output,
+        residual_format=workload.residual,
+        out_format=workload.out,
+        columns=padded_channels(workload, tier),
+        lanes=tier.lanes,
+        width=min(tier.lanes, shape.group_outputs),
+        scale_groups=shape.scale_groups,
+    )

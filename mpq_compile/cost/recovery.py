@@ -1,0 +1,106 @@
+"""A damaged measurements file: set aside under another name, its readable rows saved."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from mpq_compile.cost.measurement import COLUMNS, Row, from_record
+from mpq_compile.errors import ProfileError
+
+_DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_LEAST_ROW_BYTES = 64
+
+
+class DamagedDatabaseError(Exception):
+    """The file is not a sound SQLite database. Does not leave this folder."""
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Tell whether an error of SQLite means that the file is damaged."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGE_CODES
+
+
+def check_sound(db: sqlite3.Connection) -> None:
+    """Raise ``DamagedDatabaseError`` where the file has lost its structure (quick_check)."""
+    found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
+    if found != ["ok"]:
+        raise DamagedDatabaseError(found[0] if found else "quick_check gave no answer")
+
+
+def database_uri(path: Path, options: str) -> str:
+    """Return the SQLite URI of a file with options such as ``mode=ro``."""
+    return f"{path.resolve().as_uri()}?{options}"
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a database and its log to ``*.damaged-<n>``; return the new path."""
+    aside = next(
+        name
+        for n in itertools.count(1)
+        if not (name := path.with_name(f"{path.name}.damaged-{n}")).exists()
+    )
+    # SQLite finds the log of the renamed file by its name. The log goes first: between the two
+    # renames nobody may pair it with a new file.
+    for suffix in ("-wal", "-shm", ""):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            source.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def readable_rows(path: Path) -> list[Row]:
+    """Return the rows of a damaged file that can be read and are valid; [] where none can."""
+    for options in ("mode=ro", "mode=ro&immutable=1"):  # the second leaves out a broken log
+        rows = _rows_of_file(path, options)
+        if rows:
+            return rows
+    return []
+
+
+def _rows_of_file(path: Path, options: str) -> list[Row]:
+    try:
+        with closing(sqlite3.connect(database_uri(path, options), uri=True)) as db:
+            db.text_factory = lambda raw: raw.decode(errors="replace")
+            return list(_scan(db, 1, _last_rowid(db, path)))
+    except sqlite3.Error:
+        return []
+
+
+def _last_rowid(db: sqlite3.Connection, path: Path) -> int:
+    """Return the last rowid, or a bound by the size of the file where its page is damaged."""
+    try:
+        return db.execute("SELECT max(rowid) FROM measurements NOT INDEXED").fetchone()[0] or 0
+    except sqlite3.DatabaseError:
+        return path.stat().st_size // _LEAST_ROW_BYTES
+
+
+def _scan(db: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:
+    """Read the rows by rowid; halve a stretch that cannot be read until the bad rows stand alone.
+
+    Explicit stack of stretches, each inclusive; the index is left alone, it may be damaged too.
+    """
+    query = (
+        f"SELECT {', '.join(COLUMNS)} FROM measurements NOT INDEXED WHERE rowid BETWEEN ? AND ?"
+    )
+    todo = [(first, last)]
+    while todo:
+        low, high = todo.pop()
+        try:
+            records = db.execute(query, (low, high)).fetchall()
+        except sqlite3.DatabaseError:
+            middle = (low + high) // 2
+            todo += [(middle + 1, high), (low, middle)] if low < high else []
+            continue
+        yield from _valid(records)
+
+
+def _valid(records: list[tuple[object, ...]]) -> Iterator[Row]:
+    for record in records:
+        try:
+            yield from_record(dict(zip(COLUMNS, record, strict=True)))
+        except ProfileError:
+            continue

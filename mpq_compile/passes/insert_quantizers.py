@@ -1,0 +1,124 @@
+"""The pass this project is named for: switchable quantizers at each site's weight and input.
+
+Changing an assignment flips the quantizers; nothing is traced again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from mpq_compile.calibrate import Calibration
+from mpq_compile.errors import PlanError, nearest
+from mpq_compile.passes.base import constant
+from mpq_compile.passes.formats import kinds, quantizer_roots
+from mpq_compile.passes.network import Network
+from mpq_compile.quant.observers import fake_quantize
+from mpq_compile.quant.weights import quantize_weight, weight_spec
+from mpq_compile.types import Candidate
+
+
+class WeightQuantizer(nn.Module):
+    """Returns the site's weight as its candidate rounds it, in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.candidate = Candidate.parse("fp32")
+        self._rounded: dict[str, Tensor] = {}
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.candidate.weight_bits == 32:
+            return weight
+        if self.candidate.weight_bits == 16:
+            return weight.bfloat16().float()
+        # Rounding depends on the weight part only: w4a8 and w4a4 share it.
+        key = f"{self.candidate.weight_bits}g{self.candidate.group_size}"
+        if key not in self._rounded:
+            self._rounded[key] = quantize_weight(weight, weight_spec(self.candidate)).dequantize()
+        return self._rounded[key]
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds the site's input as its candidate reads it, in float32."""
+
+    def __init__(self, calibration: Calibration, root: str) -> None:
+        super().__init__()
+        self.candidate = Candidate.parse("fp32")
+        self._calibration = calibration
+        self._root = root
+
+    def forward(self, x: Tensor) -> Tensor:
+        fmt = self.candidate.input_format
+        if fmt == "fp32":
+            return x
+        if fmt == "bf16":
+            return x.bfloat16().float()
+        return fake_quantize(x, self._calibration.qparams(self._root, self.candidate.activation_bits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InsertQuantizers:
+    """Put an activation quantizer before and a weight quantizer beside every site."""
+
+    network: Network
+    calibration: Calibration
+    name: str = "insert_quantizers"
+    roots: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, module: fx.GraphModule) -> fx.GraphModule:
+        roots = quantizer_roots(self.network, kinds(self.network, allow_float=True))
+        by_name = {node.name: node for node in module.graph.nodes}
+        for index, site in enumerate(self.network.sites):
+            node = by_name[self.network.node_of[site.id]]
+            x, weight = node.args[0], node.args[1]
+            name = f"quantizer_{index}"
+            pair = nn.ModuleDict(
+                {
+                    "input": ActivationQuantizer(self.calibration, roots[x.name]),
+                    "weight": WeightQuantizer(),
+                }
+            )
+            module.add_submodule(name, pair)
+            with module.graph.inserting_before(node):
+                quantized_x = module.graph.call_module(f"{name}.input", (x,))
+                quantized_weight = module.graph.call_module(f"{name}.weight", (weight,))
+            node.args = (quantized_x, quantized_weight, *node.args[2:])
+        return module
+
+
+def set_assignment(
+    module: fx.GraphModule, network: Network, assignment: Mapping[str, str]
+) -> None:
+    """Switch every quantizer: sites that ``assignment`` leaves out compute in fp32."""
+    known = {site.id for site in network.sites}
+    for site_id in assignment:
+        if site_id not in known:
+            raise PlanError(
+                f"unknown site {site_id!r}",
+                expected="a site of the network",
+                found=repr(site_id),
+                remedy=nearest(site_id, known),
+            )
+    for index, site in enumerate(network.sites):
+        candidate = Candidate.parse(assignment.get(site.id, "fp32"))
+        pair = module.get_submodule(f"quantizer_{index}")
+        pair["input"].candidate = candidate  # type: ignore[index]
+        pair["weight"].candidate = candidate  # type: ignore[index]
+
+
+def site_weight(network: Network, site_id: str) -> Tensor:
+    """Return the float weight of a site, batch norm folded in."""
+    node = network.node(network.node_of[site_id])
+    weight = constant(network.module, node.args[1])
+    assert weight is not None
+    return weight
+
+
+def site_bias(network: Network, site_id: str) -> Tensor:
+    """Return the float bias of a site, float32 [N]; zeros where it has none."""
+    node = network.node(network.node_of[site_id])
+    bias = constant(network.module, node.args[2])
+    return torch.zeros(site_weight(network, site_id).shape[0]) if bias is None else bias.float()

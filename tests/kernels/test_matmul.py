@@ -1,0 +1,87 @@
+"""Linear and convolution kernels against the oracle, on every tier this machine executes."""
+
+from __future__ import annotations
+
+import matmul_cases as cases
+import pytest
+from mpq_compile.kernels.tier import host_tiers
+from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
+
+TIERS = pytest.mark.parametrize("tier", host_tiers(), ids=lambda tier: tier.name)
+
+CONVS = {
+    "same": dict(height=8, width=8, in_channels=16, out_channels=16, padding=(1, 1, 1, 1)),
+    "rgb_stem": dict(height=9, width=11, in_channels=3, out_channels=24, stride=(2, 2)),
+    "one_channel": dict(height=7, width=6, in_channels=1, out_channels=5, padding=(2, 2, 2, 2)),
+    "odd": dict(height=6, width=5, in_channels=7, out_channels=37, padding=(1, 0, 2, 1)),
+    "batch": dict(batch=3, height=4, width=4, in_channels=8, out_channels=48, padding=(1, 1, 1, 1)),
+    "dilated": dict(
+        height=9, width=8, in_channels=6, out_channels=20, dilation=(2, 3), padding=(2, 3, 2, 3)
+    ),
+    "grouped": dict(
+        height=5, width=6, in_channels=24, out_channels=36, groups=3, padding=(1, 1, 1, 1)
+    ),
+    "narrow_groups": dict(
+        height=5, width=6, in_channels=20, out_channels=12, groups=4, padding=(1, 1, 1, 1)
+    ),
+    "pointwise": dict(batch=2, height=5, width=5, in_channels=32, out_channels=24, kernel=(1, 1)),
+    "pointwise_strided": dict(
+        height=6, width=7, in_channels=16, out_channels=16, kernel=(1, 1), stride=(2, 2)
+    ),
+    "transposed": dict(
+        height=4, width=5, in_channels=8, out_channels=16, input_dilation=(2, 3),
+        padding=(1, 2, 2, 1),
+    ),
+    "cropped": dict(
+        height=6, width=6, in_channels=4, out_channels=8, input_dilation=(2, 2),
+        padding=(-1, -2, 1, -1), kernel=(2, 2),
+    ),
+    "row_kernel": dict(
+        height=5, width=9, in_channels=5, out_channels=17, kernel=(1, 5), padding=(0, 2, 0, 2)
+    ),
+}  # fmt: skip
+
+
+def conv(name: str, **formats: object) -> ConvWorkload:
+    """Return a small convolution by name."""
+    return ConvWorkload(**{"batch": 1, "kernel": (3, 3), **CONVS[name], **formats})
+
+
+@TIERS
+@pytest.mark.parametrize("name", CONVS)
+def test_integer_convolution_equals_the_oracle(tier, name):
+    cases.assert_matches(conv(name), tier)
+
+
+@TIERS
+@pytest.mark.parametrize("residual", ["u8", "bf16", "fp32"])
+@pytest.mark.parametrize("out", ["u8", "bf16", "fp32"])
+@pytest.mark.parametrize("name", ["same", "narrow_groups"])
+def test_every_pair_of_residual_and_output_formats(tier, name, residual, out):
+    cases.assert_matches(conv(name, residual=residual, out=out), tier, seed=1)
+
+
+@TIERS
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", CONVS)
+def test_float_convolution_is_close(tier, name, compute):
+    cases.assert_matches(conv(name, compute=compute, out="fp32"), tier)
+
+
+@TIERS
+@pytest.mark.parametrize("compute", ["int8", "fp32", "bf16", "weight_only"])
+@pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 10), (5, 37, 33), (19, 130, 48)])
+def test_linear(tier, compute, rows, inputs, outputs):
+    workload = LinearWorkload(
+        rows=rows, in_features=inputs, out_features=outputs, compute=compute, out="fp32"
+    )
+    cases.assert_matches(workload, tier)
+
+
+@TIERS
+@pytest.mark.parametrize("rows,group", [(1, 32), (2, 10), (7, 32)])
+def test_linear_with_group_scales(tier, rows, group):
+    workload = LinearWorkload(
+        rows=rows, in_features=4 * group, out_features=40, group_size=group, residual="u8"
+    )
+    cases.assert_matches(workload, tier)
