@@ -72,14 +72,14 @@ class Epilogue:
         if self.width == self.lanes:
             store(self.output, offset, self.lanes, value)
             return
-        whole = T.sblock_alloc_buffer((self.lanes,), self.output.dtype)
+        whole = T.alloc_buffer((self.lanes,), self.output.dtype)
         store(whole, 0, self.lanes, value)
         copy_short(self.output, offset, whole, 0, self.width)
 
     def _residual(self, offset: Any) -> Any:
         source = self.residual
         if self.width != self.lanes:
-            source = T.sblock_alloc_buffer((self.lanes,), self.residual.dtype)
+            source = T.alloc_buffer((self.lanes,), self.residual.dtype)
             copy_short(source, 0, self.residual, offset, self.width)
             offset = 0
         stored = load(source, offset, self.lanes)

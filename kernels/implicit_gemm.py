@@ -1,211 +1,137 @@
-"""Convolution and linear layers as one implicit GEMM, blocked in registers.
+"""Convolution and linear layers as one implicit GEMM: loops over register blocks.
 
 A task stages the input rows it needs, then multiplies blocks of output pixels with vectors of
-output channels: for each step of k it loads one weight vector per column of the block and
-broadcasts ``k_group`` input elements per pixel. Weights are laid out
-``[group][vector][outer run][inner run][step][lanes][k_group]`` (``packing.pack_weight``), which
-does not depend on the block.
+output channels. Weights are laid out ``[group][vector][run][step][lanes][k_group]``
+(``packing.pack_weight``), which does not depend on the block.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
-from mpq_compile.kernels.blocking import Block, Split, choose_block, choose_split
-from mpq_compile.kernels.emit import FORMAT_DTYPE, llvm_functions, load, scalar, splat, store, task_loop
-from mpq_compile.kernels.epilogue import Epilogue
-from mpq_compile.kernels.geometry import Geometry, geometry, padded_run, vector_starts
-from mpq_compile.kernels.microkernel import DotStep, dot_step
-from mpq_compile.kernels.packing import packed_weight_size, padded_channels, record_words
-from mpq_compile.kernels.staging import Staging
+from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_of
+from mpq_compile.kernels.emit import llvm_functions, scalar, task_loop
+from mpq_compile.kernels.gemm_plan import GemmPlan, plan_gemm
+from mpq_compile.kernels.register_block import RegisterBlock
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
-
-ELEMENT_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "float32": 4}
 
 
 def generate(workload: Workload, tier: Tier, threads: int) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a convolution or linear layer."""
-    kernel = ImplicitGemm.plan(workload, tier, threads)
+    plan = plan_gemm(workload, tier, threads)
     with IRBuilder() as builder:
         with prim_func(s_tir=True):
             T.func_name("main")
-            buffers = declare_arguments(workload, tier, kernel.step.input_dtype)
-            with llvm_functions(kernel.step.llvm_ir):
-                kernel.emit(buffers)
+            buffers = declare_arguments(workload, tier)
+            with llvm_functions(plan.step.llvm_ir):
+                _emit(plan, workload, tier, buffers)
     return builder.get()
 
 
+def _emit(plan: GemmPlan, workload: Workload, tier: Tier, buffers: Buffers) -> None:
+    """Allocate scratch, then stage and multiply in every task."""
+    staging, tasks = plan.staging(tier), plan.split.tasks
+    scratch = None
+    if plan.is_staged:
+        size = (tasks * staging.size,)
+        scratch = T.alloc_buffer(size, plan.step.input_dtype, align=64)
+    tile = T.alloc_buffer((tasks * plan.tile_size,), plan.tile_dtype, align=64)
+    with task_loop(tasks) as task:
+        across = T.bind(T.floormod(task, plan.split.channels) * plan.channels_per_task)
+        first = T.bind(T.floordiv(task, plan.split.channels) * plan.rows_per_task)
+        source, origin = buffers.inputs, 0
+        if scratch is not None:
+            row = T.bind(plan.first_row(first))
+            base = T.bind(task * staging.size)
+            staging.emit(scratch, base, buffers.inputs, row, _blank(plan, buffers))
+            source, origin = scratch, T.bind(base - row * plan.shape.row_size)
+        block = RegisterBlock(
+            shape=plan.shape,
+            step=plan.step,
+            block=plan.block,
+            run_steps=plan.run_steps,
+            vectors=plan.vectors,
+            source=source,
+            weights=buffers.weights,
+            epilogue=epilogue_of(workload, tier, buffers),
+            tile=tile,
+            tile_base=task * plan.tile_size,
+        )
+        _BlockLoops(plan=plan, block=block, origin=origin).emit(across, first)
+
+
+def _blank(plan: GemmPlan, buffers: Buffers) -> Any:
+    """Return the value of padding cells."""
+    if plan.step.input_dtype == "uint8":
+        return T.bind(T.cast(scalar(buffers.record, "zp_in"), "uint8"))
+    return T.float32(0) if plan.step.input_dtype == "float32" else T.uint16(0)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ImplicitGemm:
-    """One planned kernel: geometry, dot product step, register block and split over threads."""
+class _BlockLoops:
+    """Loops over a task's register blocks; ``origin`` is the offset of padded row 0."""
 
-    workload: Workload
-    tier: Tier
-    shape: Geometry
-    step: DotStep
-    block: Block
-    split: Split
-    run_steps: int
+    plan: GemmPlan
+    block: RegisterBlock
+    origin: Any
 
-    @classmethod
-    def plan(cls, workload: Workload, tier: Tier, threads: int) -> ImplicitGemm:
-        """Choose block and split for ``threads``."""
-        shape, step = geometry(workload), dot_step(workload, tier)
-        vectors = len(vector_starts(shape.group_outputs, step.lanes))
-        block = choose_block(shape, vectors, tier.registers, step.cost)
-        weights, weight_dtype = packed_weight_size(workload, tier)
-        split = choose_split(
-            macs=workload.macs,
-            channel_blocks=shape.groups * -(-vectors // block.vectors),
-            row_blocks=shape.batch * -(-shape.out_height // block.rows),
-            input_bytes=workload.input_size * ELEMENT_BYTES[step.input_dtype],
-            weight_bytes=weights * ELEMENT_BYTES[weight_dtype],
-            threads=threads,
-        )
-        return cls(
-            workload=workload,
-            tier=tier,
-            shape=shape,
-            step=step,
-            block=block,
-            split=split,
-            run_steps=padded_run(workload, tier) // step.k_group,
-        )
-
-    @property
-    def vectors(self) -> int:
-        """Vectors of output channels in one group."""
-        return -(-self.shape.group_outputs // self.step.lanes)
-
-    @property
-    def row_blocks(self) -> int:
-        """Row blocks of one image."""
-        return -(-self.shape.out_height // self.block.rows)
-
-    @property
-    def is_staged(self) -> bool:
-        """Tell whether the input is copied: padded, or read past the end of a run."""
-        return self.shape.is_padded() or self.shape.run % self.step.k_group != 0
-
-    @property
-    def rows_per_task(self) -> int:
-        """Row blocks of one task."""
-        return -(-self.shape.batch * self.row_blocks // self.split.rows)
-
-    def emit(self, buffers: Buffers) -> None:
-        """Emit the whole kernel into the function under construction."""
-        epilogue = epilogue_of(self.workload, self.tier, buffers, self.step.lanes)
-        staging = self._staging()
-        scratch = None
-        if self.is_staged:
-            size = (self.split.tasks * staging.size,)
-            scratch = T.sblock_alloc_buffer(size, self.step.input_dtype, align=64)
-        with task_loop(self.split.tasks) as task:
-            across = T.bind(T.floormod(task, self.split.channels))
-            first = T.bind(T.floordiv(task, self.split.channels) * self.rows_per_task)
-            row, base, source = 0, 0, buffers.inputs
-            if scratch is not None:
-                row, base, source = T.bind(self._first_row(first)), task * staging.size, scratch
-                staging.emit(scratch, base, buffers.inputs, row, self._blank(buffers))
-            self._blocks(buffers, epilogue, source, base - row * self.shape.row_size, across, first)
-
-    def _staging(self) -> Staging:
-        return Staging(
-            shape=self.shape,
-            rows=self._staged_rows(),
-            slack=self.step.k_group - 1,
-            clear_slack=self.step.accumulator == "float32",
-            lanes=4 * self.tier.lanes // ELEMENT_BYTES[self.step.input_dtype],
-        )
-
-    def _staged_rows(self) -> int:
-        """Return the most padded input rows that lie under one task's output rows."""
-        shape, total = self.shape, self.shape.batch * self.row_blocks
-        needed = 0
-        for first in range(0, total, self.rows_per_task):
-            last = min(first + self.rows_per_task, total) - 1
-            image, block = divmod(last, self.row_blocks)
-            bottom = min((block + 1) * self.block.rows, shape.out_height) - 1
-            end = image * shape.padded_height + bottom * shape.stride[0] + shape.window_rows
-            needed = max(needed, end - self._first_row(first))
-        return needed
-
-    def _first_row(self, row_block: Any) -> Any:
-        """Return the first padded input row under a row block."""
-        image, block = row_block // self.row_blocks, row_block % self.row_blocks
-        return image * self.shape.padded_height + block * (self.block.rows * self.shape.stride[0])
-
-    def _blank(self, buffers: Buffers) -> Any:
-        if self.step.input_dtype == "uint8":
-            return T.bind(T.cast(scalar(buffers.record, "zp_in"), "uint8"))
-        return T.float32(0) if self.step.input_dtype == "float32" else T.uint16(0)
-
-    def _blocks(
-        self, buffers: Buffers, epilogue: Epilogue, source: Any, base: Any, across: Any, first: Any
-    ) -> None:
-        """Loop over a task's channel blocks and row blocks."""
-        units = self.shape.groups * -(-self.vectors // self.block.vectors)
-        per_task = -(-units // self.split.channels)
-        total = self.shape.batch * self.row_blocks
-        extents = (self.rows_per_task, per_task)
-        outer, inner = extents if self.split.rows_outer else extents[::-1]
+    def emit(self, across: Any, first: Any) -> None:
+        """Visit the channel blocks from ``across`` and the row blocks from ``first``."""
+        plan = self.plan
+        extents = (plan.rows_per_task, plan.channels_per_task)
+        outer, inner = extents if plan.split.rows_outer else extents[::-1]
         with T.serial(outer) as i, T.serial(inner) as j:
-            rows, channels = (i, j) if self.split.rows_outer else (j, i)
-            row_block = T.bind(first + rows)
-            unit = T.bind(across * per_task + channels)
-            with T.If(T.And(row_block < total, unit < units)), T.Then():
-                self._unit(buffers, epilogue, source, base, unit, row_block)
+            rows, channels = (i, j) if plan.split.rows_outer else (j, i)
+            row_block, unit = T.bind(first + rows), T.bind(across + channels)
+            inside = T.And(row_block < plan.all_row_blocks, unit < plan.channel_blocks)
+            with T.If(inside), T.Then():
+                self._unit(row_block, unit)
 
-    def _unit(
-        self, buffers: Buffers, epilogue: Epilogue, source: Any, base: Any, unit: Any, rows: Any
-    ) -> None:
-        """Emit the row of register blocks of one channel block, tails included."""
-        per_group = -(-self.vectors // self.block.vectors)
-        group = T.bind(T.floordiv(unit, per_group))
-        column = T.bind(T.floormod(unit, per_group))
-        image = T.bind(T.floordiv(rows, self.row_blocks))
-        line = T.bind(T.floormod(rows, self.row_blocks))
-        full = (self.shape.out_height // self.block.rows, self.vectors // self.block.vectors)
-        for tall, height in whole_or_tail(line, full[0], self.shape.out_height, self.block.rows):
-            for wide, vectors in whole_or_tail(column, full[1], self.vectors, self.block.vectors):
+    def _unit(self, row_block: Any, unit: Any) -> None:
+        """Emit one channel block over one row block, in whole or tail size."""
+        plan, full = self.plan, self.plan.block
+        image, line = _divided(row_block, plan.row_blocks)
+        group, column = _divided(unit, plan.group_blocks)
+        top, vector = T.bind(line * full.rows), T.bind(column * full.vectors)
+        row = image * plan.shape.padded_height + top * plan.shape.stride[0]
+        pixel = T.bind(self.origin + row * plan.shape.row_size)
+        output = T.bind((image * plan.shape.out_height + top) * plan.shape.out_width)
+        for tall, rows in whole_or_tail(line, plan.shape.out_height, full.rows):
+            for wide, vectors in whole_or_tail(column, plan.vectors, full.vectors):
                 with T.If(T.And(tall, wide)), T.Then():
-                    top = T.bind(line * self.block.rows)
-                    first = T.bind(column * self.block.vectors)
-                    start = base + (
-                        image * self.shape.padded_height + top * self.shape.stride[0]
-                    ) * self.shape.row_size
-                    out = (image * self.shape.out_height + top) * self.shape.out_width
-                    place = Place(
-                        source=source, pixel=start, output=out, group=group, vector=first
-                    )
-                    self._columns(buffers, epilogue, place, height, vectors)
+                    shape = replace(full, rows=rows, vectors=vectors)
+                    block = replace(self.block, block=shape)
+                    self._columns(block, pixel, output, group, vector)
 
     def _columns(
-        self, buffers: Buffers, epilogue: Epilogue, place: Place, height: int, vectors: int
+        self, block: RegisterBlock, pixel: Any, output: Any, group: Any, vector: Any
     ) -> None:
-        """Emit the register blocks along one row of the image."""
-        width = self.block.columns
-        whole, tail = divmod(self.shape.out_width, width)
+        """Emit the register blocks along one row block."""
+        shape, width = self.plan.shape, self.plan.block.columns
+        step = width * shape.stride[1] * shape.channels
+        whole, tail = divmod(shape.out_width, width)
         if whole:
             with T.serial(whole) as i:
-                block = Block(rows=height, columns=width, vectors=vectors)
-                self._block(buffers, epilogue, place, i * width, block)
+                block.emit(pixel + i * step, output + i * width, group, vector)
         if tail:
-            block = Block(rows=height, columns=tail, vectors=vectors)
-            self._block(buffers, epilogue, place, whole * width, block)
+            narrow = replace(block, block=replace(block.block, columns=tail))
+            narrow.emit(pixel + whole * step, output + whole * width, group, vector)
 
 
-def whole_or_tail(index: Any, whole: int, extent: int, size: int) -> list[tuple[Any, int]]:
+def _divided(index: Any, size: int) -> tuple[Any, Any]:
+    """Return quotient and remainder of an index."""
+    return T.bind(T.floordiv(index, size)), T.bind(T.floormod(index, size))
+
+
+def whole_or_tail(index: Any, extent: int, size: int) -> list[tuple[Any, int]]:
     """Return (condition, size) of the whole blocks and of the remainder, where they exist."""
-    always = T.bool(True)
-    if extent % size == 0:
-        return [(always, size)]
-    if whole == 0:
-        return [(always, extent % size)]
-    return [(index < whole, size), (index >= whole, extent % size)]
+    whole, tail = divmod(extent, size)
+    if tail == 0 or whole == 0:
+        return [(T.bool(True), size if tail == 0 else tail)]
+    return [(index < whole, size), (index >= whole, tail)]

@@ -47,19 +47,16 @@ class RegisterBlock:
 
         ``group`` is the channel group, ``vector`` the first vector of channels in it.
         """
-        with T.sblock("block"):
-            T.reads()
-            T.writes()
-            start = T.bind(pixel + group * self.shape.group_inputs)
-            panel = T.bind((group * self.vectors + vector) * self._panel_size())
-            channels = [T.bind(self._channel(group, vector + v)) for v in range(self._width())]
-            if self.shape.scale_groups > 1:
-                sums = self._multiply_groups(start, panel, channels)
-            else:
-                sums = self._multiply(start, panel, channels)
-            for index, cell in enumerate(sums):
-                at = self.tile_base + index * self.step.lanes
-                store(self.tile, at, self.step.lanes, load(cell, 0, self.step.lanes))
+        start = T.bind(pixel + group * self.shape.group_inputs)
+        panel = T.bind((group * self.vectors + vector) * self._panel_size())
+        channels = [T.bind(self._channel(group, vector + v)) for v in range(self._width())]
+        if self.shape.scale_groups > 1:
+            sums = self._multiply_groups(start, panel, channels)
+        else:
+            sums = self._multiply(start, panel, channels)
+        for index, cell in enumerate(sums):
+            at = self.tile_base + index * self.step.lanes
+            store(self.tile, at, self.step.lanes, load(cell, 0, self.step.lanes))
         self._finish(output, channels)
 
     def _width(self) -> int:
@@ -81,7 +78,7 @@ class RegisterBlock:
     def _cells(self, dtype: str) -> list[Any]:
         """Allocate one small buffer for each accumulator; LLVM keeps them in registers."""
         count = self.block.pixels * self._width()
-        return [T.sblock_alloc_buffer((self.step.lanes,), dtype) for _ in range(count)]
+        return [T.alloc_buffer((self.step.lanes,), dtype) for _ in range(count)]
 
     def _start(self, cells: Sequence[Any], channels: Sequence[Any], group: Any = 0) -> None:
         """Set accumulators to the compensation, or to zero."""
@@ -151,9 +148,7 @@ class RegisterBlock:
     def _finish(self, output: Any, channels: Sequence[Any]) -> None:
         """Run the epilogue over the spilled sums; a block's pixels are consecutive outputs."""
         lanes, width = self.step.lanes, self._width()
-        with T.serial(self.block.pixels) as i, T.sblock("finish"):
-            T.reads()
-            T.writes()
+        with T.serial(self.block.pixels) as i:
             at = T.bind(self.tile_base + i * (width * lanes))
             out = T.bind((output + i) * self.shape.out_channels)
             for v, channel in enumerate(channels):

@@ -7,7 +7,7 @@ import math
 from mpq_compile.cost.profile import Analytic, Energy, Profile, operator_name
 from mpq_compile.cost.profile_rules import rate_name
 from mpq_compile.errors import ProfileError
-from mpq_compile.types import FORMAT_BYTES, Candidate, Site
+from mpq_compile.types import Candidate, Site, format_bits, storage
 
 _SCALE_BYTES = 4  # float32
 
@@ -58,18 +58,16 @@ def traffic_bytes(site: Site, candidate: Candidate, onchip_bytes: int | None = N
     bytes = O + min(W + I · ceil(2W / C), I + W · ceil(2I / C)): half of the on-chip memory C
     holds a slice of the weights W (or of the input I) while the whole of the other passes by; the
     output O is written once. Where C is None, or one operand fits in half of it, all move once.
-    Activations take the bytes of the candidate's input format, also on the way out.
+    Activations take the bytes in which the candidate's input format is stored, outputs too.
     """
     weights = weight_bytes(site, candidate)
-    item = FORMAT_BYTES[candidate.input_format]
+    item = format_bits(storage(candidate.input_format)) // 8
     inputs, outputs = (item * math.prod(shape) for shape in (site.input_shape, site.output_shape))
     if onchip_bytes is None:
         return weights + inputs + outputs
     slices_of_weights = math.ceil(2 * weights / onchip_bytes)
     slices_of_inputs = math.ceil(2 * inputs / onchip_bytes)
-    return outputs + min(
-        weights + inputs * slices_of_weights, inputs + weights * slices_of_inputs
-    )
+    return outputs + min(weights + inputs * slices_of_weights, inputs + weights * slices_of_inputs)
 
 
 def weight_bytes(site: Site, candidate: Candidate) -> int:

@@ -23,7 +23,12 @@ SCHEMA_VERSION = 1
 BUSY_S = 30.0
 
 _APPLICATION_ID = 0x4D505131  # "MPQ1"
-_TYPES = {"count": "INTEGER", "clock_mhz": "REAL", "time": "TEXT", **dict.fromkeys(KEY_FIELDS, "TEXT")}
+_TYPES = {
+    "count": "INTEGER",
+    "clock_mhz": "REAL",
+    "time": "TEXT",
+    **dict.fromkeys(KEY_FIELDS, "TEXT"),
+}
 _TABLE = f"""
 CREATE TABLE IF NOT EXISTS measurements (
     {", ".join(f"{name} {_TYPES.get(name, 'REAL')}" for name in COLUMNS)},

@@ -141,7 +141,8 @@ class Profile:
     def _no_candidate(self, site: Site, asked: list[str]) -> ProfileError:
         operator = operator_name(site.op, site.depthwise)
         listed = [name for rule in self.operators.get(operator, ()) for name in rule.candidates]
-        able = [n for n in listed if self.supports(site.op, site.depthwise, Candidate.parse(n), site)]
+        parsed = map(Candidate.parse, listed)
+        able = [c.name for c in parsed if self.supports(site.op, site.depthwise, c, site)]
         return ProfileError(
             f"profile {self.name} supports none of the requested candidates for this {operator}",
             where=site.id,

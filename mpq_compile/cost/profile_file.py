@@ -213,25 +213,29 @@ def _missing_keys(keys: tuple[str | int, ...], missing: list[str]) -> Finding:
     )
 
 
+_EXPECTED = {
+    "type": "{}",
+    "enum": "one of {}",
+    "const": "{}",
+    "minimum": "≥ {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "≤ {}",
+    "minItems": "at least {} items",
+    "minLength": "at least {} characters",
+    "minProperties": "at least {} keys",
+    "maxProperties": "at most {} keys",
+    "uniqueItems": "no item twice",
+    "not": "another value",
+}
+
+
 def _expected(error: Any) -> str:
-    rule, value = error.validator, error.validator_value
-    spelled = {
-        "type": value if isinstance(value, str) else " or ".join(map(str, value))
-        if rule == "type" else None,
-        "enum": "one of " + ", ".join(map(str, value)) if rule == "enum" else None,
-        "const": value,
-        "minimum": f"≥ {value}",
-        "exclusiveMinimum": f"> {value}",
-        "maximum": f"≤ {value}",
-        "minItems": f"at least {value} items",
-        "minLength": f"at least {value} characters",
-        "minProperties": f"at least {value} keys",
-        "maxProperties": f"at most {value} keys",
-        "uniqueItems": "no item twice",
-        "pattern": error.schema.get("description", f"a match of {value}"),
-        "not": "another value",
-    }
-    return str(spelled.get(rule, error.message))
+    if error.validator == "pattern" and "description" in error.schema:
+        return error.schema["description"]
+    value = error.validator_value
+    listed = ", ".join(map(str, value)) if isinstance(value, list) else value
+    template = _EXPECTED.get(error.validator)
+    return template.format(listed) if template else error.message
 
 
 def _spelled(keys: Sequence[str | int]) -> str:

@@ -64,6 +64,8 @@ def readable_rows(path: Path) -> list[Row]:
 def _rows_of_file(path: Path, options: str) -> list[Row]:
     try:
         with closing(sqlite3.connect(database_uri(path, options), uri=True)) as db:
+            # Without this, SQLite gives up a truncated file at once.
+            db.execute("PRAGMA writable_schema=ON")
             db.text_factory = lambda raw: raw.decode(errors="replace")
             return list(_scan(db, 1, _last_rowid(db, path)))
     except sqlite3.Error:
@@ -83,9 +85,7 @@ def _scan(db: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:
 
     Explicit stack of stretches, each inclusive; the index is left alone, it may be damaged too.
     """
-    query = (
-        f"SELECT {', '.join(COLUMNS)} FROM measurements NOT INDEXED WHERE rowid BETWEEN ? AND ?"
-    )
+    query = f"SELECT {', '.join(COLUMNS)} FROM measurements NOT INDEXED WHERE rowid BETWEEN ? AND ?"
     todo = [(first, last)]
     while todo:
         low, high = todo.pop()

@@ -277,14 +277,33 @@ def stored_formats(
         candidates: Node name of each site to its candidate.
     """
     formats: dict[str, str] = {}
+    native = _native_formats(network, table, candidates)
     for node in reversed(network.module.graph.nodes):
         firm, soft = [], []
         for user in node.users:
             demand = _demand(node, user, table, candidates, formats)
             (firm if demand[1] else soft).append(demand[0])
-        wanted = firm or soft or ["fp32"]
+        averaged = bool(soft) and all(table.get(u.name) is Kind.AVERAGE for u in node.users)
+        # Sums of codes are exact in any order; sums of floats are not.
+        wanted = [native[node.name]] if averaged else firm or soft or ["fp32"]
         formats[node.name] = max(wanted, key=FORMAT_WIDTH.__getitem__)
     return formats
+
+
+def _native_formats(
+    network: Network, table: Mapping[str, Kind], candidates: Mapping[str, Candidate]
+) -> dict[str, str]:
+    """Return the format in which each tensor is computed, whoever reads it."""
+    native: dict[str, str] = {}
+    for node in network.module.graph.nodes:
+        kind = table.get(node.name)
+        native[node.name] = "fp32"
+        if kind is Kind.SITE:
+            native[node.name] = candidates[node.name].input_format
+        elif kind in (*_SHARES_INPUT, *_FOLLOWS_OUTPUT, Kind.CONCAT):
+            sources = [native[n.name] for n in node.all_input_nodes if n.op == "call_function"]
+            native[node.name] = max(sources or ["fp32"], key=FORMAT_WIDTH.__getitem__)
+    return native
 
 
 def _demand(

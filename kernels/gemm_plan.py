@@ -1,0 +1,127 @@
+"""What an implicit GEMM decides before it emits code: step, register block, split, staging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mpq_compile.kernels.arguments import ELEMENT_BYTES
+from mpq_compile.kernels.blocking import Block, Split, choose_block, choose_split
+from mpq_compile.kernels.geometry import Geometry, geometry, padded_run
+from mpq_compile.kernels.microkernel import DotStep, dot_step
+from mpq_compile.kernels.packing import packed_weight_size
+from mpq_compile.kernels.staging import Staging
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.workload import Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmPlan:
+    """One planned kernel.
+
+    Args:
+        run_steps: Dot product steps in one run.
+        vectors: Vectors of output channels in one group.
+    """
+
+    shape: Geometry
+    step: DotStep
+    block: Block
+    split: Split
+    run_steps: int
+    vectors: int
+
+    @property
+    def row_blocks(self) -> int:
+        """Row blocks of one image."""
+        return -(-self.shape.out_height // self.block.rows)
+
+    @property
+    def all_row_blocks(self) -> int:
+        """Row blocks of the batch."""
+        return self.shape.batch * self.row_blocks
+
+    @property
+    def rows_per_task(self) -> int:
+        """Row blocks of one task."""
+        return -(-self.all_row_blocks // self.split.rows)
+
+    @property
+    def group_blocks(self) -> int:
+        """Channel blocks of one group."""
+        return -(-self.vectors // self.block.vectors)
+
+    @property
+    def channel_blocks(self) -> int:
+        """Channel blocks of all groups."""
+        return self.shape.groups * self.group_blocks
+
+    @property
+    def channels_per_task(self) -> int:
+        """Channel blocks of one task."""
+        return -(-self.channel_blocks // self.split.channels)
+
+    @property
+    def tile_size(self) -> int:
+        """Sums of one register block."""
+        return self.block.pixels * self.block.vectors * self.step.lanes
+
+    @property
+    def tile_dtype(self) -> str:
+        """What the register block spills: float32 once weight groups are scaled."""
+        return "float32" if self.shape.scale_groups > 1 else self.step.accumulator
+
+    @property
+    def is_staged(self) -> bool:
+        """Tell whether the input is copied: padded, or read past the end of a run."""
+        return self.shape.is_padded() or self.shape.run % self.step.k_group != 0
+
+    def first_row(self, row_block: Any) -> Any:
+        """Return the first padded input row under a row block; Python or TIR integers."""
+        image, block = row_block // self.row_blocks, row_block % self.row_blocks
+        return image * self.shape.padded_height + block * (self.block.rows * self.shape.stride[0])
+
+    def staging(self, tier: Tier) -> Staging:
+        """Return the scratch rows of one task."""
+        return Staging(
+            shape=self.shape,
+            rows=self._staged_rows(),
+            slack=self.step.k_group - 1,
+            clear_slack=self.step.accumulator == "float32",
+            lanes=4 * tier.lanes // ELEMENT_BYTES[self.step.input_dtype],
+        )
+
+    def _staged_rows(self) -> int:
+        """Return the most padded input rows that lie under one task's output rows."""
+        shape, needed = self.shape, 0
+        for first in range(0, self.all_row_blocks, self.rows_per_task):
+            last = min(first + self.rows_per_task, self.all_row_blocks) - 1
+            image, block = divmod(last, self.row_blocks)
+            bottom = min((block + 1) * self.block.rows, shape.out_height) - 1
+            end = image * shape.padded_height + bottom * shape.stride[0] + shape.window_rows
+            needed = max(needed, end - self.first_row(first))
+        return needed
+
+
+def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
+    """Choose step, block and split of a workload for ``threads``."""
+    shape, step = geometry(workload), dot_step(workload, tier)
+    vectors = -(-shape.group_outputs // step.lanes)
+    block = choose_block(shape, vectors, tier.registers, step.cost)
+    weights, weight_dtype = packed_weight_size(workload, tier)
+    split = choose_split(
+        macs=workload.macs,
+        channel_blocks=shape.groups * -(-vectors // block.vectors),
+        row_blocks=shape.batch * -(-shape.out_height // block.rows),
+        input_bytes=workload.input_size * ELEMENT_BYTES[step.input_dtype],
+        weight_bytes=weights * ELEMENT_BYTES[weight_dtype],
+        threads=threads,
+    )
+    return GemmPlan(
+        shape=shape,
+        step=step,
+        block=block,
+        split=split,
+        run_steps=padded_run(workload, tier) // step.k_group,
+        vectors=vectors,
+    )

@@ -1,0 +1,189 @@
+"""Schedules of one loop nest: which axis becomes a vector, which is shared among the threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.s_tir import Schedule
+
+from mpq_compile.kernels.access import Axis, Nest, collapsible, constant, nest_of
+from mpq_compile.kernels.emit import PARALLEL_ELEMENTS
+from mpq_compile.kernels.tier import Tier
+
+# Asks TVM to peel the last, incomplete vector off a loop, so that the others need no condition.
+_PARTITION = "pragma_loop_partition_hint"
+
+# Rows of a matrix product that share one load of the other operand, best first.
+_ROW_BLOCKS = (6, 8, 5, 7, 4, 3, 2)
+
+# A vector loop shorter than this is not worth having.
+_FEW = 4
+
+
+def schedule_block(schedule: Schedule, block: Any, tier: Tier, threads: int) -> None:
+    """Vectorise and parallelise one loop nest in place; may raise and leave it half done."""
+    nest = nest_of(schedule, block)
+    if nest is None:
+        raise ValueError("loops are not the axes of the block")
+    if not nest.axes:
+        return
+    if not nest.reduced:
+        _spatial(schedule, block, nest, tier.lanes, threads)
+    elif _lane_axes(nest):
+        _reduce_beside(schedule, block, nest, tier.lanes, threads)
+    elif _summed_axes(nest, tier.lanes):
+        _reduce_along(schedule, block, nest, tier.lanes, threads)
+    else:
+        _spatial_only(schedule, block, nest, threads)
+
+
+def _spatial(schedule: Schedule, block: Any, nest: Nest, lanes: int, threads: int) -> None:
+    """Elementwise: the axes that are contiguous everywhere become the vector loop."""
+    loops = schedule.get_loops(block)
+    joined = collapsible(nest.axes)
+    outer, inner = loops[:-joined], _fuse(schedule, loops[-joined:])
+    inner_outer = _vectorize(schedule, inner, lanes)
+    _share(schedule, outer, inner_outer, nest.work, threads)
+
+
+def _fuse(schedule: Schedule, loops: Sequence[Any]) -> Any:
+    return loops[0] if len(loops) == 1 else schedule.fuse(*loops)
+
+
+def _vectorize(schedule: Schedule, loop: Any, lanes: int) -> Any | None:
+    """Vectorise a loop; return the serial loop over its vectors, or None where there is none."""
+    extent = constant(schedule.get(loop).extent)
+    if extent <= lanes:
+        if extent >= _FEW:
+            schedule.vectorize(loop)
+            return None
+        return loop
+    vectors, inner = schedule.split(loop, [None, lanes])
+    schedule.vectorize(inner)
+    if extent % lanes:
+        schedule.annotate(vectors, _PARTITION, 1)
+    return vectors
+
+
+def _share(
+    schedule: Schedule, outer: Sequence[Any], vectors: Any | None, work: int, threads: int
+) -> None:
+    """Share the outer loops among the threads, or the loop over vectors where they are few."""
+    if work < PARALLEL_ELEMENTS or threads == 1:
+        return
+    rows = 1
+    for loop in outer:
+        rows *= constant(schedule.get(loop).extent)
+    if rows >= threads:
+        schedule.parallel(_fuse(schedule, outer))
+    elif vectors is not None:
+        schedule.parallel(vectors)
+
+
+def _lane_axes(nest: Nest) -> tuple[Axis, ...]:
+    """Return the trailing spatial axes along which all memory is contiguous or unchanged."""
+    axes = tuple(axis for axis in nest.spatial if axis.extent > 1)
+    if not axes or axes[-1].write != 1 or not axes[-1].runs_along:
+        return ()
+    lanes = axes[-collapsible(axes) :]
+    return lanes if math.prod(axis.extent for axis in lanes) >= _FEW else ()
+
+
+def _summed_axes(nest: Nest, lanes: int) -> tuple[Axis, ...]:
+    """Return the trailing reduced axes that are contiguous in what is read, if long enough."""
+    axes = tuple(axis for axis in nest.reduced if axis.extent > 1)
+    # The written buffer is read too, and stands still along every reduced axis.
+    if not axes or not axes[-1].runs_along:
+        return ()
+    summed = axes[-collapsible(axes) :]
+    return summed if math.prod(axis.extent for axis in summed) >= 2 * lanes else ()
+
+
+def _reduce_beside(
+    schedule: Schedule, block: Any, nest: Nest, lanes: int, threads: int
+) -> None:
+    """Reduce with a vector of results: a sum over rows, a matrix product."""
+    loops = schedule.get_loops(block)
+    lane_axes = _lane_axes(nest)
+    outer = [axis for axis in nest.spatial if axis not in lane_axes]
+    reduced = [loops[axis.position] for axis in nest.reduced]
+    rows = _row_axis(nest, outer)
+    outer_loops = [loops[axis.position] for axis in outer]
+    lane_loops = [loops[axis.position] for axis in lane_axes]
+    schedule.reorder(*outer_loops, *lane_loops, *reduced)
+    lane = _fuse(schedule, lane_loops)
+    extent = constant(schedule.get(lane).extent)
+    vectors = None
+    if extent > lanes:
+        vectors, lane = schedule.split(lane, [None, lanes])
+        if extent % lanes:
+            schedule.annotate(vectors, _PARTITION, 1)
+    inner = [lane]
+    if rows is not None:
+        axis, block_rows = rows
+        index = outer.index(axis)
+        outer_loops[index], row = schedule.split(outer_loops[index], [None, block_rows])
+        inner = [row, lane]
+    head = [*outer_loops, *([vectors] if vectors is not None else [])]
+    schedule.reorder(*head, *reduced, *inner)
+    initial = schedule.decompose_reduction(block, reduced[0])
+    for one in (block, initial):
+        *_, last = schedule.get_loops(one)
+        schedule.vectorize(last)
+        if rows is not None:
+            schedule.unroll(schedule.get_loops(one)[-2])
+    _share(schedule, outer_loops, vectors, nest.work, threads)
+
+
+def _row_axis(nest: Nest, outer: Sequence[Axis]) -> tuple[Axis, int] | None:
+    """Return the axis of a product whose rows share loads, and how many to take at once."""
+    for axis in reversed(outer):
+        shares = any(step == 0 for step in axis.reads) and axis.write not in (0, None)
+        if not shares or len(set(axis.reads)) < 2:
+            continue
+        for rows in _ROW_BLOCKS:
+            if axis.extent % rows == 0:
+                return axis, rows
+    return None
+
+
+def _reduce_along(schedule: Schedule, block: Any, nest: Nest, lanes: int, threads: int) -> None:
+    """Reduce along contiguous memory: one partial result for each lane, joined at the end."""
+    loops = schedule.get_loops(block)
+    depth = len(nest.spatial)
+    summed = _fuse(schedule, [loops[axis.position] for axis in _summed_axes(nest, lanes)])
+    width = _divisor(constant(schedule.get(summed).extent), lanes)
+    _, lane = schedule.split(summed, [None, width])
+    partial = schedule.rfactor(lane, depth)
+    spatial = schedule.get_loops(block)[:depth]
+    if spatial:
+        schedule.compute_at(partial, spatial[-1])
+        lane, *reduced = schedule.get_loops(partial)[depth:]
+    else:
+        *reduced, lane = schedule.get_loops(partial)
+    schedule.reorder(*reduced, lane)
+    initial = schedule.decompose_reduction(partial, reduced[0])
+    for one in (partial, initial):
+        schedule.vectorize(schedule.get_loops(one)[-1])
+    _share(schedule, spatial, None, nest.work, threads)
+
+
+def _divisor(extent: int, lanes: int) -> int:
+    """Return the width of a vector that divides ``extent``: TVM drops the condition of a tail."""
+    if extent % lanes == 0:
+        return lanes
+    fitting = [width for width in range(_FEW, 2 * lanes) if extent % width == 0]
+    if not fitting:
+        raise ValueError(f"no vector width divides {extent}")
+    return max(fitting)
+
+
+def _spatial_only(schedule: Schedule, block: Any, nest: Nest, threads: int) -> None:
+    """Share the results among the threads; nothing to vectorise."""
+    loops = schedule.get_loops(block)
+    outer = [loops[axis.position] for axis in nest.spatial]
+    reduced = [loops[axis.position] for axis in nest.reduced]
+    schedule.reorder(*outer, *reduced)
+    _share(schedule, outer, None, nest.work, threads)

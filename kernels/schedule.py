@@ -1,0 +1,151 @@
+"""The default CPU schedule for functions that are not our own kernels.
+
+What Relax legalizes (softmax, normalisation, resampling, batched products, …) arrives as scalar,
+serial loops. Here elementwise stages are inlined; each loop nest that is left is vectorised along
+an axis on which memory is contiguous, and shared among the threads where it is large. A nest that
+cannot be scheduled stays as it is, and ``unscheduled`` reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tvm_ffi
+from tvm import IRModule, tirx
+from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import ScheduleError
+from tvm.tirx import PrimFunc
+
+from mpq_compile.kernels.access import COSTLY_WEIGHT, constant, has_branches, weight_of
+from mpq_compile.kernels.emit import KERNEL_ATTRS, SCHEDULED
+from mpq_compile.kernels.nest_schedule import schedule_block
+from mpq_compile.kernels.tier import Tier
+
+FAILURE = "mpq.schedule_failure"
+
+
+def is_scheduled(func: PrimFunc) -> bool:
+    """Tell whether a function is a finished kernel, which no pass may change."""
+    return bool(func.attrs) and bool(func.attrs.get(SCHEDULED, False))
+
+
+def default_schedule(mod: IRModule, tier: Tier, threads: int) -> IRModule:
+    """Return ``mod`` with every PrimFunc scheduled that was not; the others are left untouched.
+
+    A function in which some loop nest could not be scheduled carries the reason in the attribute
+    ``mpq.schedule_failure``.
+    """
+    result = mod.clone()
+    for name, func in mod.functions.items():
+        if isinstance(func, PrimFunc) and not is_scheduled(func):
+            result.update_func(name, schedule_function(func, tier, threads))
+    return result
+
+
+def schedule_function(func: PrimFunc, tier: Tier, threads: int) -> PrimFunc:
+    """Return ``func`` inlined, vectorised and shared among ``threads``, as far as that goes."""
+    failures: list[str] = []
+    try:
+        schedule = Schedule(IRModule({"main": func}), error_render_level="none")
+        blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
+    except Exception as error:  # whatever a pass of TVM raises: the function stays as it is
+        return _finished(func, [_reason("root", error)])
+    for block in _inlined(schedule, blocks):
+        attempt = schedule.copy()
+        try:
+            schedule_block(attempt, block, tier, threads)
+            schedule = attempt
+        except Exception as error:  # this nest stays scalar; the audit names it
+            failures.append(_reason(schedule.get(block).name_hint, error))
+    return _finished(schedule.mod["main"], failures)
+
+
+def _finished(func: PrimFunc, failures: Sequence[str]) -> PrimFunc:
+    for key, value in KERNEL_ATTRS.items():
+        func = func.with_attr(key, value)
+    return func.with_attr(FAILURE, "; ".join(failures)) if failures else func
+
+
+def _reason(name: str, error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{name}: {type(error).__name__}: {lines[-1][:200]}"
+
+
+def _inlined(schedule: Schedule, blocks: Sequence[Any]) -> list[Any]:
+    """Inline elementwise blocks into their consumers or producers; return those that are left."""
+    remaining = list(blocks)
+    progress = True
+    while progress:
+        progress = False
+        for block in list(remaining):
+            if _inline(schedule, block):
+                remaining.remove(block)
+                progress = True
+    return remaining
+
+
+def _inline(schedule: Schedule, block: Any) -> bool:
+    """Inline one block if it is elementwise and that does not repeat costly work."""
+    body = schedule.get(block)
+    if any(variable.iter_type != 0 for variable in body.iter_vars):
+        return False
+    consumers = schedule.get_consumers(block)
+    reducing = any(
+        variable.iter_type == 2 for one in consumers for variable in schedule.get(one).iter_vars
+    )
+    repeats = weight_of(body.body) >= COSTLY_WEIGHT and (len(consumers) > 1 or reducing)
+    if repeats or (reducing and has_branches(body.body)):
+        return False
+    for inline in (schedule.compute_inline, schedule.reverse_compute_inline):
+        try:
+            inline(block)
+        except ScheduleError:
+            continue
+        return True
+    return False
+
+
+def unscheduled(mod: IRModule, min_elements: int) -> list[str]:
+    """Return the functions that run at least ``min_elements`` iterations scalar and serial.
+
+    Counted are loop nests with constant extents in which no loop is vectorised or parallel.
+    """
+    return [
+        name.name_hint
+        for name, func in mod.functions.items()
+        if isinstance(func, PrimFunc) and _largest_plain_nest(func.body) >= min_elements
+    ]
+
+
+def _largest_plain_nest(body: Any) -> int:
+    """Return the most iterations of a loop nest without vectors and without threads."""
+    largest = 0
+
+    def visit(loop: tirx.For) -> None:
+        nonlocal largest
+        # Post-order: the innermost loops come first, and hold whole nests only if they are plain.
+        largest = max(largest, _plain_iterations(loop))
+
+    tvm_ffi.structural_walk(body, (tirx.For, visit))
+    return largest
+
+
+def _plain_iterations(loop: tirx.For) -> int:
+    """Return the iterations of a chain of serial loops down to its innermost; else 0."""
+    plain, count = True, 1
+
+    def visit(inner: tirx.For) -> None:
+        nonlocal plain, count
+        plain = plain and inner.kind in (tirx.ForKind.SERIAL, tirx.ForKind.UNROLLED)
+        count *= constant(inner.extent) or 1
+
+    tvm_ffi.structural_walk(loop, (tirx.For, visit))
+    return count if plain and not _writes_vectors(loop) else 0
+
+
+def _writes_vectors(body: Any) -> bool:
+    """Tell whether anything stores through a ramp: our kernels write vectors directly."""
+    found: list[Any] = []
+    tvm_ffi.structural_walk(body, (tirx.Ramp, found.append))
+    return bool(found)

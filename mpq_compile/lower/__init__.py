@@ -1,0 +1,1 @@
+"""Materialized graph → Relax → library."""

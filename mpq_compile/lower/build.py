@@ -1,0 +1,44 @@
+"""Relax module → shared library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tvm
+from tvm import relax
+
+from mpq_compile.errors import LoweringError
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.lower.lowering import Lowered
+from mpq_compile.lower.pipeline import lower_pipeline
+
+
+def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> list[str]:
+    """Compile the module for ``tier`` and write the shared library to ``path``.
+
+    Returns:
+        Names of functions that no schedule fits: they run as TVM generated them.
+
+    Raises:
+        LoweringError: TVM or the linker refuses.
+    """
+    target = tvm.target.Target(tier.target(threads))
+    try:
+        module = lower_pipeline(lowered.module, tier, threads)
+        executable = relax.build(module, target, exec_mode="compiled")
+        executable.export_library(str(path))
+    except Exception as error:
+        raise LoweringError(
+            "TVM could not build the library",
+            where=f"tier {tier.name}",
+            found=f"{type(error).__name__}: {str(error).strip()[:400]} … {str(error).strip()[-400:]}",
+            remedy="a C compiler must be installed for linking; `mpq doctor` checks it",
+        ) from error
+    return unscheduled_names(module)
+
+
+def unscheduled_names(module: tvm.IRModule) -> list[str]:
+    """Return names of functions that the default schedule left as they are."""
+    from mpq_compile.kernels.schedule import unscheduled
+
+    return unscheduled(module, 4096)

@@ -1,0 +1,193 @@
+"""Emission of one Relax module: flat buffers, kernels of ours by ``call_tir``, parameters counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from mpq_compile.kernels import elementwise, matmul, packing, pool
+from mpq_compile.kernels.elementwise_workload import PoolWorkload, TransposeConvertWorkload
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
+from mpq_compile.runtime.parameters import Recipe, describe_workload
+
+DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A tensor of the lowered module.
+
+    Args:
+        var: Relax variable, flat.
+        shape: Logical shape (PyTorch's).
+        fmt: Storage: "u8", "bf16", "fp32", or a NumPy dtype for index tensors.
+        nhwc: True where a 4-D tensor lies channels-last.
+    """
+
+    var: Any
+    shape: tuple[int, ...]
+    fmt: str
+    nhwc: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def layout_free(self) -> bool:
+        """True where both layouts are the same bytes."""
+        return len(self.shape) != 4 or self.shape[1] == 1 or self.shape[2] * self.shape[3] == 1
+
+
+class Emitter:
+    """Collects kernels, parameters and calls; :meth:`finish` gives the module.
+
+    Args:
+        tier: Instruction set the kernels are generated for.
+        threads: Threads they may use.
+    """
+
+    def __init__(self, tier: Tier, threads: int) -> None:
+        self.tier = tier
+        self.threads = threads
+        self.builder = relax.BlockBuilder()
+        self.recipes: list[Recipe] = []
+        self.arrays: dict[str, np.ndarray] = {}
+        self._parameter_vars: list[Any] = []
+        self._kernels: dict[str, Any] = {}
+
+    # Parameters
+
+    def parameter(self, recipe: Recipe) -> Any:
+        """Register a parameter; return its variable."""
+        kind = relax.TensorType((recipe.size,), recipe.dtype)
+        var = relax.Var(f"p{len(self.recipes)}", kind)
+        self.recipes.append(recipe)
+        self._parameter_vars.append(var)
+        return var
+
+    def words(self, values: np.ndarray) -> Any:
+        """Register a small int32 or float32 record given here; floats travel as their bits."""
+        flat = np.ascontiguousarray(values).reshape(-1)
+        numbers = [int(word) for word in flat.view(np.int32)]
+        recipe = Recipe(
+            kind="words", dtype=str(flat.dtype), size=flat.size, values={"words": numbers}
+        )
+        return self.parameter(recipe)
+
+    def array(self, name: str, values: np.ndarray) -> Any:
+        """Register an array that the artifact stores."""
+        self.arrays[name] = np.ascontiguousarray(values).reshape(-1)
+        stored = self.arrays[name]
+        recipe = Recipe(
+            kind="array", dtype=str(stored.dtype), size=stored.size, values={"name": name}
+        )
+        return self.parameter(recipe)
+
+    def matmul_parameters(
+        self, site: str, workload: ConvWorkload | LinearWorkload, values: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """Register weights and epilogue record of a matrix multiply."""
+        described = describe_workload(workload)
+        elements, dtype = packing.packed_weight_size(workload, self.tier)
+        weight = Recipe(kind="weight", dtype=dtype, size=elements, site=site, workload=described)
+        record = Recipe(
+            kind="epilogue",
+            dtype="int32",
+            size=packing.record_words(workload, self.tier),
+            site=site,
+            workload=described,
+            values=values,
+        )
+        return self.parameter(weight), self.parameter(record)
+
+    # Calls
+
+    def kernel(
+        self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmt: str, nhwc: bool
+    ) -> Value:
+        """Call the kernel of ``workload``; equal workloads share one function."""
+        if workload.key not in self._kernels:
+            function = generator_of(workload)(workload, self.tier, self.threads)
+            name = "k_" + "".join(c if c.isalnum() else "_" for c in workload.key)
+            function = function.with_attr("global_symbol", name)
+            self._kernels[workload.key] = self.builder.add_func(function, name)
+        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
+        call = relax.call_tir(self._kernels[workload.key], list(arguments), kind)
+        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+
+    def relax_op(
+        self,
+        value: Value,
+        function: Callable[[Any], Any],
+        shape: tuple[int, ...],
+        physical: tuple[int, ...] | None = None,
+    ) -> Value:
+        """Apply a data movement of Relax to ``value`` seen as ``physical`` (default: its shape)."""
+        seen = relax.op.reshape(value.var, relax.ShapeExpr(list(physical or value.shape)))
+        moved = self.builder.emit(function(self.builder.emit(seen)))
+        flat = self.builder.emit(relax.op.reshape(moved, relax.ShapeExpr([math.prod(shape)])))
+        return replace(value, var=flat, shape=shape)
+
+    # Layouts
+
+    def channels_last(self, value: Value) -> Value:
+        """Bring a 4-D tensor to NHWC."""
+        if value.nhwc or len(value.shape) != 4:
+            return value
+        return self._transposed(value, "to_nhwc")
+
+    def logical(self, value: Value) -> Value:
+        """Bring a tensor to PyTorch's order."""
+        return self._transposed(value, "to_nchw") if value.nhwc else value
+
+    def _transposed(self, value: Value, direction: str) -> Value:
+        nhwc = direction == "to_nhwc"
+        if value.layout_free:
+            return replace(value, nhwc=nhwc)
+        record = packing.pack_convert(0, 1.0, (float("-inf"), float("inf")), 0)
+        return self.transpose_convert(value, direction, value.fmt, record)
+
+    def transpose_convert(self, value: Value, direction: str, fmt: str, record: np.ndarray) -> Value:
+        """Change layout and format of a 4-D tensor in one kernel."""
+        batch, channels, height, width = value.shape
+        workload = TransposeConvertWorkload(
+            batch=batch,
+            channels=channels,
+            pixels=height * width,
+            source=value.fmt,  # type: ignore[arg-type]
+            target=fmt,  # type: ignore[arg-type]
+            direction=direction,  # type: ignore[arg-type]
+        )
+        arguments = [value.var, self.words(record)]
+        return self.kernel(workload, arguments, value.shape, fmt, direction == "to_nhwc")
+
+    # Assembly
+
+    def finish(self, inputs: Sequence[Any], body: Callable[[], Sequence[Any]]) -> Any:
+        """Return the module whose ``main(inputs…, parameters)`` computes what ``body`` emits.
+
+        Args:
+            inputs: Relax variables of the network's inputs, flat.
+            body: Emits the network and returns its output variables, flat.
+        """
+        with self.builder.function("main", attrs={"num_input": len(inputs)}):
+            with self.builder.dataflow():
+                outputs = relax.Tuple(list(body()))
+                result = self.builder.emit_output(outputs)
+            self.builder.emit_func_output(result, params=[*inputs, *self._parameter_vars])
+        return relax.transform.BundleModelParams()(self.builder.finalize())
+
+
+def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
+    """Return the generator of a workload's kernel."""
+    if isinstance(workload, (ConvWorkload, LinearWorkload)):
+        return matmul.generate
+    return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate

@@ -1,0 +1,109 @@
+"""Nodes of a materialized graph → workloads of the kernels. Imports neither torch nor tvm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload
+from mpq_compile.types import Candidate, Site, storage
+
+Pads = tuple[int, int, int, int]
+
+
+def compute_of(candidate: Candidate) -> str:
+    """Return how a candidate multiplies: int8, bf16, fp32 or weight_only."""
+    if candidate.is_float:
+        return candidate.name
+    return "int8" if candidate.integer_compute else "weight_only"
+
+
+def kernel_weight_bits(rows: int, candidate: Candidate) -> int:
+    """Return the weight layout that a linear kernel reads.
+
+    Only few rows read packed weights: with many, unpacking costs more time than it saves, so the
+    codes are unpacked when the artifact is loaded.
+    """
+    if candidate.is_float or candidate.weight_bits > 4 or rows > FEW_ROWS:
+        return 8
+    if candidate.weight_bits == 2 and candidate.integer_compute:
+        return 2
+    return 4
+
+
+def conv_workload(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    geometry: tuple[Any, ...],
+    compute: str,
+    out: str,
+    residual: str | None,
+) -> ConvWorkload:
+    """Return the workload of a convolution.
+
+    Args:
+        input_shape: [B, C, H, W].
+        weight_shape: [N, C/groups, KH, KW].
+        geometry: (stride, padding, dilation, groups, input_dilation) as the operators have them.
+        compute: See :func:`compute_of`.
+        out: Storage of the output.
+        residual: Storage of the residual, or None.
+    """
+    stride, padding, dilation, groups, input_dilation = geometry
+    batch, channels, height, width = input_shape
+    return ConvWorkload(
+        batch=batch,
+        height=height,
+        width=width,
+        in_channels=channels,
+        out_channels=weight_shape[0],
+        kernel=(weight_shape[2], weight_shape[3]),
+        stride=tuple(stride),
+        padding=tuple(padding),
+        dilation=tuple(dilation),
+        groups=groups,
+        input_dilation=tuple(input_dilation),
+        compute=compute,  # type: ignore[arg-type]
+        out=out,  # type: ignore[arg-type]
+        residual=residual,  # type: ignore[arg-type]
+    )
+
+
+def linear_workload(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    candidate: Candidate,
+    out: str,
+    residual: str | None,
+) -> LinearWorkload:
+    """Return the workload of a linear layer over the last dimension of its input."""
+    rows = 1
+    for size in input_shape[:-1]:
+        rows *= size
+    return LinearWorkload(
+        rows=rows,
+        in_features=weight_shape[1],
+        out_features=weight_shape[0],
+        compute=compute_of(candidate),  # type: ignore[arg-type]
+        weight_bits=kernel_weight_bits(rows, candidate),  # type: ignore[arg-type]
+        group_size=candidate.group_size,
+        out=out,  # type: ignore[arg-type]
+        residual=residual,  # type: ignore[arg-type]
+    )
+
+
+def site_workload(
+    site: Site, candidate: Candidate, geometry: tuple[Any, ...], residual: bool, final: bool
+) -> ConvWorkload | LinearWorkload:
+    """Return the workload of a site between neighbours of its own format.
+
+    This is what is measured: a uniform network. ``final`` sites feed the network's output and
+    store fp32.
+    """
+    fmt = storage(candidate.input_format)
+    out = "fp32" if final else fmt
+    added = fmt if residual else None
+    if site.op == "linear":
+        return linear_workload(site.input_shape, site.weight_shape, candidate, out, added)
+    compute = compute_of(candidate)
+    return conv_workload(site.input_shape, site.weight_shape, geometry, compute, out, added)

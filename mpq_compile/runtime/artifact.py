@@ -1,0 +1,221 @@
+"""The artifact: a folder with a library, the stored weights, the plan and a manifest of hashes.
+
+No pickle. Hashes protect against damage, not against a hostile author: loading an artifact loads
+native code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpq_compile.errors import ArtifactError
+from mpq_compile.runtime.parameters import Recipe, StoredSite
+from mpq_compile.types import AuditRow, Plan, Verification
+
+VERSION = 1
+LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
+VERIFICATION = "verification.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What stands in ``manifest.json``.
+
+    Args:
+        tier: Tier of the kernels.
+        threads: Threads the kernels use.
+        inputs, outputs: ``{"shape": […], "dtype": …}`` of each tensor.
+        out_spec: JSON of the tree of outputs, or "" for a tuple.
+        dynamic_batch: True where other batches run as slices of the compiled one.
+        sites: Stored weights.
+        recipes: Kernel parameters in order.
+        arrays: ``{"name", "dtype", "offset", "count"}`` of what ``weights.bin`` holds.
+        audit: What runs at each site.
+        notes: What the compiler has to say, for instance operators that run in float.
+        provenance: Versions and hashes.
+    """
+
+    tier: str
+    threads: int
+    inputs: Sequence[Mapping[str, Any]]
+    outputs: Sequence[Mapping[str, Any]]
+    out_spec: str
+    dynamic_batch: bool
+    sites: Mapping[str, StoredSite]
+    recipes: Sequence[Recipe]
+    arrays: Sequence[Mapping[str, Any]]
+    audit: Sequence[AuditRow]
+    notes: Sequence[str]
+    provenance: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        data = asdict(self)
+        data["recipes"] = [recipe.to_json() for recipe in self.recipes]
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Manifest:
+        """Rebuild a manifest."""
+        fields = dict(data)
+        fields["sites"] = {
+            name: StoredSite(**{**site, "shape": tuple(site["shape"])})
+            for name, site in data["sites"].items()
+        }
+        fields["recipes"] = [Recipe(**recipe) for recipe in data["recipes"]]
+        fields["audit"] = [AuditRow(**row) for row in data["audit"]]
+        return cls(**fields)
+
+
+def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Write the arrays one after the other, without padding; return their index."""
+    index: list[dict[str, Any]] = []
+    offset = 0
+    with open(path, "wb") as stream:
+        for name, array in arrays.items():
+            data = np.ascontiguousarray(array)
+            stream.write(data.tobytes())
+            index.append(
+                {"name": name, "dtype": str(data.dtype), "offset": offset, "count": data.size}
+            )
+            offset += data.nbytes
+    return index
+
+
+def read_weights(path: Path, index: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the arrays that :func:`write_weights` wrote."""
+    data = path.read_bytes()
+    arrays = {}
+    for entry in index:
+        dtype = np.dtype(entry["dtype"])
+        # Offsets are not aligned to the type: copy out of the bytes.
+        raw = data[entry["offset"] : entry["offset"] + entry["count"] * dtype.itemsize]
+        arrays[entry["name"]] = np.frombuffer(raw, dtype).copy()
+    return arrays
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json`` with the hashes of every file of the artifact, and its own."""
+    files = {
+        path.name: sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.name not in (MANIFEST, VERIFICATION)
+    }
+    body = {"format": "mpq-artifact", "version": VERSION, "files": files, **manifest.to_json()}
+    body["sha256"] = _digest(body)
+    (folder / MANIFEST).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    text = json.dumps({k: v for k, v in body.items() if k != "sha256"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_artifact(folder: str | Path) -> tuple[Manifest, Plan]:
+    """Read and check an artifact.
+
+    Raises:
+        ArtifactError: It is missing, damaged, incomplete or of another version.
+    """
+    folder = Path(folder)
+    body = _read_manifest(folder)
+    for name, expected in body["files"].items():
+        path = folder / name
+        found = sha256(path) if path.is_file() else "no such file"
+        if found != expected:
+            raise ArtifactError(
+                "a file of the artifact is damaged or missing",
+                where=str(path),
+                expected=f"sha256 {expected}",
+                found=found,
+                remedy="copy the artifact again, or compile it again",
+            )
+    meta = ("format", "version", "files", "sha256")
+    manifest = Manifest.from_json({k: v for k, v in body.items() if k not in meta})
+    plan = Plan.from_json(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+    return manifest, plan
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ArtifactError(
+            "not an artifact",
+            where=str(folder),
+            expected=f"a folder with {MANIFEST}",
+            found="no such file" if folder.is_dir() else "no such folder",
+            remedy="name the folder that net.save() or `mpq compile -o` wrote",
+        )
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        intact = body["sha256"] == _digest(body)
+    except (ValueError, KeyError, TypeError):
+        body, intact = {}, False
+    if not intact:
+        raise ArtifactError(
+            "the manifest is damaged",
+            where=str(path),
+            expected="JSON whose hash is the one it names",
+            found="another content",
+            remedy="copy the artifact again, or compile it again",
+        )
+    if body.get("version") != VERSION:
+        raise ArtifactError(
+            "the artifact is of another version",
+            where=str(path),
+            expected=str(VERSION),
+            found=str(body.get("version")),
+            remedy="compile the network again with this version",
+        )
+    return body
+
+
+def read_verification(folder: Path) -> Verification | None:
+    """Return the measurement that accepted the artifact, or None."""
+    path = folder / VERIFICATION
+    if not path.is_file():
+        return None
+    return Verification(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def write_verification(folder: Path, verification: Verification) -> None:
+    """Put a measurement beside the artifact; the artifact itself does not change."""
+    text = json.dumps(asdict(verification), indent=1) + "\n"
+    (folder / VERIFICATION).write_text(text, encoding="utf-8")
+
+
+def copy_artifact(source: Path, target: Path) -> None:
+    """Copy an artifact so that ``target`` is there as a whole or not at all.
+
+    Raises:
+        ArtifactError: ``target`` is there and is no artifact.
+    """
+    if target.exists() and not (target / MANIFEST).is_file() and any(target.iterdir()):
+        raise ArtifactError(
+            "the folder is not empty and no artifact",
+            where=str(target),
+            expected="a new or empty folder, or an artifact to replace",
+            found="other files",
+            remedy="choose another folder",
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    shutil.copytree(source, staging, dirs_exist_ok=True)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(staging, target)

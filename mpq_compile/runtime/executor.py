@@ -1,0 +1,175 @@
+"""Runs the library of an artifact on this machine. Needs TVM's runtime, not torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpq_compile.errors import DeviceError, MpqError
+from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
+from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
+from mpq_compile.runtime.parameters import build_parameter
+from mpq_compile.runtime.threads import thread_count
+
+_ALIGNMENT = 64
+_ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
+
+
+class Executor:
+    """A loaded network: flat arrays in, flat arrays out, for the compiled shapes.
+
+    Args:
+        folder: The artifact.
+        manifest: Its manifest, already checked.
+
+    Raises:
+        DeviceError: This CPU lacks what the kernels need.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        tier = tier_named(manifest.tier)
+        if tier not in host_tiers():
+            raise DeviceError(
+                f"the artifact was built for {tier.name}, which this CPU does not execute",
+                where=str(folder),
+                expected=", ".join(sorted(tier.flags)) or "another architecture",
+                found="missing " + ", ".join(sorted(tier.flags - host_flags())),
+                remedy="compile for this CPU, or with MPQ_TIER set to a tier that both have",
+            )
+        thread_count()
+        import tvm
+        from tvm import relax
+
+        if tier.dot == "amx":
+            request_amx()
+        self.manifest = manifest
+        self._tensor = tvm.runtime.tensor
+        self._from_dlpack = tvm.runtime.from_dlpack
+        library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
+        self._machine = relax.VirtualMachine(library, tvm.cpu())
+        self._main = self._machine["main"]
+        arrays = read_weights(folder / WEIGHTS, manifest.arrays)
+        self._parameters = _tuple(
+            [
+                tvm.runtime.tensor(build_parameter(recipe, manifest.sites, arrays, tier))
+                for recipe in manifest.recipes
+            ]
+        )
+        # The virtual machine keeps registers between instructions: one call at a time.
+        self._lock = threading.Lock()
+
+    def run_flat(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run on contiguous flat arrays (NumPy, torch or TVM); return TVM tensors, flat."""
+        tensors = [self._as_tensor(value) for value in inputs]
+        with self._lock:
+            outputs = self._main(*tensors, self._parameters)
+        return list(outputs) if not hasattr(outputs, "numpy") else [outputs]
+
+    def _as_tensor(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return self._tensor(value)
+        if not _is_torch(value):
+            return value
+        # Kernels assume aligned memory; a slice of a larger tensor may not have it.
+        aligned = value.data_ptr() % _ALIGNMENT == 0
+        return self._from_dlpack(value) if aligned else self._tensor(value.numpy())
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run on arrays or torch tensors of any whole number of batches; same kind out.
+
+        Raises:
+            MpqError: Number, shape or dtype of the inputs is wrong.
+        """
+        batches = self._check(inputs)
+        as_torch = _is_torch(inputs[0])
+        if batches == 1:
+            return self._run_once(inputs, as_torch)
+        return self._run_slices(inputs, as_torch)
+
+    def _check(self, inputs: Sequence[Any]) -> int:
+        expected = self.manifest.inputs
+        batches = 1
+        wrong = len(inputs) != len(expected)
+        for value, spec in zip(inputs, expected, strict=False):
+            shape, compiled = tuple(value.shape), tuple(spec["shape"])
+            dtype = str(value.dtype).removeprefix("torch.")
+            batches = max(batches, 0 if shape == compiled else 2)
+            same_rest = shape[1:] == compiled[1:] and len(shape) == len(compiled)
+            free = self.manifest.dynamic_batch and same_rest and shape[:1] > (0,)
+            wrong = wrong or dtype != spec["dtype"] or not (shape == compiled or free)
+        if wrong:
+            raise MpqError(
+                "wrong input",
+                expected=", ".join(f"{s['dtype']}{list(s['shape'])}" for s in expected),
+                found=", ".join(f"{v.dtype}{list(v.shape)}" for v in inputs),
+                remedy="pass inputs like the example inputs; the batch may differ"
+                if self.manifest.dynamic_batch
+                else "pass inputs like the example inputs",
+            )
+        return batches
+
+    def _run_once(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
+        flat = [_contiguous(value, as_torch) for value in inputs]
+        outputs = self.run_flat(flat)
+        shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
+        return [_shaped(o, s, as_torch) for o, s in zip(outputs, shapes, strict=True)]
+
+    def _run_slices(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
+        """Other batches run as slices of the compiled one; the last slice is filled up."""
+        size, total = self.manifest.inputs[0]["shape"][0], inputs[0].shape[0]
+        pieces = []
+        for start in range(0, total, size):
+            part = [_fill(value[start : start + size], size, as_torch) for value in inputs]
+            pieces.append(self._run_once(part, as_torch))
+        joined = _joiner(as_torch)
+        return [joined([piece[i] for piece in pieces])[:total] for i in range(len(pieces[0]))]
+
+
+def request_amx() -> None:
+    """Ask Linux for the tile registers, once a process; harmless to repeat."""
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).syscall(158, _ARCH_REQ_XCOMP_PERM, _XTILEDATA)
+
+
+def _tuple(tensors: list[Any]) -> Any:
+    import tvm_ffi
+
+    return tvm_ffi.convert(tensors)
+
+
+def _is_torch(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def _contiguous(value: Any, as_torch: bool) -> Any:
+    if as_torch:
+        return value.detach().contiguous().reshape(-1)
+    return np.ascontiguousarray(value).reshape(-1)
+
+
+def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
+    if not as_torch:
+        return output.numpy().reshape(shape)
+    import torch
+
+    return torch.from_dlpack(output).reshape(shape)
+
+
+def _fill(value: Any, size: int, as_torch: bool) -> Any:
+    missing = size - value.shape[0]
+    if missing == 0:
+        return value
+    return _joiner(as_torch)([value] + [value[-1:]] * missing)
+
+
+def _joiner(as_torch: bool) -> Any:
+    if not as_torch:
+        return np.concatenate
+    import torch
+
+    return torch.cat

@@ -1,0 +1,1 @@
+"""Sensitivity metrics: the loss increase of each (site, candidate), one metric a file."""

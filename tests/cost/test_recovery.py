@@ -1,0 +1,138 @@
+"""A damaged database is set aside, its readable rows are kept, and a warning says so."""
+
+from __future__ import annotations
+
+import multiprocessing
+import warnings
+from pathlib import Path
+
+import pytest
+from measurements import key, measured, open_store
+
+from mpq_compile.cost.measurement import Measurement, MeasurementKey
+from mpq_compile.cost.recovery import readable_rows, set_aside
+from mpq_compile.cost.store import Store
+from mpq_compile.errors import ProfileError
+
+ROWS = 400
+PAGE = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "m.sqlite"
+    with Store(path) as store:
+        store.put_many((key(n), measured(n + 1.0)) for n in range(ROWS))
+    return path
+
+
+def overwrite(path: Path, first: int, last: int) -> None:
+    """Fill the bytes [first, last) with 0xA5."""
+    data = bytearray(path.read_bytes())
+    data[first:last] = b"\xa5" * (min(last, len(data)) - first)
+    path.write_bytes(data)
+
+
+def reopened(path: Path) -> dict[MeasurementKey, Measurement]:
+    with pytest.warns(RuntimeWarning, match=r"set aside as m\.sqlite\.damaged-1"), Store(path) as s:
+        return dict(s.items())
+
+
+def assert_true_rows(rows: dict[MeasurementKey, Measurement]) -> None:
+    """Whatever was recovered is what had been measured."""
+    truth = {key(n): measured(n + 1.0) for n in range(ROWS)}
+    assert rows.items() <= truth.items()
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.65, 0.9])
+def test_damage_inside_keeps_the_other_rows(path: Path, share: float) -> None:
+    pages = path.stat().st_size // PAGE
+    bad = int(pages * share) * PAGE
+    overwrite(path, bad, bad + PAGE)
+    rows = reopened(path)
+    assert_true_rows(rows)
+    assert len(rows) >= ROWS * 0.9
+    assert path.with_name("m.sqlite.damaged-1").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Store(path) as store:  # sound again, and usable
+            assert len(store) == len(rows)
+            assert store.put(key(ROWS + 1), measured())
+
+
+def test_a_truncated_file_keeps_what_is_left(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4 // PAGE * PAGE])
+    rows = reopened(path)
+    assert_true_rows(rows)
+    assert len(rows) >= ROWS // 4
+
+
+def test_nothing_readable_starts_anew(path: Path) -> None:
+    path.write_bytes(b"\x00garbage" * 5000)
+    assert reopened(path) == {}
+    aside = path.with_name("m.sqlite.damaged-1")
+    assert aside.read_bytes().startswith(b"\x00garbage")
+
+
+def test_a_damaged_root_page_loses_only_data(path: Path) -> None:
+    overwrite(path, PAGE, 2 * PAGE)
+    assert_true_rows(reopened(path))
+
+
+def test_damaged_files_are_numbered(path: Path) -> None:
+    for number in (1, 2):
+        path.write_bytes(b"not a database at all, by any means" * 200)
+        with pytest.warns(RuntimeWarning, match=f"damaged-{number}"):
+            Store(path).close()
+    assert path.with_name("m.sqlite.damaged-2").exists()
+
+
+def test_the_log_goes_along(path: Path) -> None:
+    wal = path.with_name("m.sqlite-wal")
+    wal.write_bytes(b"log")
+    aside = set_aside(path)
+    assert not wal.exists() and not path.exists()
+    assert aside.with_name(f"{aside.name}-wal").read_bytes() == b"log"
+
+
+def test_a_sound_file_is_read_whole(path: Path) -> None:
+    assert dict(readable_rows(path)) == {key(n): measured(n + 1.0) for n in range(ROWS)}
+
+
+def test_read_only_damage_is_an_error(path: Path) -> None:
+    overwrite(path, 0, 2 * PAGE)
+    before = path.read_bytes()
+    with pytest.raises(ProfileError, match="damaged"):
+        Store(path, read_only=True)
+    assert path.read_bytes() == before
+
+
+def test_damage_that_shows_later_is_an_error(path: Path) -> None:
+    with Store(path) as store:
+        pages = path.stat().st_size // PAGE
+        overwrite(path, 2 * PAGE, pages * PAGE)
+        assert store._database._db is not None
+        store._database._db.execute("PRAGMA shrink_memory")  # read again from the file
+        with pytest.raises(ProfileError, match="damaged") as caught:
+            store.items()
+    assert "open it again" in str(caught.value.remedy)
+
+
+def test_two_processes_repair_once(path: Path) -> None:
+    pages = path.stat().st_size // PAGE
+    overwrite(path, pages // 2 * PAGE, (pages // 2 + 1) * PAGE)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    openers = [context.Process(target=open_store, args=(path, barrier)) for _ in range(2)]
+    for opener in openers:
+        opener.start()
+    for opener in openers:
+        opener.join(timeout=25)
+        assert opener.exitcode == 0
+    assert not path.with_name("m.sqlite.damaged-2").exists()
+    with Store(path) as store:
+        rows = dict(store.items())
+    assert rows.pop(key(-1)) == measured()
+    assert_true_rows(rows)
+    assert len(rows) >= ROWS * 0.9
