@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mpq_compile.kernels.arguments import ELEMENT_BYTES
+from mpq_compile.kernels.arguments import ELEMENT_BYTES, INPUT_DTYPE
 from mpq_compile.kernels.blocking import Block, Split, choose_block, choose_split
 from mpq_compile.kernels.geometry import Geometry, geometry, padded_run
 from mpq_compile.kernels.microkernel import DotStep, dot_step
@@ -22,6 +22,8 @@ class GemmPlan:
     Args:
         run_steps: Dot product steps in one run.
         vectors: Vectors of output channels in one group.
+        slack: Elements read past the end of the input by the last step.
+        copy_lanes: Input elements copied at once.
     """
 
     shape: Geometry
@@ -30,6 +32,8 @@ class GemmPlan:
     split: Split
     run_steps: int
     vectors: int
+    slack: int
+    copy_lanes: int
 
     @property
     def row_blocks(self) -> int:
@@ -62,6 +66,12 @@ class GemmPlan:
         return -(-self.channel_blocks // self.split.channels)
 
     @property
+    def panel_size(self) -> int:
+        """Weights of one vector of channels."""
+        outer, inner = self.shape.runs
+        return outer * inner * self.run_steps * self.step.lanes * self.step.k_group
+
+    @property
     def tile_size(self) -> int:
         """Sums of one register block."""
         return self.block.pixels * self.block.vectors * self.step.lanes
@@ -73,22 +83,22 @@ class GemmPlan:
 
     @property
     def is_staged(self) -> bool:
-        """Tell whether the input is copied: padded, or read past the end of a run."""
-        return self.shape.is_padded() or self.shape.run % self.step.k_group != 0
+        """Tell whether the input is copied: padded, or read past its end."""
+        return self.shape.is_padded() or self.slack > 0
 
     def first_row(self, row_block: Any) -> Any:
         """Return the first padded input row under a row block; Python or TIR integers."""
         image, block = row_block // self.row_blocks, row_block % self.row_blocks
         return image * self.shape.padded_height + block * (self.block.rows * self.shape.stride[0])
 
-    def staging(self, tier: Tier) -> Staging:
+    def staging(self) -> Staging:
         """Return the scratch rows of one task."""
         return Staging(
             shape=self.shape,
             rows=self._staged_rows(),
-            slack=self.step.k_group - 1,
+            slack=self.slack,
             clear_slack=self.step.accumulator == "float32",
-            lanes=4 * tier.lanes // ELEMENT_BYTES[self.step.input_dtype],
+            lanes=self.copy_lanes,
         )
 
     def _staged_rows(self) -> int:
@@ -108,20 +118,28 @@ def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
     shape, step = geometry(workload), dot_step(workload, tier)
     vectors = -(-shape.group_outputs // step.lanes)
     block = choose_block(shape, vectors, tier.registers, step.cost)
-    weights, weight_dtype = packed_weight_size(workload, tier)
-    split = choose_split(
-        macs=workload.macs,
-        channel_blocks=shape.groups * -(-vectors // block.vectors),
-        row_blocks=shape.batch * -(-shape.out_height // block.rows),
-        input_bytes=workload.input_size * ELEMENT_BYTES[step.input_dtype],
-        weight_bytes=weights * ELEMENT_BYTES[weight_dtype],
-        threads=threads,
-    )
     return GemmPlan(
         shape=shape,
         step=step,
         block=block,
-        split=split,
+        split=split_of(workload, tier, block, threads),
         run_steps=padded_run(workload, tier) // step.k_group,
         vectors=vectors,
+        slack=-shape.run % step.k_group,
+        copy_lanes=4 * tier.lanes // ELEMENT_BYTES[step.input_dtype],
+    )
+
+
+def split_of(workload: Workload, tier: Tier, block: Block, threads: int) -> Split:
+    """Split the blocks of a workload over ``threads``."""
+    shape = geometry(workload)
+    vectors = -(-shape.group_outputs // tier.lanes)
+    weights, dtype = packed_weight_size(workload, tier)
+    return choose_split(
+        macs=workload.macs,
+        channel_blocks=shape.groups * -(-vectors // block.vectors),
+        row_blocks=shape.batch * -(-shape.out_height // block.rows),
+        input_bytes=workload.input_size * ELEMENT_BYTES[INPUT_DTYPE[workload.compute]],
+        weight_bytes=weights * ELEMENT_BYTES[dtype],
+        threads=threads,
     )

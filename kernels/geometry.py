@@ -8,7 +8,7 @@ channels read contiguously too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
@@ -65,10 +65,24 @@ class Geometry:
         return any(self.padding) or self.input_dilation != (1, 1)
 
 
+def is_depthwise(workload: Workload) -> bool:
+    """Tell whether each output channel reads exactly one input channel of its own."""
+    return (
+        isinstance(workload, ConvWorkload)
+        and workload.groups == workload.in_channels == workload.out_channels > 1
+    )
+
+
 def geometry(workload: Workload) -> Geometry:
-    """Return the implicit GEMM of a workload."""
+    """Return the implicit GEMM of a workload.
+
+    A depthwise convolution counts as one group of runs of one element.
+    """
     if isinstance(workload, LinearWorkload):
         return _linear_geometry(workload)
+    if is_depthwise(workload):
+        shape = _conv_geometry(workload)
+        return replace(shape, groups=1, group_outputs=shape.channels)
     if _is_pointwise(workload):
         pixels = workload.batch * workload.height * workload.width
         return _rows_geometry(pixels, workload.in_channels, workload.out_channels)
@@ -148,6 +162,8 @@ def _conv_geometry(conv: ConvWorkload) -> Geometry:
 
 def k_group(workload: Workload, tier: Tier) -> int:
     """Return the input elements that one step of the dot product consumes."""
+    if is_depthwise(workload):
+        return 1
     if workload.compute == "int8":
         return tier.k_group
     return 2 if workload.compute == "bf16" and tier.bf16_dot else 1

@@ -16,7 +16,9 @@ from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_of
 from mpq_compile.kernels.emit import llvm_functions, scalar, task_loop
+from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.gemm_plan import GemmPlan, plan_gemm
+from mpq_compile.kernels.pixel_block import PixelBlock
 from mpq_compile.kernels.register_block import RegisterBlock
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
@@ -24,19 +26,24 @@ from mpq_compile.kernels.workload import Workload
 
 def generate(workload: Workload, tier: Tier, threads: int) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a convolution or linear layer."""
-    plan = plan_gemm(workload, tier, threads)
+    return build(plan_gemm(workload, tier, threads), RegisterBlock, workload, tier)
+
+
+def build(plan: GemmPlan, kind: type[PixelBlock], workload: Workload, tier: Tier) -> Any:
+    """Return the PrimFunc of a planned workload whose blocks are of ``kind``."""
     with IRBuilder() as builder:
         with prim_func(s_tir=True):
             T.func_name("main")
             buffers = declare_arguments(workload, tier)
+            epilogue = epilogue_of(workload, tier, buffers)
             with llvm_functions(plan.step.llvm_ir):
-                _emit(plan, workload, tier, buffers)
+                _emit(plan, kind, buffers, epilogue)
     return builder.get()
 
 
-def _emit(plan: GemmPlan, workload: Workload, tier: Tier, buffers: Buffers) -> None:
+def _emit(plan: GemmPlan, kind: type[PixelBlock], buffers: Buffers, epilogue: Epilogue) -> None:
     """Allocate scratch, then stage and multiply in every task."""
-    staging, tasks = plan.staging(tier), plan.split.tasks
+    staging, tasks = plan.staging(), plan.split.tasks
     scratch = None
     if plan.is_staged:
         size = (tasks * staging.size,)
@@ -51,15 +58,12 @@ def _emit(plan: GemmPlan, workload: Workload, tier: Tier, buffers: Buffers) -> N
             base = T.bind(task * staging.size)
             staging.emit(scratch, base, buffers.inputs, row, _blank(plan, buffers))
             source, origin = scratch, T.bind(base - row * plan.shape.row_size)
-        block = RegisterBlock(
-            shape=plan.shape,
-            step=plan.step,
+        block = kind(
+            plan=plan,
             block=plan.block,
-            run_steps=plan.run_steps,
-            vectors=plan.vectors,
             source=source,
             weights=buffers.weights,
-            epilogue=epilogue_of(workload, tier, buffers),
+            epilogue=epilogue,
             tile=tile,
             tile_base=task * plan.tile_size,
         )
@@ -78,7 +82,7 @@ class _BlockLoops:
     """Loops over a task's register blocks; ``origin`` is the offset of padded row 0."""
 
     plan: GemmPlan
-    block: RegisterBlock
+    block: PixelBlock
     origin: Any
 
     def emit(self, across: Any, first: Any) -> None:
@@ -110,7 +114,7 @@ class _BlockLoops:
                     self._columns(block, pixel, output, group, vector)
 
     def _columns(
-        self, block: RegisterBlock, pixel: Any, output: Any, group: Any, vector: Any
+        self, block: PixelBlock, pixel: Any, output: Any, group: Any, vector: Any
     ) -> None:
         """Emit the register blocks along one row block."""
         shape, width = self.plan.shape, self.plan.block.columns

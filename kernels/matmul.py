@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpq_compile.kernels import implicit_gemm
+from mpq_compile.kernels import depthwise, implicit_gemm
+from mpq_compile.kernels.geometry import is_depthwise
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
@@ -16,4 +17,6 @@ def generate(workload: Workload, tier: Tier, threads: int) -> Any:
     [rows, K]), W from ``packing.pack_weight``, E from ``packing.pack_epilogue``, R the residual
     where the workload has one, O the output.
     """
+    if is_depthwise(workload):
+        return depthwise.generate(workload, tier, threads)
     return implicit_gemm.generate(workload, tier, threads)

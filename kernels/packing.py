@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mpq_compile.kernels.geometry import Geometry, geometry, k_group, padded_run, vector_starts
+from mpq_compile.kernels.geometry import (
+    Geometry,
+    geometry,
+    is_depthwise,
+    k_group,
+    padded_run,
+    vector_starts,
+)
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
@@ -136,7 +143,7 @@ def compensation(
 
 def reads_centred_input(workload: Workload, tier: Tier) -> bool:
     """Tell whether a workload's integer kernel multiplies x − 128 instead of x."""
-    return tier.dot == "sdot"
+    return tier.dot == "sdot" and not is_depthwise(workload)
 
 
 def packed_weight_size(workload: Workload, tier: Tier) -> tuple[int, str]:

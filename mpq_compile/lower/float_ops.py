@@ -7,6 +7,7 @@ module that a ``BlockBuilder`` is building, as a private function that is inline
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,18 +22,23 @@ from mpq_compile.errors import UnsupportedOpError
 
 
 class _OneOp(torch.nn.Module):
-    """Calls one operator; the tensors among its arguments are the inputs."""
+    """Calls one operator; ``slots`` tells which input each leaf of its arguments is, if any."""
 
-    def __init__(self, target: Any, leaves: Sequence[Any], layout: pytree.TreeSpec) -> None:
+    def __init__(
+        self, target: Any, leaves: Sequence[Any], slots: Sequence[int], layout: pytree.TreeSpec
+    ) -> None:
         super().__init__()
         self.target = target
         self.leaves = list(leaves)
+        self.slots = list(slots)
         self.layout = layout
 
     def forward(self, *tensors: Tensor) -> Any:
         """Return the operator's result."""
-        remaining = iter(tensors)
-        leaves = [next(remaining) if _is_tensor(leaf) else leaf for leaf in self.leaves]
+        leaves = [
+            leaf if slot < 0 else tensors[slot]
+            for leaf, slot in zip(self.leaves, self.slots, strict=True)
+        ]
         args, kwargs = pytree.tree_unflatten(leaves, self.layout)
         return self.target(*args, **kwargs)
 
@@ -45,9 +51,9 @@ def import_float_op(
 ) -> IRModule:
     """Return a module whose ``main`` computes ``target(*args, **kwargs)``.
 
-    ``main`` takes one parameter for each tensor among the arguments, in the order in which they
-    stand there (lists such as those of ``aten.cat`` included), and returns a tensor, or a tuple
-    where the operator has several results.
+    ``main`` takes one parameter for each distinct tensor among the arguments, in the order in
+    which they first stand there (lists such as those of ``aten.cat`` included), and returns a
+    tensor, or a tuple where the operator has several results.
 
     Args:
         target: The operator, such as ``torch.ops.aten.softmax.int``.
@@ -59,26 +65,74 @@ def import_float_op(
         UnsupportedOpError: Torch cannot export the call, or TVM cannot import it.
     """
     leaves, layout = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    leaves = [leaf.tensor if isinstance(leaf, _Input) else leaf for leaf in leaves]
-    inputs = sum(map(_is_tensor, leaves))
-    if inputs != len(example_tensors):
+    slots = _input_slots(leaves)
+    if max(slots, default=-1) + 1 != len(example_tensors):
         raise UnsupportedOpError(
             f"{target} takes another number of tensors than there are examples",
-            expected=f"{inputs} example tensors",
+            expected=f"{max(slots, default=-1) + 1} example tensors",
             found=len(example_tensors),
         )
-    # Memory order and sharing between the examples must not leave traces in the export.
-    examples = tuple(tensor.detach().clone(memory_format=torch.contiguous_format)
-                     for tensor in example_tensors)
-    fixed = [None if _is_tensor(leaf) else leaf for leaf in leaves]
+    fixed = [leaf if slot < 0 else None for leaf, slot in zip(leaves, slots, strict=True)]
+    # Memory order of the examples, or memory they share, must leave no traces in the export.
+    examples = tuple(
+        tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in example_tensors
+    )
     try:
-        with torch.no_grad():
-            program = torch.export.export(_OneOp(target, leaves, layout).eval(), examples)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(_OneOp(target, fixed, slots, layout).eval(), examples)
             module = from_exported_program(program)
     except Exception as error:
         raise UnsupportedOpError(
             f"no float lowering for {target}",
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:200]}",
+            found=f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[-1][:200]}",
             remedy="replace the operator in the model",
         ) from error
-    return module
+    return _returning_tensor(module) if program.call_spec.out_spec.is_leaf() else module
+
+
+def embed(
+    builder: relax.BlockBuilder, op_module: IRModule, name: str, args: Sequence[Any]
+) -> relax.Var:
+    """Add ``op_module`` to the builder's module and emit a call of its ``main``.
+
+    Args:
+        builder: Is inside a function, and a dataflow block if it is to be fused.
+        op_module: What ``import_float_op`` returned.
+        name: Wish for the name of the private function; made unique.
+        args: One expression for each parameter of ``main``.
+
+    Returns:
+        The variable that holds the result: a tensor, or a tuple.
+    """
+    renamed = {
+        old: builder.add_func(func, f"{name}_{old.name_hint}")
+        for old, func in op_module.functions.items()
+        if not isinstance(func, relax.Function)
+    }
+    main = tvm_ffi.structural_map(
+        op_module["main"], (ir.GlobalVar, lambda old: renamed.get(old, old))
+    )
+    function = builder.add_func(main.without_attr("global_symbol"), f"{name}_float")
+    return builder.emit(relax.Call(function, list(args)), name)
+
+
+def _input_slots(leaves: Sequence[Any]) -> list[int]:
+    """Return for each leaf the number of its input, or −1 where it is a fixed argument."""
+    seen: dict[int, int] = {}
+    return [
+        seen.setdefault(id(leaf), len(seen)) if isinstance(leaf, (Tensor, fx.Node)) else -1
+        for leaf in leaves
+    ]
+
+
+def _returning_tensor(module: IRModule) -> IRModule:
+    """Unpack the tuple of one into which the importer puts a single result."""
+    main = module["main"]
+    body = relax.SeqExpr(main.body.blocks, relax.TupleGetItem(main.body.body, 0))
+    unpacked = relax.Function(
+        main.params, body, main.ret_ty.fields[0], main.is_pure, main.attrs
+    )
+    result = module.clone()
+    result.update_func(module.get_global_var("main"), unpacked)
+    return relax.transform.Normalize()(result)

@@ -39,6 +39,20 @@ CONVS = {
     "row_kernel": dict(
         height=5, width=9, in_channels=5, out_channels=17, kernel=(1, 5), padding=(0, 2, 0, 2)
     ),
+    "depthwise": dict(
+        height=9, width=10, in_channels=40, out_channels=40, groups=40, padding=(1, 1, 1, 1)
+    ),
+    "depthwise_narrow": dict(
+        height=7, width=5, in_channels=6, out_channels=6, groups=6, stride=(2, 2),
+        padding=(1, 0, 1, 1),
+    ),
+    "depthwise_unpadded": dict(
+        batch=2, height=7, width=9, in_channels=21, out_channels=21, groups=21, kernel=(5, 3),
+        dilation=(1, 2),
+    ),
+    "depthwise_multiplier": dict(
+        height=5, width=5, in_channels=6, out_channels=12, groups=6, padding=(1, 1, 1, 1)
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,161 @@
+"""Cost of every (site, candidate): latency from measurements or equations, and what is counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from mpq_compile.cost.analytic import analytic_energy_mj, analytic_latency_us, weight_bytes
+from mpq_compile.cost.measure import Task, measure
+from mpq_compile.cost.profile import Profile, operator_name
+from mpq_compile.cost.store import Store
+from mpq_compile.kernels.elementwise_workload import ConvertWorkload
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.lower.workloads import site_workload
+from mpq_compile.passes.formats import Kind, kinds
+from mpq_compile.passes.insert_quantizers import site_bias
+from mpq_compile.passes.network import Network
+from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
+
+Choices = Mapping[str, Sequence[str]]
+
+
+def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[str, float]:
+    """Return what needs no device: size_bytes, bops, weight_bits, peak_bytes.
+
+    Size holds the packed weights, their scales and the bias (float32, left out where it is zero).
+    BOPs = MACs · w · a. ``weight_bits`` = weights · bits, whose mean is ``avg_bits``. Peak is the
+    site's own input, output and residual, in the format of the candidate.
+    """
+    biased = bool(site_bias(network, site.id).any())
+    size = weight_bytes(site, candidate) + (4 * site.out_channels if biased else 0)
+    item = format_bits(storage(candidate.input_format)) / 8
+    node = network.node(network.node_of[site.id])
+    tensors = 3 if node.args[3] is not None else 2
+    cells = math.prod(site.input_shape) + (tensors - 1) * math.prod(site.output_shape)
+    return {
+        "size_bytes": float(size),
+        "bops": float(site.macs * candidate.weight_bits * candidate.activation_bits),
+        "weight_bits": float(site.weight_count * candidate.weight_bits),
+        "peak_bytes": cells * item,
+    }
+
+
+def analytic_table(network: Network, choices: Choices, profile: Profile) -> CostTable:
+    """Return the costs of an analytic target, by its equations."""
+    costs: dict[str, dict[str, dict[str, float]]] = {}
+    for site in network.sites:
+        costs[site.id] = {}
+        for name in choices[site.id]:
+            candidate = Candidate.parse(name)
+            entry = counted_costs(network, site, candidate)
+            entry["latency_us"] = analytic_latency_us(profile, site, candidate)
+            if profile.energy is not None:
+                entry["energy_mj"] = analytic_energy_mj(profile, site, candidate)
+            costs[site.id][name] = entry
+    return CostTable(costs=costs)
+
+
+def measured_table(
+    network: Network,
+    choices: Choices,
+    store: Store,
+    tier: Tier,
+    budget_s: float = math.inf,
+) -> CostTable:
+    """Return the costs on this machine: each kernel timed alone, and changes of format.
+
+    What a network costs beside its sites is found by ``cost.latency`` from whole networks.
+    """
+    tasks = {
+        (site.id, name): Task(
+            operator=operator_name(site.op, site.depthwise),
+            workload=workload_of(network, site, Candidate.parse(name)),
+        )
+        for site in network.sites
+        for name in choices[site.id]
+    }
+    siblings = sibling_sites(network)
+    changes = _format_changes(network, siblings, choices)
+    unique = {task.workload.key: task for task in (*tasks.values(), *changes.values())}
+    times = {k: m.median_us for k, m in measure(unique.values(), store, tier, budget_s=budget_s).items()}
+    costs: dict[str, dict[str, dict[str, float]]] = {}
+    for site in network.sites:
+        costs[site.id] = {}
+        for name in choices[site.id]:
+            entry = counted_costs(network, site, Candidate.parse(name))
+            entry["latency_us"] = times[tasks[site.id, name].workload.key]
+            costs[site.id][name] = entry
+    seconds = {key: times[task.workload.key] for key, task in changes.items()}
+    return CostTable(costs=costs, transitions=_transitions(siblings, choices, seconds))
+
+
+def workload_of(network: Network, site: Site, candidate: Candidate) -> Any:
+    """Return the kernel workload of a site between neighbours of its own format."""
+    node = network.node(network.node_of[site.id])
+    geometry = tuple(node.args[4:9]) if site.op != "linear" else ()
+    final = all(user.op == "output" for user in node.users)
+    return site_workload(site, candidate, geometry, node.args[3] is not None, final)
+
+
+def sibling_sites(network: Network) -> list[tuple[str, str, fx.Node]]:
+    """Return pairs of sites that read one tensor, neighbours in order of execution.
+
+    Where their formats differ the tensor is stored in the wider one and converted for the other.
+    A site that follows another one costs nothing more: the store is in the format it reads.
+    """
+    site_of = network.site_of
+    pairs = []
+    table = kinds(network, allow_float=True)
+    for node in network.module.graph.nodes:
+        readers = [
+            site_of[user.name].id
+            for user in node.users
+            if table.get(user.name) is Kind.SITE and user.args[0] is node
+        ]
+        pairs += [(a, b, node) for a, b in zip(readers, readers[1:], strict=False)]
+    return pairs
+
+
+def _stores(choices: Choices, site: str) -> set[str]:
+    return {Candidate.parse(name).input_format for name in choices[site]}
+
+
+def _format_changes(
+    network: Network, siblings: Sequence[tuple[str, str, fx.Node]], choices: Choices
+) -> dict[tuple[str, str, str], Task]:
+    """Return the conversions that sibling sites may need, by (tensor, wide, narrow)."""
+    tasks = {}
+    for a, b, node in siblings:
+        size = math.prod(network.shapes[node.name][0])
+        for first in _stores(choices, a):
+            for second in _stores(choices, b):
+                wide, narrow = _ordered(first, second)
+                if wide != narrow:
+                    workload = ConvertWorkload(size=size, source=storage(wide), target=storage(narrow))  # type: ignore[arg-type]
+                    tasks[node.name, wide, narrow] = Task(operator="convert", workload=workload)
+    return tasks
+
+
+def _ordered(first: str, second: str) -> tuple[str, str]:
+    wide, narrow = sorted((first, second), key=FORMAT_WIDTH.__getitem__, reverse=True)
+    return wide, narrow
+
+
+def _transitions(
+    siblings: Sequence[tuple[str, str, fx.Node]],
+    choices: Choices,
+    seconds: Mapping[tuple[str, str, str], float],
+) -> dict[tuple[str, str], dict[tuple[str, str], float]]:
+    table: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    for a, b, node in siblings:
+        entry = table.setdefault((a, b), {})
+        for first in _stores(choices, a):
+            for second in _stores(choices, b):
+                wide, narrow = _ordered(first, second)
+                cost = 0.0 if wide == narrow else seconds[node.name, wide, narrow]
+                entry[first, second] = entry.get((first, second), 0.0) + cost
+    return table
