@@ -22,7 +22,8 @@ class Axis:
     """One loop of a block: its variable, extent and kind, and the strides it walks with.
 
     ``write`` and ``reads`` are steps in elements of the written and of the read buffers, in the
-    order of the loads; None where the step is not the same everywhere.
+    order of the loads; None where the step is not the same everywhere. ``guarded`` tells that a
+    condition depends on the axis.
     """
 
     position: int
@@ -30,11 +31,17 @@ class Axis:
     reduces: bool
     write: int | None
     reads: tuple[int | None, ...]
+    guarded: bool
+
+    @property
+    def looks_up(self) -> bool:
+        """Tell whether the axis only copies elements from irregular places."""
+        return len(self.reads) == 1 and self.reads[0] is None
 
     @property
     def runs_along(self) -> bool:
-        """Tell whether every read is contiguous or unchanged along this axis."""
-        return all(step in (0, 1) for step in self.reads) and any(
+        """Tell whether a vector along this axis needs neither gathers nor conditions."""
+        return not self.guarded and all(step in (0, 1) for step in self.reads) and any(
             step == 1 for step in (*self.reads, self.write)
         )
 
@@ -77,6 +84,7 @@ def nest_of(schedule: Schedule, block_rv: Any) -> Nest | None:
     for variable, extent in zip(variables, extents, strict=True):
         analyzer.bind(variable, Range(0, extent))
     loads, stores = list(_accesses(block.body))
+    guards = _condition_variables(block.body)
     axes = tuple(
         Axis(
             position=index,
@@ -84,6 +92,7 @@ def nest_of(schedule: Schedule, block_rv: Any) -> Nest | None:
             reduces=kinds[index] == 2,
             write=_step(stores[-1], variables[index], analyzer),
             reads=tuple(_step(load, variables[index], analyzer) for load in loads),
+            guarded=any(variables[index].same_as(one) for one in guards),
         )
         for index in range(len(loops))
     )
@@ -105,7 +114,7 @@ def collapsible(axes: tuple[Axis, ...], writes: bool = True) -> int:
             None not in (far, near) and far == near * inner.extent
             for far, near in zip(outer_steps, inner_steps, strict=True)
         )
-        if not joined and inner.extent != 1:
+        if axis.guarded or (not joined and inner.extent != 1):
             break
         count += 1
     return count
@@ -131,14 +140,25 @@ def weight_of(body: Any) -> int:
 
 def has_branches(body: Any) -> bool:
     """Tell whether a block computes conditions, as padding does."""
-    found = []
+    return bool(_conditions(body))
+
+
+def _conditions(body: Any) -> list[Any]:
+    found: list[Any] = []
 
     def visit(call: ir.Call) -> None:
         if getattr(call.op, "name", "") == "tirx.if_then_else":
-            found.append(call)
+            found.append(call.args[0])
 
     tvm_ffi.structural_walk(body, (ir.Call, visit))
-    return bool(found)
+    return found
+
+
+def _condition_variables(body: Any) -> list[Any]:
+    variables: list[Any] = []
+    for condition in _conditions(body):
+        tvm_ffi.structural_walk(condition, (tirx.Var, variables.append))
+    return variables
 
 
 def _accesses(body: Any) -> Iterator[list[tuple[Any, list[Any]]]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpq_compile.kernels import depthwise, implicit_gemm
+from mpq_compile.kernels import depthwise, gemv, implicit_gemm
+from mpq_compile.kernels.gemv_layout import reads_codes
 from mpq_compile.kernels.geometry import is_depthwise
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.workload import Workload
+from mpq_compile.kernels.workload import LinearWorkload, Workload
 
 
 def generate(workload: Workload, tier: Tier, threads: int) -> Any:
@@ -19,4 +20,6 @@ def generate(workload: Workload, tier: Tier, threads: int) -> Any:
     """
     if is_depthwise(workload):
         return depthwise.generate(workload, tier, threads)
+    if isinstance(workload, LinearWorkload) and reads_codes(workload):
+        return gemv.generate(workload, tier, threads)
     return implicit_gemm.generate(workload, tier, threads)

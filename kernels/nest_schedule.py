@@ -40,12 +40,16 @@ def schedule_block(schedule: Schedule, block: Any, tier: Tier, threads: int) -> 
 
 
 def _spatial(schedule: Schedule, block: Any, nest: Nest, lanes: int, threads: int) -> None:
-    """Elementwise: the axes that are contiguous everywhere become the vector loop."""
+    """Elementwise: the axes that are contiguous everywhere become the vector loop.
+
+    A plain loop that looks elements up, or that holds a condition, is better left to LLVM.
+    """
     loops = schedule.get_loops(block)
     joined = collapsible(nest.axes)
     outer, inner = loops[:-joined], _fuse(schedule, loops[-joined:])
-    inner_outer = _vectorize(schedule, inner, lanes)
-    _share(schedule, outer, inner_outer, nest.work, threads)
+    plain = nest.axes[-1].guarded or nest.axes[-1].looks_up
+    vectors = inner if plain else _vectorize(schedule, inner, lanes)
+    _share(schedule, outer, vectors, nest.work, threads)
 
 
 def _fuse(schedule: Schedule, loops: Sequence[Any]) -> Any:
@@ -128,13 +132,25 @@ def _reduce_beside(
         inner = [row, lane]
     head = [*outer_loops, *([vectors] if vectors is not None else [])]
     schedule.reorder(*head, *reduced, *inner)
-    initial = schedule.decompose_reduction(block, reduced[0])
-    for one in (block, initial):
-        *_, last = schedule.get_loops(one)
-        schedule.vectorize(last)
-        if rows is not None:
-            schedule.unroll(schedule.get_loops(one)[-2])
+    schedule.vectorize(lane)
+    if rows is not None:
+        schedule.unroll(row)
     _share(schedule, outer_loops, vectors, nest.work, threads)
+    _separate_start(schedule, block, reduced[0], 1 + (rows is not None))
+
+
+def _separate_start(schedule: Schedule, block: Any, reduced: Any, depth: int) -> None:
+    """Move the initial value out of the reduction; treat its inner loops like those.
+
+    Last of all: a block without its initial value is no reduction to TVM, which then refuses
+    every further step.
+    """
+    initial = schedule.decompose_reduction(block, reduced)
+    *_, rows, lane = [None, *schedule.get_loops(initial)]
+    if constant(schedule.get(lane).extent) > 1:
+        schedule.vectorize(lane)
+    if depth == 2:
+        schedule.unroll(rows)
 
 
 def _row_axis(nest: Nest, outer: Sequence[Axis]) -> tuple[Axis, int] | None:
@@ -154,30 +170,25 @@ def _reduce_along(schedule: Schedule, block: Any, nest: Nest, lanes: int, thread
     loops = schedule.get_loops(block)
     depth = len(nest.spatial)
     summed = _fuse(schedule, [loops[axis.position] for axis in _summed_axes(nest, lanes)])
-    width = _divisor(constant(schedule.get(summed).extent), lanes)
-    _, lane = schedule.split(summed, [None, width])
+    extent = constant(schedule.get(summed).extent)
+    _, lane = schedule.split(summed, [None, lanes])
     partial = schedule.rfactor(lane, depth)
     spatial = schedule.get_loops(block)[:depth]
-    if spatial:
+    if spatial and extent % lanes == 0:
         schedule.compute_at(partial, spatial[-1])
         lane, *reduced = schedule.get_loops(partial)[depth:]
+        schedule.reorder(*reduced, lane)
     else:
-        *reduced, lane = schedule.get_loops(partial)
-    schedule.reorder(*reduced, lane)
-    initial = schedule.decompose_reduction(partial, reduced[0])
-    for one in (partial, initial):
-        schedule.vectorize(schedule.get_loops(one)[-1])
+        # A nest of its own: ``compute_at`` would drop the condition of an incomplete vector.
+        own, *_ = outer = schedule.get_loops(partial)[:depth] or [None]
+        *reduced, lane = schedule.get_loops(partial)[depth:]
+        if extent % lanes:
+            schedule.annotate(reduced[-1], _PARTITION, 1)
+        if own is not None:
+            _share(schedule, outer, None, nest.work, threads)
+    schedule.vectorize(lane)
     _share(schedule, spatial, None, nest.work, threads)
-
-
-def _divisor(extent: int, lanes: int) -> int:
-    """Return the width of a vector that divides ``extent``: TVM drops the condition of a tail."""
-    if extent % lanes == 0:
-        return lanes
-    fitting = [width for width in range(_FEW, 2 * lanes) if extent % width == 0]
-    if not fitting:
-        raise ValueError(f"no vector width divides {extent}")
-    return max(fitting)
+    _separate_start(schedule, partial, reduced[0], 1)
 
 
 def _spatial_only(schedule: Schedule, block: Any, nest: Nest, threads: int) -> None:

@@ -15,8 +15,9 @@ from mpq_compile.kernels.geometry import (
     padded_run,
     vector_starts,
 )
+from mpq_compile.kernels.gemv_layout import CodeLayout, code_layout, reads_codes
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.workload import Workload
+from mpq_compile.kernels.workload import LinearWorkload, Workload
 
 # Words of the scalar part of an epilogue record, int32; floats are stored as their bits.
 SCALARS = ("zp_in", "zp_residual", "zp_out", "residual_scale", "lo", "hi", "scale")
@@ -143,11 +144,13 @@ def compensation(
 
 def reads_centred_input(workload: Workload, tier: Tier) -> bool:
     """Tell whether a workload's integer kernel multiplies x − 128 instead of x."""
-    return tier.dot == "sdot" and not is_depthwise(workload)
+    return reads_codes(workload) or (tier.dot == "sdot" and not is_depthwise(workload))
 
 
 def packed_weight_size(workload: Workload, tier: Tier) -> tuple[int, str]:
     """Return (elements, dtype) of a workload's packed weights."""
+    if isinstance(workload, LinearWorkload) and reads_codes(workload):
+        return code_layout(workload, tier).size, "uint8"
     shape = geometry(workload)
     vectors = len(vector_starts(shape.group_outputs, tier.lanes))
     runs = shape.runs[0] * shape.runs[1]
@@ -162,11 +165,33 @@ def pack_weight(workload: Workload, tier: Tier, weight: np.ndarray) -> np.ndarra
         weight: int8, or float32 for float compute; PyTorch's shape, [N, C/groups, KH, KW] or
             [N, K].
     """
+    if isinstance(workload, LinearWorkload) and reads_codes(workload):
+        return pack_codes(weight, code_layout(workload, tier))
     runs = _weight_runs(weight, geometry(workload))
     packed = _interleave(runs, padded_run(workload, tier), tier, k_group(workload, tier))
     if workload.compute == "bf16":
         return bf16_bits(packed)
     return packed.astype(_WEIGHT_DTYPES[workload.compute])
+
+
+def pack_codes(weight: np.ndarray, layout: CodeLayout) -> np.ndarray:
+    """Return integer weights [N, K] as the bytes that the few-row kernel reads."""
+    outputs, lanes = len(weight), layout.lanes
+    grouped = weight.reshape(outputs, layout.groups, -1).astype(np.int64) + layout.offset
+    codes = np.zeros((max(outputs, lanes), layout.groups, layout.run), np.int64)
+    codes[:outputs, :, : grouped.shape[2]] = grouped
+    fields = codes.reshape(-1, layout.groups, layout.words, layout.steps, layout.k_group)
+    places = (
+        layout.bits * np.arange(layout.steps)[:, None]
+        + 32 // layout.k_group * np.arange(layout.k_group)
+    )
+    masked = fields & (2**layout.bits - 1)
+    words = (masked << places).sum((3, 4)).astype(np.uint32)
+    starts = np.array(vector_starts(outputs, lanes))
+    vectors = words[starts[:, None] + np.arange(lanes)].transpose(0, 2, 3, 1)
+    blocks = np.split(vectors, range(layout.block, len(starts), layout.block))
+    flat = [block.transpose(1, 2, 0, 3).reshape(-1) for block in blocks]
+    return np.ascontiguousarray(np.concatenate(flat)).view(np.uint8)
 
 
 def bf16_bits(values: np.ndarray) -> np.ndarray:

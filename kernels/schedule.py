@@ -47,7 +47,7 @@ def schedule_function(func: PrimFunc, tier: Tier, threads: int) -> PrimFunc:
     """Return ``func`` inlined, vectorised and shared among ``threads``, as far as that goes."""
     failures: list[str] = []
     try:
-        schedule = Schedule(IRModule({"main": func}), error_render_level="none")
+        schedule = Schedule(_narrowed(func), error_render_level="detail")
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
     except Exception as error:  # whatever a pass of TVM raises: the function stays as it is
         return _finished(func, [_reason("root", error)])
@@ -61,6 +61,19 @@ def schedule_function(func: PrimFunc, tier: Tier, threads: int) -> PrimFunc:
     return _finished(schedule.mod["main"], failures)
 
 
+def _narrowed(func: PrimFunc) -> IRModule:
+    """Return a module of ``func`` with 32-bit indices, where it holds no 64-bit data.
+
+    TVM narrows indices itself, but only after it has tied a loop to the wish to peel its last
+    iteration, which it then no longer finds.
+    """
+    module = IRModule({"main": func})
+    try:
+        return tirx.transform.ForceNarrowIndexToInt32()(module)
+    except Exception:  # 64-bit data: conditions stay inside the loops
+        return module
+
+
 def _finished(func: PrimFunc, failures: Sequence[str]) -> PrimFunc:
     for key, value in KERNEL_ATTRS.items():
         func = func.with_attr(key, value)
@@ -69,7 +82,8 @@ def _finished(func: PrimFunc, failures: Sequence[str]) -> PrimFunc:
 
 def _reason(name: str, error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
-    return f"{name}: {type(error).__name__}: {lines[-1][:200]}"
+    told = [line for line in lines if "Error" in line] or lines
+    return f"{name}: {type(error).__name__}: {told[0][:200]}"
 
 
 def _inlined(schedule: Schedule, blocks: Sequence[Any]) -> list[Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.base import ValueRecorder
 from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
-from mpq_compile.quant.observers import Histogram, activation_qparams
-from mpq_compile.types import QParams
+from mpq_compile.quant.calibration import Calibration
+from mpq_compile.quant.observers import Histogram
 
 MAX_BATCH = 32
 
@@ -25,23 +25,6 @@ class Batch:
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """What calibration saw: one histogram a tensor, by node name of the float graph."""
-
-    histograms: Mapping[str, Histogram]
-    observer: str
-    samples: int
-    _cache: dict[tuple[str, int], QParams] = field(default_factory=dict, repr=False)
-
-    def qparams(self, node: str, bits: int) -> QParams:
-        """Return the qparams of a tensor at ``bits``."""
-        key = (node, bits)
-        if key not in self._cache:
-            self._cache[key] = activation_qparams(self.histograms[node], bits, self.observer)
-        return self._cache[key]
 
 
 def read_batches(calibration: Any, network: Network) -> tuple[Batch, ...]:

@@ -14,7 +14,7 @@ from mpq_compile.kernels import elementwise, matmul, packing, pool
 from mpq_compile.kernels.elementwise_workload import PoolWorkload, TransposeConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
-from mpq_compile.runtime.parameters import Recipe, describe_workload
+from mpq_compile.lower.parameters import Recipe, describe_workload
 
 DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
 

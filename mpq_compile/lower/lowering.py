@@ -34,7 +34,7 @@ from mpq_compile.quant import ops as qops
 from mpq_compile.quant.pooling import pooled_size
 from mpq_compile.quant.reference import windows_1d
 from mpq_compile.quant.weights import QuantizedWeight
-from mpq_compile.runtime.parameters import Recipe, StoredSite, stored_arrays
+from mpq_compile.lower.parameters import Recipe, StoredSite, stored_arrays
 from mpq_compile.types import Candidate
 
 aten = torch.ops.aten

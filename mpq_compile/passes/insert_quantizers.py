@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from mpq_compile.calibrate import Calibration
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.errors import PlanError, nearest
 from mpq_compile.passes.base import constant
 from mpq_compile.passes.formats import kinds, quantizer_roots

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.errors import ArtifactError
-from mpq_compile.runtime.parameters import Recipe, StoredSite
+from mpq_compile.lower.parameters import Recipe, StoredSite
 from mpq_compile.types import AuditRow, Plan, Verification
 
 VERSION = 1

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.calibrate import Batch, Calibration
+from mpq_compile.calibrate import Batch
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.passes.base import ValueRecorder, run_passes
 from mpq_compile.passes.insert_quantizers import InsertQuantizers, set_assignment
 from mpq_compile.passes.network import Network

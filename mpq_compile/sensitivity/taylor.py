@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from mpq_compile.calibrate import Batch, Calibration, spread
+from mpq_compile.calibrate import Batch, spread
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.base import ValueRecorder
 from mpq_compile.passes.insert_quantizers import set_assignment

@@ -162,7 +162,8 @@ class Messages:
         weight: (L,) weight of the loss, 1 for a bound and 0 for a test of feasibility.
         price: (L, D) multipliers λ.
         functions: For each bucket an array (L, classes of its scope...).
-        joint: What each bucket minimised over, its group's classes last; kept for tracing.
+        joint: What each bucket minimised over, its group's classes last; for :func:`trace`, and
+            so kept for a single weight only (L = 1).
         reduced: (L, G, C) single terms w·loss + λ·cost, infinite where not allowed.
     """
 
@@ -205,7 +206,7 @@ def eliminate(tables: Tables, plan: Elimination, weight: Floats, price: Floats) 
             joint = joint + pairs[i].reshape(-1, *shape)
         for i, shape in bucket.children:
             joint = joint + functions[i].reshape(-1, *shape)
-        joints.append(joint)
+        joints.append(joint if len(weight) == 1 else joint[:0])
         functions.append(joint.min(axis=-1))
     return Messages(
         plan=plan,
@@ -229,8 +230,8 @@ def _by_class(reduced: Floats, classes: Ints, count: int) -> Floats:
     return np.stack([reduced[:, classes == k].min(axis=1) for k in range(count)], axis=1)
 
 
-def trace(tables: Tables, messages: Messages, row: int) -> tuple[Ints, float, Floats]:
-    """Return a minimiser for weights ``row``: choice (G,), loss and usage of the planned groups.
+def trace(tables: Tables, messages: Messages) -> tuple[Ints, float, Floats]:
+    """Return a minimiser (for L = 1): choice (G,), loss and usage of the planned groups.
 
     Where groups are split, loss and usage are those of the relaxed minimiser, whose copies may
     disagree, and the choice takes the first copy; −1 stands where a group is not in the plan.
@@ -242,8 +243,8 @@ def trace(tables: Tables, messages: Messages, row: int) -> tuple[Ints, float, Fl
     for b in range(len(plan.buckets) - 1, -1, -1):
         bucket, values = plan.buckets[b], dict(context.get(plan.parent[b], {}))
         g, known = bucket.group, tuple(values[v] for v in bucket.scope)
-        k = int(np.argmin(messages.joint[b][(row, *known)]))
-        members = np.where(tables.classes[g] == k, messages.reduced[row, g], np.inf)
+        k = int(np.argmin(messages.joint[b][(0, *known)]))
+        members = np.where(tables.classes[g] == k, messages.reduced[0, g], np.inf)
         c = int(np.argmin(members))
         choice[g] = c if choice[g] < 0 else choice[g]
         values[g] = k

@@ -59,7 +59,7 @@ def minimise(tables: Tables, plan: Elimination, weight: float, price: Floats) ->
     value = float(reduced.min(axis=1).sum() + messages.minimum[0] - price @ tables.limit)
     if not np.isfinite(value):
         return Column(value=np.inf, choice=np.array([]), loss=np.inf, slack=-tables.limit)
-    choice, loss, usage = trace(tables, messages, 0)
+    choice, loss, usage = trace(tables, messages)
     choice[alone] = reduced.argmin(axis=1)
     rows = np.flatnonzero(alone)
     loss += float(tables.loss[rows, choice[rows]].sum())

@@ -21,6 +21,8 @@ from mpq_compile.solve.elimination import Elimination, Messages, eliminate
 from mpq_compile.solve.tables import Floats, Ints, Tables
 
 ROUNDING = 1e-12
+# States of least bound kept from each layer that was too wide: they show which cuts are missing.
+SAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,15 @@ class Outcome:
 
 
 class Search:
-    """One pass over the layers; holds the incumbent while it improves."""
+    """One pass over the layers; holds the incumbent while it improves.
+
+    Args:
+        singles: Groups without pairs that are still open; they are assigned first.
+        width: Number of states kept in a layer.
+        complete: Come back to the states beyond ``width`` later instead of dropping them.
+        deadline: Value of ``time.perf_counter`` at which to stop.
+        first_only: Stop at the first assignment that fits.
+    """
 
     def __init__(
         self,
@@ -100,6 +110,7 @@ class Search:
         self.first_only = first_only
         self.open_bound = np.inf
         self.states = 0
+        self.samples: list[tuple[int, Front]] = []
         self.messages: Messages = eliminate(tables, plan, cuts.weight, cuts.price)
         self.constant = self._constants()
         self.magnitude = np.abs(tables.cost).max(axis=2).sum(axis=1) + np.abs(tables.limit)
@@ -116,7 +127,7 @@ class Search:
                     return self._outcome(stack)
                 front = self._expand(front, depth)
                 depth += 1
-                front, rest = self._split(front)
+                front, rest = self._split(front, depth)
                 if len(rest) and self.complete:
                     stack.append((depth, rest))
                 elif len(rest):
@@ -252,23 +263,33 @@ class Search:
             key += self.tables.classes[v, front.choice[:, v]]
         return key
 
-    def _split(self, front: Front) -> tuple[Front, Front]:
+    def _split(self, front: Front, depth: int) -> tuple[Front, Front]:
         if len(front) <= self.width:
             return front, front.take(np.zeros(0, dtype=np.int64))
         order = np.argsort(front.bound, kind="stable")
+        self.samples.append((depth, front.take(order[:SAMPLES])))
         return front.take(order[: self.width]), front.take(order[self.width :])
 
     def _finish(self, front: Front) -> None:
         """Keep the best complete state that fits; of equal ones the first by candidate order."""
-        fitting = front.take((front.usage <= self.tables.limit).all(axis=1))
-        if not len(fitting):
+        margin = ROUNDING * self.magnitude
+        front = front.take((front.usage <= self.tables.limit + margin).all(axis=1))
+        sure = (front.usage <= self.tables.limit - margin).all(axis=1)
+        order = np.argsort(front.loss, kind="stable")
+        best = next((i for i in order if sure[i] or self._fits(front, i)), None)
+        if best is None:
             return
         tolerance = self._tolerance()
-        tied = fitting.take(fitting.loss <= fitting.loss.min() + tolerance)
-        first = tied.take([min(range(len(tied)), key=lambda i: tied.choice[i].tobytes())])
-        found = Incumbent(choice=first.choice[0].astype(np.int64), loss=float(first.loss[0]))
+        tied = np.flatnonzero(front.loss <= front.loss[best] + tolerance)
+        tied = sorted(tied, key=lambda i: front.choice[i].tobytes())
+        first = next(i for i in tied if sure[i] or self._fits(front, i))
+        choice = front.choice[first].astype(np.int64)
+        found = Incumbent(choice=choice, loss=float(front.loss[first]))
         if self.incumbent is None or _better(found, self.incumbent, tolerance):
             self.incumbent = found
+
+    def _fits(self, front: Front, i: int) -> bool:
+        return self.tables.fits(front.choice[i].astype(np.int64))
 
 
 def _better(one: Incumbent, other: Incumbent, tolerance: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,6 +78,17 @@ class Tables:
             loss += np.inf if pair.forbidden[i, j] else pair.loss[i, j]
             usage = usage + pair.cost[:, i, j]
         return float(loss), usage
+
+
+    def fits(self, choice: Ints) -> bool:
+        """Return whether the usage, summed without rounding error, is within the limits."""
+        rows = np.arange(len(choice))
+        classes = self.classes[rows, choice]
+        joint = [p.cost[:, classes[p.a], classes[p.b]] for p in self.pairs]
+        terms = np.concatenate([self.cost[:, rows, choice].T, *(j[None] for j in joint)])
+        return all(
+            math.fsum(terms[:, d]) <= limit for d, limit in enumerate(self.limit.tolist())
+        )
 
 
 def build_tables(problem: Problem) -> Tables:

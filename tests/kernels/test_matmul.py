@@ -99,3 +99,38 @@ def test_linear_with_group_scales(tier, rows, group):
         rows=rows, in_features=4 * group, out_features=40, group_size=group, residual="u8"
     )
     cases.assert_matches(workload, tier)
+
+
+@TIERS
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 10), (2, 75, 150), (4, 130, 33)])
+def test_few_rows_read_packed_weights(tier, bits, rows, inputs, outputs):
+    workload = LinearWorkload(
+        rows=rows, in_features=inputs, out_features=outputs, weight_bits=bits, residual="fp32"
+    )
+    cases.assert_matches(workload, tier)
+
+
+@TIERS
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("rows,group", [(1, 64), (3, 12)])
+def test_few_rows_with_group_scales(tier, bits, rows, group):
+    workload = LinearWorkload(
+        rows=rows, in_features=3 * group, out_features=70, weight_bits=bits, group_size=group
+    )
+    cases.assert_matches(workload, tier)
+
+
+@TIERS
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 10), (2, 75, 150)])
+def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
+    workload = LinearWorkload(
+        rows=rows,
+        in_features=inputs,
+        out_features=outputs,
+        weight_bits=bits,
+        compute="weight_only",
+        out="fp32",
+    )
+    cases.assert_matches(workload, tier)

@@ -1,0 +1,317 @@
+"""Sensitivity + cost + budget → problem → solution. Imports neither torch nor tvm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
+from mpq_compile.registry import SOLVERS
+from mpq_compile.solve.problem import CandidateTerm, Group, Pair, Problem, Solution
+from mpq_compile.types import Budget, Candidate, CostTable, SensitivityTable, Site
+
+Choices = Mapping[str, Sequence[str]]
+
+# Budget field → (axis of the cost table, factor from the field's unit to the axis's).
+AXES: Mapping[str, tuple[str, float]] = {
+    "latency_ms": ("latency_us", 1e3),
+    "size_mb": ("size_bytes", 1e6),
+    "bops": ("bops", 1.0),
+    "energy_mj": ("energy_mj", 1.0),
+}
+OBJECTIVES = ("latency", "size", "bops", "energy")
+_OBJECTIVE_AXIS = {
+    "latency": "latency_us",
+    "size": "size_bytes",
+    "bops": "bops",
+    "energy": "energy_mj",
+}
+# Until it is measured, the 95th percentile is taken to lie this far above the median.
+P95_RATIO = 1.15
+
+
+def constrained(
+    sites: Sequence[Site], choices: Choices, constraints: Mapping[str, str | Sequence[str]] | None
+) -> dict[str, list[str]]:
+    """Return ``choices`` narrowed by the user's constraints.
+
+    A key is a site id, a module path, or ``re:`` and a pattern that matches either as a whole; a
+    value is a candidate or a list of them.
+
+    Raises:
+        PlanError: A key matches no site, or a value leaves a site without a candidate.
+    """
+    narrowed = {site: list(names) for site, names in choices.items()}
+    for key, value in (constraints or {}).items():
+        wanted = [value] if isinstance(value, str) else list(value)
+        for name in wanted:
+            Candidate.parse(name)
+        matched = [site for site in sites if _matches(key, site)]
+        if not matched:
+            raise PlanError(
+                f"constraint {key!r} matches no site",
+                expected="a site id, a module path or re:PATTERN",
+                found=repr(key),
+                remedy=nearest(key, [site.path for site in sites]),
+            )
+        for site in matched:
+            narrowed[site.id] = _kept(site, narrowed[site.id], wanted)
+    return narrowed
+
+
+def _kept(site: Site, names: list[str], wanted: list[str]) -> list[str]:
+    kept = [name for name in names if name in wanted]
+    if not kept:
+        raise PlanError(
+            "the constraint leaves no candidate",
+            where=site.id,
+            expected=f"one of {', '.join(names)}",
+            found=", ".join(wanted),
+            remedy="choose a candidate that the target supports here, or add it to candidates=",
+        )
+    return kept
+
+
+def _matches(key: str, site: Site) -> bool:
+    if key.startswith("re:"):
+        try:
+            pattern = re.compile(key[3:])
+        except re.error as error:
+            raise PlanError(
+                "a constraint is not a regular expression",
+                where=key,
+                found=str(error),
+                remedy="correct the pattern after re:",
+            ) from error
+        return bool(pattern.fullmatch(site.id) or pattern.fullmatch(site.path))
+    return key in (site.id, site.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """Everything a solver needs, and what its answer is read with.
+
+    Args:
+        sites: Sites of the network.
+        choices: Candidates of each.
+        sensitivity: Loss of each (site, candidate).
+        costs: Costs of each, and transitions.
+    """
+
+    sites: Sequence[Site]
+    choices: Choices
+    sensitivity: SensitivityTable
+    costs: CostTable
+
+    def limits(self, budget: Budget) -> dict[str, float]:
+        """Return the budget in the axes of the cost table."""
+        given = budget.given()
+        limits = {
+            axis: given[name] * factor for name, (axis, factor) in AXES.items() if name in given
+        }
+        if "latency_p95_ms" in given:
+            p95_us = given["latency_p95_ms"] * 1e3 / P95_RATIO
+            limits["latency_us"] = min(limits.get("latency_us", p95_us), p95_us)
+        if "latency_us" in limits:
+            limits["latency_us"] -= self.costs.overhead_us
+        if "avg_bits" in given:
+            limits["weight_bits"] = given["avg_bits"] * sum(s.weight_count for s in self.sites)
+        return limits
+
+    def groups(self) -> dict[str, list[Site]]:
+        """Return the sites of each tie, by the id of its first site."""
+        ties: dict[str, list[Site]] = {}
+        for site in self.sites:
+            ties.setdefault(site.group, []).append(site)
+        return {members[0].id: members for members in ties.values()}
+
+    def problem(
+        self, limits: Mapping[str, float], peak_bytes: float | None = None
+    ) -> Problem:
+        """Return min loss subject to ``limits``.
+
+        ``peak_bytes`` forbids candidates whose own input and output exceed it.
+        """
+        return Problem(
+            groups=tuple(
+                Group(name=name, candidates=tuple(self._terms(members, peak_bytes)))
+                for name, members in self.groups().items()
+            ),
+            budget=dict(limits),
+            pairs=tuple(self._pairs(limits, peak_bytes)),
+        )
+
+    def inverse_problem(
+        self, objective: str, loss: float, limits: Mapping[str, float], peak_bytes: float | None
+    ) -> Problem:
+        """Return min cost on ``objective`` subject to Σ loss ≤ ``loss`` and ``limits``."""
+        axis = _OBJECTIVE_AXIS[objective]
+        plain = self.problem({**limits, axis: 0.0}, peak_bytes)
+        groups = tuple(
+            Group(
+                name=group.name,
+                candidates=tuple(
+                    CandidateTerm(
+                        name=term.name,
+                        loss=term.costs[axis],
+                        costs={**term.costs, "loss": term.loss},
+                    )
+                    for term in group.candidates
+                ),
+            )
+            for group in plain.groups
+        )
+        pairs = tuple(
+            Pair(a=pair.a, b=pair.b, loss=pair.costs.get(axis), costs=pair.costs)
+            for pair in plain.pairs
+            if axis == "latency_us" or "latency_us" in limits
+        )
+        return Problem(groups=groups, budget={**limits, "loss": loss}, pairs=pairs)
+
+    def names_of(self, members: Sequence[Site], peak_bytes: float | None) -> list[str]:
+        """Return the candidates that all sites of a tie have."""
+        common = [
+            name
+            for name in self.choices[members[0].id]
+            if all(name in self.choices[site.id] for site in members)
+        ]
+        if peak_bytes is None:
+            return common
+        table = self.costs.costs
+        return [n for n in common if all(table[s.id][n]["peak_bytes"] <= peak_bytes for s in members)]
+
+    def _terms(self, members: Sequence[Site], peak_bytes: float | None) -> list[CandidateTerm]:
+        names = self.names_of(members, peak_bytes)
+        if not names:
+            raise InfeasibleBudgetError(
+                "no candidate of a site fits the budget for activations",
+                where=members[0].id,
+                expected=f"at most {peak_bytes:.0f} bytes" if peak_bytes else "a common candidate",
+                found=f"{self._least_peak(members):.0f} bytes at least",
+                remedy="raise peak_activation_mb",
+            )
+        return [self._term(members, name) for name in names]
+
+    def _least_peak(self, members: Sequence[Site]) -> float:
+        table = self.costs.costs
+        return min(max(table[s.id][n]["peak_bytes"] for s in members) for n in self.choices[members[0].id])
+
+    def _term(self, members: Sequence[Site], name: str) -> CandidateTerm:
+        entries = [self.costs.costs[site.id][name] for site in members]
+        return CandidateTerm(
+            name=name,
+            loss=sum(self.sensitivity.loss[site.id][name] for site in members),
+            costs={axis: sum(e[axis] for e in entries) for axis in entries[0]},
+        )
+
+    def _pairs(self, limits: Mapping[str, float], peak_bytes: float | None) -> list[Pair]:
+        if "latency_us" not in limits:
+            return []
+        group_of = {s.id: name for name, members in self.groups().items() for s in members}
+        names = {n: self.names_of(m, peak_bytes) for n, m in self.groups().items()}
+        pairs = []
+        for (a, b), entry in self.costs.transitions.items():
+            first, second = group_of[a], group_of[b]
+            if first == second or not any(entry.values()):
+                continue
+            matrix = [
+                [entry[_format(x), _format(y)] for y in names[second]] for x in names[first]
+            ]
+            pairs.append(Pair(a=first, b=second, costs={"latency_us": matrix}))
+        return pairs
+
+    def expand(self, solution: Solution) -> dict[str, str]:
+        """Return the candidate of every site."""
+        return {
+            site.id: solution.assignment[name]
+            for name, members in self.groups().items()
+            for site in members
+        }
+
+    def usage(self, assignment: Mapping[str, str]) -> dict[str, float]:
+        """Return the total of every axis, transitions and overhead included."""
+        totals: dict[str, float] = {}
+        for site, name in assignment.items():
+            for axis, value in self.costs.costs[site][name].items():
+                totals[axis] = totals.get(axis, 0.0) + value
+        if "latency_us" in totals:
+            changes = sum(
+                entry[_format(assignment[a]), _format(assignment[b])]
+                for (a, b), entry in self.costs.transitions.items()
+            )
+            totals["latency_us"] += changes + self.costs.overhead_us
+        return totals
+
+    def loss(self, assignment: Mapping[str, str]) -> float:
+        """Return the sum of the sites' losses."""
+        return sum(self.sensitivity.loss[site][name] for site, name in assignment.items())
+
+
+def _format(name: str) -> str:
+    return Candidate.parse(name).input_format
+
+
+def solve_allocation(
+    allocation: Allocation, budget: Budget, solver: str, time_limit_s: float | None = None
+) -> Solution:
+    """Solve min loss within ``budget``.
+
+    Raises:
+        InfeasibleBudgetError: Nothing fits; the message says what each budget could be.
+    """
+    peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
+    limits = allocation.limits(budget)
+    problem = allocation.problem(limits, peak)
+    solution: Solution = SOLVERS.load(solver)(problem, time_limit_s=time_limit_s)
+    if solution.status == "infeasible":
+        raise infeasible(allocation, budget, limits)
+    return solution
+
+
+_UNITS = {
+    "latency_us": ("latency", 1e-3, "ms"),
+    "size_bytes": ("size", 1e-6, "MB"),
+    "bops": ("BOPs", 1.0, "BOPs"),
+    "energy_mj": ("energy", 1.0, "mJ"),
+    "weight_bits": ("weight bits", 1.0, "bits"),
+}
+
+
+def infeasible(
+    allocation: Allocation, budget: Budget, limits: Mapping[str, float]
+) -> InfeasibleBudgetError:
+    """Return the error that says, for each budget, the least that would do."""
+    parts, least_values = [], []
+    for axis, limit in limits.items():
+        name, factor, unit = _UNITS[axis]
+        overhead = allocation.costs.overhead_us if axis == "latency_us" else 0.0
+        least, assignment = _cheapest(allocation, axis)
+        least_values.append(f"{name} {(least + overhead) * factor:.4g} {unit}")
+        if least > limit:
+            parts.append(
+                f"{name} budget {(limit + overhead) * factor:.4g} {unit} is below "
+                f"{(least + overhead) * factor:.4g} {unit}, the cheapest assignment "
+                f"({_described(assignment)})"
+            )
+    reason = "; ".join(parts) or "each budget can be met alone, but not all of them together"
+    return InfeasibleBudgetError(
+        f"no assignment fits the budget: {reason}",
+        expected="each alone at least: " + ", ".join(least_values),
+        found=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
+        remedy="raise the budget, or allow cheaper candidates (candidates=[...])",
+    )
+
+
+def _cheapest(allocation: Allocation, axis: str) -> tuple[float, dict[str, str]]:
+    assignment = {}
+    for members in allocation.groups().values():
+        terms = allocation._terms(members, None)
+        best = min(terms, key=lambda term: term.costs[axis])
+        assignment.update({site.id: best.name for site in members})
+    return sum(allocation.costs.costs[s][n][axis] for s, n in assignment.items()), assignment
+
+
+def _described(assignment: Mapping[str, str]) -> str:
+    names = sorted(set(assignment.values()))
+    return f"all {names[0]}" if len(names) == 1 else "a mix of " + ", ".join(names)

@@ -1,0 +1,163 @@
+"""Network + calibration + plan → artifact on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch.utils import _pytree as pytree
+
+from mpq_compile.errors import LoweringError, PlanError, nearest
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.passes.formats import Kind, kinds
+from mpq_compile.passes.materialize import Materialized, materialize
+from mpq_compile.passes.network import Network
+from mpq_compile.quant.calibration import Calibration
+from mpq_compile.runtime.artifact import (
+    LIBRARY,
+    PLAN,
+    WEIGHTS,
+    Manifest,
+    seal,
+    write_weights,
+)
+from mpq_compile.runtime.threads import thread_count
+from mpq_compile.types import AuditRow, Candidate, Plan
+
+_COMPUTE = {"fp32": "fp32", "bf16": "bf16"}
+
+
+def complete_assignment(network: Network, assignment: str | Mapping[str, str]) -> dict[str, str]:
+    """Return a candidate for every site, from one name for all or from a mapping.
+
+    Raises:
+        PlanError: A name is no candidate, a site is unknown or left out, or tied sites differ.
+    """
+    if isinstance(assignment, str):
+        assignment = {site.id: assignment for site in network.sites}
+    known = [site.id for site in network.sites]
+    for key, name in assignment.items():
+        Candidate.parse(name)
+        if key not in known:
+            raise PlanError(
+                f"unknown site {key!r}",
+                expected="a site of the network",
+                found=repr(key),
+                remedy=nearest(key, known),
+            )
+    missing = [site for site in known if site not in assignment]
+    if missing:
+        raise PlanError(
+            "the assignment leaves sites out",
+            expected=f"a candidate for each of {len(known)} sites",
+            found=f"nothing for {', '.join(missing[:5])}",
+            remedy="name them too, or start from a plan's assignment",
+        )
+    _check_ties(network, assignment)
+    return {site: assignment[site] for site in known}
+
+
+def _check_ties(network: Network, assignment: Mapping[str, str]) -> None:
+    chosen: dict[str, tuple[str, str]] = {}
+    for site in network.sites:
+        first, name = chosen.setdefault(site.group, (site.id, assignment[site.id]))
+        if name != assignment[site.id]:
+            raise PlanError(
+                "sites that share a weight must share a candidate",
+                where=site.id,
+                expected=f"{name}, as at {first}",
+                found=assignment[site.id],
+                remedy="give both the same candidate",
+            )
+
+
+def write_artifact(
+    network: Network,
+    calibration: Calibration,
+    plan: Plan,
+    folder: Path,
+    tier: Tier,
+    allow_float: bool = False,
+) -> Materialized:
+    """Materialize, lower, build and write the artifact of ``plan`` to ``folder``.
+
+    Returns:
+        The materialized graph: the oracle of what was written.
+    """
+    threads = thread_count()
+    # TVM reads its thread count when it is first imported, so only now.
+    from mpq_compile.lower.build import build_library
+    from mpq_compile.lower.lowering import lower
+
+    materialized = materialize(network, calibration, plan.assignment, allow_float)
+    lowered = lower(materialized, network.captured.example_inputs, tier, threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    unscheduled = build_library(lowered, tier, threads, folder / LIBRARY)
+    index = write_weights(folder / WEIGHTS, lowered.arrays)
+    (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
+    inputs = zip(lowered.input_shapes, lowered.input_dtypes, strict=True)
+    manifest = Manifest(
+        tier=tier.name,
+        threads=threads,
+        inputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in inputs],
+        outputs=[{"shape": list(shape), "dtype": "float32"} for shape in lowered.output_shapes],
+        out_spec=pytree.treespec_dumps(network.captured.out_spec),
+        dynamic_batch=network.captured.dynamic_batch,
+        sites=lowered.sites,
+        recipes=lowered.recipes,
+        arrays=index,
+        audit=audit_rows(materialized, lowered.kernel_of, tier),
+        notes=[f"no schedule fits {name}: it runs scalar" for name in unscheduled],
+        provenance=dict(plan.provenance),
+    )
+    seal(folder, manifest)
+    return materialized
+
+
+def audit_rows(
+    materialized: Materialized, kernel_of: Mapping[str, str], tier: Tier
+) -> Sequence[AuditRow]:
+    """Return what runs at each site, and each operator that runs in float.
+
+    Raises:
+        LoweringError: A site has no kernel of ours: it would have fallen back silently.
+    """
+    rows = []
+    for record in materialized.records.values():
+        site, candidate = record.site, record.candidate
+        if site.id not in kernel_of:
+            raise LoweringError(
+                "a site was lowered without a kernel",
+                where=site.id,
+                expected=f"a kernel for {candidate.name}",
+                remedy="constrain the site to fp32 and report this network",
+            )
+        integer = "int8" if candidate.integer_compute else "weight-only bf16"
+        rows.append(
+            AuditRow(
+                site=site.id,
+                requested=candidate.name,
+                stored_bits=candidate.weight_bits,
+                compute=_COMPUTE.get(candidate.name, integer),
+                kernel=kernel_of[site.id],
+                tier=tier.name,
+            )
+        )
+    network = materialized.network
+    floats = {
+        name for name, kind in kinds(network, allow_float=True).items() if kind is Kind.FLOAT
+    }
+    for node in network.module.graph.nodes:
+        if node.name in floats:
+            rows.append(
+                AuditRow(
+                    site=node.name,
+                    requested="float",
+                    stored_bits=32,
+                    compute="fp32",
+                    kernel=f"TVM: {node.target}",
+                    tier=tier.name,
+                )
+            )
+    return rows

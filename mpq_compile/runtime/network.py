@@ -1,0 +1,111 @@
+"""A deployed network: call it, look at its plan and audit, save it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mpq_compile.errors import MpqError
+from mpq_compile.runtime.artifact import (
+    copy_artifact,
+    open_artifact,
+    read_verification,
+    write_verification,
+)
+from mpq_compile.runtime.executor import Executor
+from mpq_compile.types import AuditRow, Plan, Verification
+
+
+class CompiledNetwork:
+    """A network on this machine's CPU.
+
+    Call it with what the model takes: torch tensors give torch tensors (any whole number of
+    samples where the batch is free), NumPy arrays give NumPy arrays.
+
+    Attributes:
+        plan: The plan it was built from.
+        audit: One row a site: requested, stored bits, compute, kernel, tier.
+        verification: What was measured; None before ``verify``.
+        folder: Its artifact.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        reference: Any = None,
+        owner: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.manifest, self.plan = open_artifact(self.folder)
+        self.verification: Verification | None = read_verification(self.folder)
+        self._executor = Executor(self.folder, self.manifest)
+        self._reference = reference
+        self._owner = owner  # keeps a temporary artifact for as long as the network lives
+
+    @property
+    def audit(self) -> Sequence[AuditRow]:
+        """What really runs at each site."""
+        return self.manifest.audit
+
+    @property
+    def reference(self) -> Callable[..., Any]:
+        """The materialized graph in PyTorch: the oracle that the device equals.
+
+        Raises:
+            MpqError: The network was loaded from disk, without the model.
+        """
+        if self._reference is None:
+            raise MpqError(
+                "a loaded artifact has no PyTorch reference",
+                where=str(self.folder),
+                expected="a network from mpq.compile or mpq.assign",
+                remedy="rebuild it with mpq.assign(model, inputs, calibration, plan.assignment)",
+            )
+        return self._reference
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the network; a single output comes alone, several as the model returns them."""
+        if not inputs:
+            raise MpqError("no input", expected=f"{len(self.manifest.inputs)} tensors")
+        outputs = self._executor.run(list(inputs))
+        return _as_returned(outputs, self.manifest.out_spec, _torch(inputs[0]))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact to ``folder``, whole or not at all; return the path."""
+        if self.verification is not None:
+            write_verification(self.folder, self.verification)
+        copy_artifact(self.folder, Path(folder))
+        return Path(folder)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the stored weights: packed codes, scales, biases and tables."""
+        return (self.folder / "weights.bin").stat().st_size
+
+    def __repr__(self) -> str:
+        names = sorted(set(self.plan.assignment.values()))
+        return f"CompiledNetwork({len(self.plan.assignment)} sites: {', '.join(names)})"
+
+
+def _torch(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def _as_returned(outputs: list[Any], spec: str, as_torch: bool) -> Any:
+    if not as_torch:
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_unflatten(outputs, pytree.treespec_loads(spec))
+
+
+def load(folder: str | Path) -> CompiledNetwork:
+    """Load an artifact, checking its hashes. Needs no torch.
+
+    Raises:
+        ArtifactError: It is missing, damaged or of another version.
+        DeviceError: This CPU lacks what its kernels need.
+    """
+    return CompiledNetwork(Path(folder))

@@ -1,0 +1,60 @@
+"""Choice of one candidate per group under budgets: exact, greedy and by integer programming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mpq_compile.registry import SOLVERS
+from mpq_compile.solve.problem import (
+    CandidateTerm,
+    Group,
+    Pair,
+    Problem,
+    Solution,
+    evaluate,
+    fits,
+)
+
+__all__ = [
+    "CandidateTerm",
+    "Group",
+    "Pair",
+    "Problem",
+    "Solution",
+    "evaluate",
+    "fits",
+    "solve",
+    "solve_json",
+]
+
+
+def solve(
+    problem: Problem, solver: str = "exact", *, time_limit_s: float | None = None
+) -> Solution:
+    """Solve ``problem`` with the solver of that name.
+
+    Raises:
+        MpqError: The solver is unknown, or the time was over before anything that fits was found.
+
+    >>> group = Group(name="g", candidates=(
+    ...     CandidateTerm(name="w8a8", loss=0.1, costs={"size_bytes": 8.0}),
+    ...     CandidateTerm(name="w4a8", loss=0.3, costs={"size_bytes": 4.0}),
+    ... ))
+    >>> dict(solve(Problem(groups=(group,), budget={"size_bytes": 6.0})).assignment)
+    {'g': 'w4a8'}
+    """
+    solution: Solution = SOLVERS.load(solver)(problem, time_limit_s=time_limit_s)
+    return solution
+
+
+def solve_json(
+    data: Mapping[str, Any], solver: str = "exact", *, time_limit_s: float | None = None
+) -> dict[str, Any]:
+    """Solve a problem in its JSON form and return the answer in its JSON form.
+
+    Raises:
+        PlanError: ``data`` is not a valid problem.
+        MpqError: As :func:`solve`.
+    """
+    return solve(Problem.from_json(data), solver, time_limit_s=time_limit_s).to_json()

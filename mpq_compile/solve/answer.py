@@ -1,0 +1,105 @@
+"""From what a search proved to the solution that a user sees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mpq_compile.solve.lagrangian import Dual
+from mpq_compile.solve.problem import Problem, Solution, evaluate, relative_gap
+from mpq_compile.solve.search import Incumbent
+from mpq_compile.solve.tables import Tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What is known of a problem.
+
+    Attributes:
+        incumbent: Best assignment found, None if none.
+        bound: Lower bound on every loss within the budget.
+        complete: True where nothing was left unexplored: the incumbent is optimal, or, where
+            there is none, nothing fits.
+    """
+
+    incumbent: Incumbent | None
+    bound: float
+    dual: Dual
+    states: int
+    complete: bool
+
+
+def answer(
+    problem: Problem, tables: Tables, proof: Proof, *, solver: str, start: float
+) -> Solution:
+    """Turn a proof with an incumbent into a solution; its loss and usage are evaluated anew."""
+    assert proof.incumbent is not None
+    assignment = {
+        g.name: g.candidates[int(c)].name
+        for g, c in zip(problem.groups, proof.incumbent.choice, strict=True)
+    }
+    loss, usage = evaluate(problem, assignment)
+    bound = loss if proof.complete else min(proof.bound, loss)
+    return Solution(
+        status="optimal" if proof.complete else "feasible",
+        assignment=assignment,
+        loss=loss,
+        usage=usage,
+        bound=bound,
+        gap=relative_gap(loss, bound),
+        solver=solver,
+        wall_s=time.perf_counter() - start,
+        certificate=_certificate(tables, proof, loss),
+    )
+
+
+def infeasible(
+    tables: Tables, proof: Proof, attainable: Mapping[str, float], *, solver: str, start: float
+) -> Solution:
+    """Say what can be attained: the least usage on each axis alone, and the axis that binds."""
+    limits = dict(zip(tables.axes, tables.limit.tolist(), strict=True))
+    binding = next((a for a in attainable if attainable[a] > limits[a]), None)
+    if not attainable and tables.axes:
+        reason = "the pairs forbid every assignment"
+    elif binding is not None:
+        reason = f"the least {binding} is {attainable[binding]:g}: more than its budget"
+    else:
+        reason = "each budget can be met alone, but not all together"
+    certificate: dict[str, Any] = {
+        "method": "multipliers" if proof.states == 0 else "search",
+        "reason": reason,
+        "attainable": dict(attainable),
+        "binding": binding,
+    }
+    if not proof.dual.feasible:
+        certificate["multipliers"] = _by_axis(tables, proof.dual.price)
+    return Solution(
+        status="infeasible",
+        assignment={},
+        loss=None,
+        usage={},
+        bound=None,
+        gap=None,
+        solver=solver,
+        wall_s=time.perf_counter() - start,
+        certificate=certificate,
+    )
+
+
+def _certificate(tables: Tables, proof: Proof, loss: float) -> dict[str, Any]:
+    dual = proof.dual
+    closed = proof.complete and loss - dual.bound <= 1e-9 * max(abs(loss), abs(dual.bound))
+    return {
+        "multipliers": _by_axis(tables, dual.price),
+        "lagrangian_bound": float(dual.bound),
+        "method": "multipliers" if closed else "search" if proof.complete else "bound only",
+        "states": proof.states,
+    }
+
+
+def _by_axis(tables: Tables, price: np.ndarray) -> dict[str, float]:
+    return dict(zip(tables.axes, price.tolist(), strict=True))
