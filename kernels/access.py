@@ -13,8 +13,8 @@ from tvm.s_tir import Schedule
 from tvm.sym import Analyzer
 
 # Calls that cost as much as this many additions.
-COSTLY = {"tirx.exp", "tirx.erf", "tirx.tanh", "tirx.log", "tirx.pow", "tirx.sin", "tirx.cos"}
-COSTLY_WEIGHT = 8
+COSTLY = {"exp", "erf", "tanh", "sigmoid", "log", "pow", "sin", "cos"}
+COSTLY_WEIGHT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,10 @@ class Axis:
     @property
     def runs_along(self) -> bool:
         """Tell whether a vector along this axis needs neither gathers nor conditions."""
-        return not self.guarded and all(step in (0, 1) for step in self.reads) and any(
-            step == 1 for step in (*self.reads, self.write)
+        return (
+            not self.guarded
+            and all(step in (0, 1) for step in self.reads)
+            and any(step == 1 for step in (*self.reads, self.write))
         )
 
 
@@ -80,23 +82,31 @@ def nest_of(schedule: Schedule, block_rv: Any) -> Nest | None:
     kinds = [variable.iter_type for variable in block.iter_vars]
     if len(loops) != len(variables) or None in extents or set(kinds) - {0, 2}:
         return None
-    analyzer = Analyzer()
-    for variable, extent in zip(variables, extents, strict=True):
-        analyzer.bind(variable, Range(0, extent))
     loads, stores = list(_accesses(block.body))
     guards = _condition_variables(block.body)
-    axes = tuple(
-        Axis(
-            position=index,
-            extent=extents[index],
-            reduces=kinds[index] == 2,
-            write=_step(stores[-1], variables[index], analyzer),
-            reads=tuple(_step(load, variables[index], analyzer) for load in loads),
-            guarded=any(variables[index].same_as(one) for one in guards),
+    axes = []
+    for index, variable in enumerate(variables):
+        analyzer = _ranges(variables, extents, index)
+        axes.append(
+            Axis(
+                position=index,
+                extent=extents[index],
+                reduces=kinds[index] == 2,
+                write=_step(stores[-1], variable, analyzer),
+                reads=tuple(_step(load, variable, analyzer) for load in loads),
+                guarded=any(variable.same_as(one) for one in guards),
+            )
         )
-        for index in range(len(loops))
-    )
-    return Nest(axes=axes, weight=weight_of(block.body))
+    return Nest(axes=tuple(axes), weight=weight_of(block.body))
+
+
+def _ranges(variables: list[Any], extents: list[int], stepping: int) -> Analyzer:
+    """Return what is known of the variables while one of them takes a step."""
+    analyzer = Analyzer()
+    for index, (variable, extent) in enumerate(zip(variables, extents, strict=True)):
+        # Before its last step: an axis of one element never steps, so any range will do.
+        analyzer.bind(variable, Range(0, max(1, extent - (index == stepping))))
+    return analyzer
 
 
 def collapsible(axes: tuple[Axis, ...], writes: bool = True) -> int:
@@ -125,13 +135,18 @@ def constant(extent: Any) -> int | None:
     return int(extent.value) if isinstance(extent, tirx.IntImm) else None
 
 
+def call_name(call: ir.Call) -> str:
+    """Return the name of the operator that is called, without its namespace."""
+    return str(getattr(call.op, "name", "")).rpartition(".")[2]
+
+
 def weight_of(body: Any) -> int:
     """Return the cost of one iteration of a block in additions, roughly."""
     weight = 1
 
     def visit(call: ir.Call) -> None:
         nonlocal weight
-        if getattr(call.op, "name", "") in COSTLY:
+        if call_name(call) in COSTLY:
             weight += COSTLY_WEIGHT
 
     tvm_ffi.structural_walk(body, (ir.Call, visit))
@@ -147,7 +162,7 @@ def _conditions(body: Any) -> list[Any]:
     found: list[Any] = []
 
     def visit(call: ir.Call) -> None:
-        if getattr(call.op, "name", "") == "tirx.if_then_else":
+        if call_name(call) == "if_then_else":
             found.append(call.args[0])
 
     tvm_ffi.structural_walk(body, (ir.Call, visit))

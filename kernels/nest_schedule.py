@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm.s_tir import Schedule
 
-from mpq_compile.kernels.access import Axis, Nest, collapsible, constant, nest_of
+from mpq_compile.kernels.access import Axis, Nest, collapsible, nest_of
 from mpq_compile.kernels.emit import PARALLEL_ELEMENTS
 from mpq_compile.kernels.tier import Tier
 
@@ -52,22 +52,24 @@ def _spatial(schedule: Schedule, block: Any, nest: Nest, lanes: int, threads: in
     _share(schedule, outer, vectors, nest.work, threads)
 
 
+def _extent(schedule: Schedule, loop: Any) -> int:
+    return int(schedule.get(loop).extent)
+
+
 def _fuse(schedule: Schedule, loops: Sequence[Any]) -> Any:
     return loops[0] if len(loops) == 1 else schedule.fuse(*loops)
 
 
 def _vectorize(schedule: Schedule, loop: Any, lanes: int) -> Any | None:
     """Vectorise a loop; return the serial loop over its vectors, or None where there is none."""
-    extent = constant(schedule.get(loop).extent)
+    extent = _extent(schedule, loop)
     if extent <= lanes:
         if extent >= _FEW:
             schedule.vectorize(loop)
             return None
         return loop
-    vectors, inner = schedule.split(loop, [None, lanes])
+    vectors, inner = _split_vectors(schedule, loop, lanes)
     schedule.vectorize(inner)
-    if extent % lanes:
-        schedule.annotate(vectors, _PARTITION, 1)
     return vectors
 
 
@@ -79,7 +81,7 @@ def _share(
         return
     rows = 1
     for loop in outer:
-        rows *= constant(schedule.get(loop).extent)
+        rows *= _extent(schedule, loop)
     if rows >= threads:
         schedule.parallel(_fuse(schedule, outer))
     elif vectors is not None:
@@ -105,38 +107,57 @@ def _summed_axes(nest: Nest, lanes: int) -> tuple[Axis, ...]:
     return summed if math.prod(axis.extent for axis in summed) >= 2 * lanes else ()
 
 
-def _reduce_beside(
-    schedule: Schedule, block: Any, nest: Nest, lanes: int, threads: int
-) -> None:
+def _reduce_beside(schedule: Schedule, block: Any, nest: Nest, lanes: int, threads: int) -> None:
     """Reduce with a vector of results: a sum over rows, a matrix product."""
     loops = schedule.get_loops(block)
     lane_axes = _lane_axes(nest)
     outer = [axis for axis in nest.spatial if axis not in lane_axes]
+    row_axis = _row_axis(nest, outer)
     reduced = [loops[axis.position] for axis in nest.reduced]
-    rows = _row_axis(nest, outer)
-    outer_loops = [loops[axis.position] for axis in outer]
+    shared = [loops[axis.position] for axis in outer if axis is not row_axis]
     lane_loops = [loops[axis.position] for axis in lane_axes]
-    schedule.reorder(*outer_loops, *lane_loops, *reduced)
+    schedule.reorder(*lane_loops, *reduced)
     lane = _fuse(schedule, lane_loops)
-    extent = constant(schedule.get(lane).extent)
+    serial: list[Any] = []
+    unrolled: list[Any] = []
+    if row_axis is not None:
+        rows, row = _split_rows(schedule, loops[row_axis.position], row_axis.extent)
+        unrolled.append(row)
+        # An incomplete last block is peeled off, which a loop shared among threads does not allow.
+        (serial if row_axis.extent % _extent(schedule, row) else shared).append(rows)
     vectors = None
-    if extent > lanes:
-        vectors, lane = schedule.split(lane, [None, lanes])
-        if extent % lanes:
-            schedule.annotate(vectors, _PARTITION, 1)
-    inner = [lane]
-    if rows is not None:
-        axis, block_rows = rows
-        index = outer.index(axis)
-        outer_loops[index], row = schedule.split(outer_loops[index], [None, block_rows])
-        inner = [row, lane]
-    head = [*outer_loops, *([vectors] if vectors is not None else [])]
-    schedule.reorder(*head, *reduced, *inner)
+    if _extent(schedule, lane) > lanes:
+        vectors, lane = _split_vectors(schedule, lane, lanes)
+        serial.append(vectors)
+    schedule.reorder(*shared, *serial, *reduced, *unrolled, lane)
     schedule.vectorize(lane)
-    if rows is not None:
-        schedule.unroll(row)
-    _share(schedule, outer_loops, vectors, nest.work, threads)
-    _separate_start(schedule, block, reduced[0], 1 + (rows is not None))
+    for loop in unrolled:
+        schedule.unroll(loop)
+    _share(schedule, shared, vectors if len(serial) == 1 else None, nest.work, threads)
+    _separate_start(schedule, block, reduced[0], 1 + len(unrolled))
+
+
+def _split_vectors(schedule: Schedule, loop: Any, lanes: int) -> tuple[Any, Any]:
+    """Split a loop into vectors and lanes; have an incomplete last vector peeled off.
+
+    TVM peels only loops with 32-bit indices; others are split by a width that divides them.
+    """
+    extent = _extent(schedule, loop)
+    if extent % lanes and str(schedule.get(loop).loop_var.ty.dtype) == "int64":
+        lanes = max(width for width in (1, *range(_FEW, 2 * lanes)) if extent % width == 0)
+    vectors, lane = schedule.split(loop, [None, lanes])
+    if extent % lanes:
+        schedule.annotate(vectors, _PARTITION, 1)
+    return vectors, lane
+
+
+def _split_rows(schedule: Schedule, loop: Any, extent: int) -> tuple[Any, Any]:
+    """Split the rows of a product into blocks, of one size if there is one that divides them."""
+    fitting = [rows for rows in _ROW_BLOCKS if extent % rows == 0]
+    if fitting:
+        rows, row = schedule.split(loop, [None, fitting[0]])
+        return rows, row
+    return _split_vectors(schedule, loop, _ROW_BLOCKS[0])
 
 
 def _separate_start(schedule: Schedule, block: Any, reduced: Any, depth: int) -> None:
@@ -146,22 +167,20 @@ def _separate_start(schedule: Schedule, block: Any, reduced: Any, depth: int) ->
     every further step.
     """
     initial = schedule.decompose_reduction(block, reduced)
-    *_, rows, lane = [None, *schedule.get_loops(initial)]
-    if constant(schedule.get(lane).extent) > 1:
+    loops = schedule.get_loops(initial)
+    lane = loops[-1]
+    if _extent(schedule, lane) > 1:
         schedule.vectorize(lane)
     if depth == 2:
-        schedule.unroll(rows)
+        schedule.unroll(loops[-2])
 
 
-def _row_axis(nest: Nest, outer: Sequence[Axis]) -> tuple[Axis, int] | None:
-    """Return the axis of a product whose rows share loads, and how many to take at once."""
+def _row_axis(nest: Nest, outer: Sequence[Axis]) -> Axis | None:
+    """Return the axis of a matrix product whose rows share the loads of the other operand."""
     for axis in reversed(outer):
-        shares = any(step == 0 for step in axis.reads) and axis.write not in (0, None)
-        if not shares or len(set(axis.reads)) < 2:
-            continue
-        for rows in _ROW_BLOCKS:
-            if axis.extent % rows == 0:
-                return axis, rows
+        shares = any(step == 0 for step in axis.reads) and len(set(axis.reads)) > 1
+        if shares and axis.write and axis.extent >= min(_ROW_BLOCKS):
+            return axis
     return None
 
 
@@ -170,22 +189,19 @@ def _reduce_along(schedule: Schedule, block: Any, nest: Nest, lanes: int, thread
     loops = schedule.get_loops(block)
     depth = len(nest.spatial)
     summed = _fuse(schedule, [loops[axis.position] for axis in _summed_axes(nest, lanes)])
-    extent = constant(schedule.get(summed).extent)
-    _, lane = schedule.split(summed, [None, lanes])
+    extent = _extent(schedule, summed)
+    _, lane = _split_vectors(schedule, summed, lanes)
+    width = _extent(schedule, lane)
     partial = schedule.rfactor(lane, depth)
     spatial = schedule.get_loops(block)[:depth]
-    if spatial and extent % lanes == 0:
+    if spatial and extent % width == 0:
         schedule.compute_at(partial, spatial[-1])
         lane, *reduced = schedule.get_loops(partial)[depth:]
         schedule.reorder(*reduced, lane)
     else:
         # A nest of its own: ``compute_at`` would drop the condition of an incomplete vector.
-        own, *_ = outer = schedule.get_loops(partial)[:depth] or [None]
         *reduced, lane = schedule.get_loops(partial)[depth:]
-        if extent % lanes:
-            schedule.annotate(reduced[-1], _PARTITION, 1)
-        if own is not None:
-            _share(schedule, outer, None, nest.work, threads)
+        _share(schedule, schedule.get_loops(partial)[:depth], None, nest.work, threads)
     schedule.vectorize(lane)
     _share(schedule, spatial, None, nest.work, threads)
     _separate_start(schedule, partial, reduced[0], 1)
@@ -197,4 +213,5 @@ def _spatial_only(schedule: Schedule, block: Any, nest: Nest, threads: int) -> N
     outer = [loops[axis.position] for axis in nest.spatial]
     reduced = [loops[axis.position] for axis in nest.reduced]
     schedule.reorder(*outer, *reduced)
-    _share(schedule, outer, None, nest.work, threads)
+    # The last loop stays apart: indices computed back from a joined one cost more than the rest.
+    _share(schedule, outer[:-1], outer[-1] if outer else None, nest.work, threads)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tvm_ffi
-from tvm import IRModule, tirx
+from tvm import IRModule, ir, tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.tirx import PrimFunc
@@ -21,6 +21,7 @@ from mpq_compile.kernels.access import COSTLY_WEIGHT, constant, has_branches, we
 from mpq_compile.kernels.emit import KERNEL_ATTRS, SCHEDULED
 from mpq_compile.kernels.nest_schedule import schedule_block
 from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.vector_math import with_vector_math
 
 FAILURE = "mpq.schedule_failure"
 
@@ -47,7 +48,7 @@ def schedule_function(func: PrimFunc, tier: Tier, threads: int) -> PrimFunc:
     """Return ``func`` inlined, vectorised and shared among ``threads``, as far as that goes."""
     failures: list[str] = []
     try:
-        schedule = Schedule(_narrowed(func), error_render_level="detail")
+        schedule = Schedule(_narrowed(func), error_render_level="fast")
         blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
     except Exception as error:  # whatever a pass of TVM raises: the function stays as it is
         return _finished(func, [_reason("root", error)])
@@ -58,7 +59,7 @@ def schedule_function(func: PrimFunc, tier: Tier, threads: int) -> PrimFunc:
             schedule = attempt
         except Exception as error:  # this nest stays scalar; the audit names it
             failures.append(_reason(schedule.get(block).name_hint, error))
-    return _finished(schedule.mod["main"], failures)
+    return _finished(with_vector_math(schedule.mod["main"]), failures)
 
 
 def _narrowed(func: PrimFunc) -> IRModule:
@@ -68,10 +69,20 @@ def _narrowed(func: PrimFunc) -> IRModule:
     iteration, which it then no longer finds.
     """
     module = IRModule({"main": func})
-    try:
-        return tirx.transform.ForceNarrowIndexToInt32()(module)
-    except Exception:  # 64-bit data: conditions stay inside the loops
-        return module
+    return module if _holds_int64(func) else tirx.transform.ForceNarrowIndexToInt32()(module)
+
+
+def _holds_int64(func: PrimFunc) -> bool:
+    """Tell whether a function reads or writes 64-bit integers."""
+    dtypes: set[str] = set()
+    tvm_ffi.structural_walk(
+        func.body,
+        [
+            (ir.TensorLoad, lambda node: dtypes.add(str(node.source.dtype))),
+            (tirx.BufferStore, lambda node: dtypes.add(str(node.buffer.dtype))),
+        ],
+    )
+    return "int64" in dtypes
 
 
 def _finished(func: PrimFunc, failures: Sequence[str]) -> PrimFunc:

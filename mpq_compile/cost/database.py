@@ -92,10 +92,22 @@ class Database:
         try:
             return self._connect_as("mode=ro")
         except ProfileError as error:
-            # A read-only folder cannot hold the log's index: read the file as it is.
             if not _lacks_log(error):
                 raise
-            return self._connect_as("mode=ro&immutable=1")
+        # A read-only folder cannot hold the log's index: read the file as it is.
+        self._check_log_is_merged()
+        return self._connect_as("mode=ro&immutable=1")
+
+    def _check_log_is_merged(self) -> None:
+        """Refuse to read a file whose newest rows stand in a log that cannot be read."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            raise self.error(
+                "the log of the database cannot be read in a read-only folder",
+                expected=f"no {log.name}, or a folder that may be written",
+                found=f"{log.stat().st_size} bytes in it",
+                remedy="open and close the database once where it may be written",
+            )
 
     def _connect_as(self, options: str) -> sqlite3.Connection:
         uri = database_uri(self.path, options)
@@ -113,7 +125,7 @@ class Database:
         """Make a new file ours, refuse one that is not, check one that is."""
         try:
             if not self._is_new(db):
-                check_sound(db)
+                check_sound(db, self.path)
             elif self.read_only:
                 raise self.error("the database is empty", found="no table of measurements")
             else:
@@ -121,7 +133,7 @@ class Database:
                 _transaction(db, _create, write=True)
         except sqlite3.DatabaseError as error:
             if is_damage(error):
-                raise DamagedDatabaseError(str(error)) from error
+                raise DamagedDatabaseError(self.path, error) from error
             raise
 
     def _is_new(self, db: sqlite3.Connection) -> bool:
@@ -159,11 +171,7 @@ class Database:
 
     def _translated(self, error: sqlite3.Error) -> ProfileError:
         if is_damage(error):
-            return self.error(
-                "the database is damaged",
-                found=error,
-                remedy="open it again: what can be read is recovered",
-            )
+            return DamagedDatabaseError(self.path, error)
         if _is_busy(error):
             return self.error(
                 f"the database stayed locked for {BUSY_S:g} s",

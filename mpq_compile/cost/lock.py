@@ -62,8 +62,13 @@ def timing_lock(timeout_s: float = 600.0) -> Iterator[None]:
 
 
 @contextmanager
-def file_lock(path: Path, timeout_s: float) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``, a file that is created and never removed.
+def file_lock(path: Path, timeout_s: float, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on ``path``, a file that is created and never removed.
+
+    Args:
+        path: The file, on a local disk.
+        timeout_s: Seconds to wait.
+        shared: Hold it beside others that share it; otherwise alone.
 
     Raises:
         DeviceError: The lock was not free within ``timeout_s`` seconds, or there are no locks here.
@@ -76,15 +81,18 @@ def file_lock(path: Path, timeout_s: float) -> Iterator[None]:
             found=sys.platform,
             remedy="run on Linux or macOS, or under WSL",
         )
-    descriptor = _opened(path)
+    descriptor, owner = _opened(path), os.getpid()
     try:
-        _acquire(descriptor, path, timeout_s)
+        _acquire(descriptor, path, timeout_s, shared)
         try:
-            _write_holder(descriptor)
+            _write_holder(descriptor, "" if shared else str(owner))
             yield
         finally:
-            # Explicit: a forked child may still hold a copy of the descriptor.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            # A forked child has a copy of the descriptor: it must not unlock for its parent, and
+            # must not keep the lock by its copy when the parent ends it.
+            if os.getpid() == owner:
+                _write_holder(descriptor, "")
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
 
@@ -96,12 +104,13 @@ def _opened(path: Path) -> int:
         raise _unusable(path, error) from error
 
 
-def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
+def _acquire(descriptor: int, path: Path, timeout_s: float, shared: bool) -> None:
     """Poll for the lock: a blocking flock has no time limit."""
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EINTR):
@@ -111,11 +120,11 @@ def _acquire(descriptor: int, path: Path, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _write_holder(descriptor: int) -> None:
-    """Leave this process's id for the message of whoever waits in vain."""
+def _write_holder(descriptor: int, pid: str) -> None:
+    """Leave the holder's id, or none, for the message of whoever waits in vain."""
     with suppress(OSError):  # a full disk costs the message, not the lock
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        os.pwrite(descriptor, pid.encode(), 0)
 
 
 def _holder(descriptor: int) -> str:

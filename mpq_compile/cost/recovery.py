@@ -15,8 +15,17 @@ _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LEAST_ROW_BYTES = 64
 
 
-class DamagedDatabaseError(Exception):
-    """The file is not a sound SQLite database. Does not leave this folder."""
+class DamagedDatabaseError(ProfileError):
+    """The file is not a sound SQLite database."""
+
+    def __init__(self, path: Path, damage: object) -> None:
+        super().__init__(
+            "the database is damaged",
+            where=str(path),
+            expected="a sound SQLite file",
+            found=damage,
+            remedy="close it, and open it where it may be written: what can be read is recovered",
+        )
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -24,11 +33,11 @@ def is_damage(error: sqlite3.Error) -> bool:
     return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGE_CODES
 
 
-def check_sound(db: sqlite3.Connection) -> None:
+def check_sound(db: sqlite3.Connection, path: Path) -> None:
     """Raise ``DamagedDatabaseError`` where the file has lost its structure (quick_check)."""
     found = [row[0] for row in db.execute("PRAGMA quick_check(1)")]
     if found != ["ok"]:
-        raise DamagedDatabaseError(found[0] if found else "quick_check gave no answer")
+        raise DamagedDatabaseError(path, found[0] if found else "no answer of quick_check")
 
 
 def database_uri(path: Path, options: str) -> str:
@@ -37,14 +46,17 @@ def database_uri(path: Path, options: str) -> str:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a database and its log to ``*.damaged-<n>``; return the new path."""
+    """Rename a database and its log to ``*.damaged-<n>``; return the new path.
+
+    No process may have the file open: SQLite would pair the old file with the log of a new one.
+    """
     aside = next(
         name
         for n in itertools.count(1)
         if not (name := path.with_name(f"{path.name}.damaged-{n}")).exists()
     )
-    # SQLite finds the log of the renamed file by its name. The log goes first: between the two
-    # renames nobody may pair it with a new file.
+    # SQLite finds the log of the renamed file by its name. The log goes first, so that a crash in
+    # between does not leave it to a new file.
     for suffix in ("-wal", "-shm", ""):
         source = path.with_name(path.name + suffix)
         if source.exists():

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -30,7 +31,7 @@ from mpq_compile.cost.measurement import (
     to_record,
 )
 from mpq_compile.cost.recovery import DamagedDatabaseError, readable_rows, set_aside
-from mpq_compile.errors import ProfileError
+from mpq_compile.errors import DeviceError, ProfileError
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM measurements"
 _WHERE = " AND ".join(f"{name} = :{name}" for name in KEY_FIELDS)
@@ -68,9 +69,15 @@ class Store:
         self.path = default_path() if path is None else Path(path)
         if self.path.parent == user_cache_dir() and not read_only:
             make_cache_dir()
-        self.read_only = read_only or _protected(self.path)
-        _check_place(self.path, self.read_only)
-        self._database = self._open()
+        _check_folder(self.path)
+        self.read_only = read_only or not os.access(self.path.parent, os.W_OK)
+        with ExitStack() as held:
+            if not self.read_only:
+                held.enter_context(_lock(self.path, shared=True))
+            self.read_only = self.read_only or _protected(self.path)
+            _check_file(self.path, self.read_only)
+            self._database = self._open(held)
+            self._held = held.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +93,7 @@ class Store:
     def close(self) -> None:
         """Close the file; nothing else may be asked of the store afterwards."""
         self._database.close()
+        self._held.close()
 
     def __len__(self) -> int:
         count = "SELECT count(*) FROM measurements"
@@ -133,69 +141,99 @@ class Store:
         """
         return self.put_many(read_jsonl(Path(path)))
 
-    def _open(self) -> Database:
+    def _open(self, held: ExitStack) -> Database:
+        """Open the file, after a repair where it is damaged.
+
+        Each open store shares a lock, and a repair holds it alone: a file that is renamed while
+        another process has it open is lost, because SQLite finds the log by its name.
+        """
         try:
             return Database(self.path, read_only=self.read_only)
-        except DamagedDatabaseError as damage:
+        except DamagedDatabaseError:
             if self.read_only:
-                raise _damaged_read_only(self.path, damage) from damage
-        # One process repairs; those that waited for it find a sound file.
-        with file_lock(self.path.with_name(f"{self.path.name}.repair-lock"), BUSY_S):
-            try:
-                return Database(self.path, read_only=False)
-            except DamagedDatabaseError as damage:
-                return _repaired(self.path, damage)
+                raise
+        held.close()
+        with _lock(self.path, shared=False):
+            _repair(self.path)
+        held.enter_context(_lock(self.path, shared=True))
+        return Database(self.path, read_only=False)
 
 
-def _repaired(path: Path, damage: DamagedDatabaseError) -> Database:
-    """Set a damaged file aside and return a new one with the rows that could be read."""
+@contextmanager
+def _lock(path: Path, *, shared: bool) -> Iterator[None]:
+    """Hold the lock beside the file; where it stays taken, say by a ``ProfileError`` why."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(
+                file_lock(path.with_name(f"{path.name}-lock"), BUSY_S, shared=shared)
+            )
+        except DeviceError as error:
+            raise ProfileError(
+                "the database cannot be locked" if shared else "a damaged database is still open",
+                where=str(path),
+                expected=error.expected,
+                found=f"{error.message}, {error.found}",
+                remedy="end the other processes that use it, or set MPQ_DB to another file",
+            ) from error
+        yield
+
+
+def _repair(path: Path) -> None:
+    """Set a damaged file aside and make a new one of the rows that can be read."""
+    try:
+        Database(path, read_only=False).close()
+        return  # another process has repaired it
+    except DamagedDatabaseError as error:
+        damage = error.found
     aside = set_aside(path)
     rows = readable_rows(aside)
-    database = Database(path, read_only=False)
-    _put_all(database, rows)
+    with closing(Database(path, read_only=False)) as database:
+        _put_all(database, rows)
     warnings.warn(
         f"{path}: the measurements database was damaged ({damage}); it was set aside as "
         f"{aside.name}, and {len(rows)} readable measurements were recovered",
         RuntimeWarning,
         stacklevel=4,
     )
-    return database
 
 
 def _protected(path: Path) -> bool:
-    """Tell whether the file, or its folder, where SQLite keeps the log, may not be written."""
-    if not path.exists():
-        return False
-    return not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+    """Tell whether the file is there and may not be written."""
+    return path.exists() and not os.access(path, os.W_OK)
 
 
-def _check_place(path: Path, read_only: bool) -> None:
-    """Refuse a path whose folder is missing, a folder, and a missing file that is only read."""
+def _check_folder(path: Path) -> None:
     if not path.parent.is_dir():
-        message, found = "the folder of the database is missing", f"no folder {path.parent}"
-        remedy = f"create it (mkdir -p {path.parent}), or set MPQ_DB to another file"
-    elif path.is_dir():
-        message, found, remedy = "the database is a folder", "a folder", "name a file in it"
-    elif read_only and not path.exists():
-        message, found, remedy = "no such database", "nothing", "measure first, with `mpq profile`"
-    else:
-        return
-    raise ProfileError(
+        raise _misplaced(
+            path,
+            "the folder of the database is missing",
+            found=f"no folder {path.parent}",
+            remedy=f"create it (mkdir -p {path.parent}), or set MPQ_DB to another file",
+        )
+
+
+def _check_file(path: Path, read_only: bool) -> None:
+    """Refuse a folder, and a missing file that is only read."""
+    if path.is_dir():
+        raise _misplaced(
+            path, "the database is a folder", found="a folder", remedy="name a file in it"
+        )
+    if read_only and not path.exists():
+        raise _misplaced(
+            path,
+            "no such database",
+            found="nothing",
+            remedy="measure first, or set MPQ_DB to a file in a folder that may be written",
+        )
+
+
+def _misplaced(path: Path, message: str, *, found: str, remedy: str) -> ProfileError:
+    return ProfileError(
         message,
         where=str(path),
         expected="a measurements database in a folder that exists",
         found=found,
         remedy=remedy,
-    )
-
-
-def _damaged_read_only(path: Path, damage: DamagedDatabaseError) -> ProfileError:
-    return ProfileError(
-        "the database is damaged",
-        where=str(path),
-        expected="a sound SQLite file",
-        found=damage,
-        remedy="open it once where it may be written: what can be read is recovered",
     )
 
 

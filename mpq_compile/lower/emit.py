@@ -62,6 +62,7 @@ class Emitter:
         self.arrays: dict[str, np.ndarray] = {}
         self._parameter_vars: list[Any] = []
         self._kernels: dict[str, Any] = {}
+        self._views: dict[Any, Any] = {}
 
     # Parameters
 
@@ -131,10 +132,18 @@ class Emitter:
         physical: tuple[int, ...] | None = None,
     ) -> Value:
         """Apply a data movement of Relax to ``value`` seen as ``physical`` (default: its shape)."""
-        seen = relax.op.reshape(value.var, relax.ShapeExpr(list(physical or value.shape)))
-        moved = self.builder.emit(function(self.builder.emit(seen)))
+        moved = self.builder.emit(function(self._viewed(value, physical or value.shape)))
         flat = self.builder.emit(relax.op.reshape(moved, relax.ShapeExpr([math.prod(shape)])))
+        self._views[flat] = moved
         return replace(value, var=flat, shape=shape)
+
+    def _viewed(self, value: Value, physical: tuple[int, ...]) -> Any:
+        """Return ``value`` in ``physical`` shape; movements in a row need no reshape between."""
+        view = self._views.get(value.var)
+        if view is not None and [int(n) for n in view.ty.shape] == list(physical):
+            return view
+        reshaped = relax.op.reshape(value.var, relax.ShapeExpr(list(physical)))
+        return self.builder.emit(reshaped)
 
     # Layouts
 

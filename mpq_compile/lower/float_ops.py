@@ -130,9 +130,7 @@ def _returning_tensor(module: IRModule) -> IRModule:
     """Unpack the tuple of one into which the importer puts a single result."""
     main = module["main"]
     body = relax.SeqExpr(main.body.blocks, relax.TupleGetItem(main.body.body, 0))
-    unpacked = relax.Function(
-        main.params, body, main.ret_ty.fields[0], main.is_pure, main.attrs
-    )
+    unpacked = relax.Function(main.params, body, main.ret_ty.fields[0], main.is_pure, main.attrs)
     result = module.clone()
     result.update_func(module.get_global_var("main"), unpacked)
     return relax.transform.Normalize()(result)

@@ -107,7 +107,7 @@ def _nearest(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], 
 
     def gather(v: Any) -> Any:
         for axis, index in zip((1, 2), indices, strict=True):
-            v = relax.op.take(v, relax.const(index.astype(np.int32)), axis=axis)
+            v = relax.op.take(v, relax.const(index.astype(np.int32)), axis=axis, mode="clip")
         return v
 
     return emitter.relax_op(value, gather, shape, _physical(value))

@@ -37,7 +37,7 @@ def drop_dominated(tables: Tables) -> Bools:
     """
     loss, cost = tables.loss, tables.cost
     allowed = tables.allowed
-    cheaper = (cost[:, :, :, None] <= cost[:, :, None, :]).all(axis=0)
+    cheaper: Bools = np.all(cost[:, :, :, None] <= cost[:, :, None, :], axis=0)
     less = loss[:, :, None] < loss[:, None, :]
     equal = loss[:, :, None] == loss[:, None, :]
     earlier = np.triu(np.ones(loss.shape[1:] * 2, dtype=bool), 1)
@@ -55,7 +55,7 @@ def _rows_no_worse(tables: Tables) -> Bools:
             block = np.concatenate([side.loss[None], side.cost])
             low, high = block.copy(), block.copy()
             low[:, side.forbidden], high[:, side.forbidden] = np.inf, np.inf
-            rows = (low[:, :, None, :] <= high[:, None, :, :]).all(axis=(0, 3))
+            rows: Bools = np.all(low[:, :, None, :] <= high[:, None, :, :], axis=(0, 3))
             classes = tables.classes[side.a]
             better[side.a] &= rows[classes[:, None], classes[None, :]]
     return better

@@ -21,6 +21,9 @@ from mpq_compile.solve.tables import Floats, Ints, PairTable, Tables
 
 TABLE_LIMIT = 2**13
 
+# Scope, index, and whether it is a pair's table (else a bucket's function).
+Input = tuple[tuple[int, ...], int, bool]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
@@ -71,9 +74,7 @@ class Elimination:
         """Return for each number of assigned groups the buckets whose functions are open."""
         return tuple(
             tuple(
-                i
-                for i, bucket in enumerate(self.buckets)
-                if bucket.step >= k > self.parent_step[i]
+                i for i, bucket in enumerate(self.buckets) if bucket.step >= k > self.parent_step[i]
             )
             for k in range(len(self.order) + 1)
         )
@@ -95,7 +96,7 @@ def plan_elimination(tables: Tables, order: Sequence[int]) -> Elimination:
     parent: list[int] = []
     pending: dict[int, list[int]] = {g: [] for g in order}
     for g in reversed(order):
-        inputs = [((oriented[i].a, g), i, True) for i in earlier[g]]
+        inputs: list[Input] = [((oriented[i].a, g), i, True) for i in earlier[g]]
         inputs += [(buckets[b].scope, b, False) for b in pending.pop(g)]
         for scope, members in (parts := _partition(inputs, g, tables.class_count)):
             ordered = tuple(sorted(scope, key=step.__getitem__))
@@ -105,9 +106,6 @@ def plan_elimination(tables: Tables, order: Sequence[int]) -> Elimination:
     return Elimination(
         order=tuple(order), buckets=tuple(buckets), parent=tuple(parent), oriented=oriented
     )
-
-
-Input = tuple[tuple[int, ...], int, bool]
 
 
 def _partition(inputs: list[Input], g: int, count: Ints) -> list[tuple[set[int], list[Input]]]:

@@ -120,7 +120,7 @@ def _widen(
     for width, complete, end in _passes(deadline):
         if states and time.perf_counter() > deadline:
             break
-        tables = tables.allowing(_within_gap(tables, dual, incumbent))
+        tables = tables.allowing(within_gap(tables, dual, incumbent))
         search = Search(
             tables,
             plan,
@@ -161,9 +161,7 @@ def first_incumbent(tables: Tables, dual: Dual) -> Incumbent | None:
     """Climb from each minimiser of the dual that fits; return the best."""
     starts = {c.choice.tobytes(): c.choice for c in dual.columns if len(c.choice)}
     worth = [(*tables.worth(x), x) for x in starts.values()]
-    fitting = [
-        (loss, x) for loss, _, x in worth if loss < np.inf and tables.fits(x)
-    ]
+    fitting = [(loss, x) for loss, _, x in worth if loss < np.inf and tables.fits(x)]
     if not fitting:
         return None
     _, best = min(fitting, key=lambda item: item[0])
@@ -213,7 +211,7 @@ def _price_below(
     return dual.price if dual.feasible else None
 
 
-def _within_gap(tables: Tables, dual: Dual, incumbent: Incumbent | None) -> Bools:
+def within_gap(tables: Tables, dual: Dual, incumbent: Incumbent | None) -> Bools:
     """Return ``allowed`` without the candidates whose reduced cost exceeds the gap.
 
     A group without pairs that takes candidate c raises D(λ) by c's reduced cost.

@@ -80,9 +80,7 @@ def _proof(tables: Tables, dual: Dual, choice: Ints) -> Proof:
     # Equal to its own bound, the greedy answer is optimal and needs no search to say so.
     complete = loss <= dual.bound
     incumbent = Incumbent(choice=choice, loss=loss)
-    return Proof(
-        incumbent=incumbent, bound=dual.bound, dual=dual, states=0, complete=complete
-    )
+    return Proof(incumbent=incumbent, bound=dual.bound, dual=dual, states=0, complete=complete)
 
 
 def _from_elsewhere(

@@ -93,9 +93,7 @@ def maximise_dual(tables: Tables, plan: Elimination) -> Dual:
 
 def _free(start: Column, axes: int) -> Dual:
     zero = np.zeros(axes)
-    return Dual(
-        feasible=True, price=zero, bound=start.value, columns=(start,), prices=(zero,)
-    )
+    return Dual(feasible=True, price=zero, bound=start.value, columns=(start,), prices=(zero,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +131,14 @@ class _Master:
     def run(self, *, weight: float) -> _Best:
         """Pivot until no column improves; return the best multipliers seen."""
         axes = len(self.scale)
-        best = _Best(value=-np.inf, price=np.zeros(axes))
+        best = _Best(value=self.columns[0].value if weight else -np.inf, price=np.zeros(axes))
         for _ in range(MAX_PIVOTS):
             if weight == 0.0 and not self.artificial.any():
                 return _Best(value=0.0, price=best.price)
             costs = np.where(self.artificial, 1.0, 0.0) if weight == 0.0 else self.loss
             dual = np.linalg.lstsq(self.basis.T, costs, rcond=None)[0]
             slack = int(np.argmax(dual[:axes])) if axes else 0
-            if dual[slack] > 1e-12 * max(1.0, np.abs(dual[:axes]).max()):
+            if dual[slack] > 1e-12 * np.abs(dual).max():
                 if not self._pivot(np.eye(axes + 1)[slack], 0.0):
                     return best
                 continue

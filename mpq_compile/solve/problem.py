@@ -9,8 +9,7 @@ This is the multiple-choice knapsack problem, with several knapsacks and with pa
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,13 +17,13 @@ from mpq_compile.errors import nearest
 from mpq_compile.solve.reading import (
     Matrix,
     read_list,
-    read_matrix,
     read_name,
     read_number,
     read_numbers,
     read_object,
     refuse,
 )
+from mpq_compile.solve.validation import check_group, check_pair, check_unique
 
 Status = Literal["optimal", "feasible", "infeasible"]
 
@@ -76,12 +75,12 @@ class Problem:
 
     def __post_init__(self) -> None:
         read_list(self.groups, "groups", nonempty=True)
-        _check_unique([g.name for g in self.groups], "groups")
+        check_unique([g.name for g in self.groups], "groups")
         for i, group in enumerate(self.groups):
-            _check_group(group, f"groups[{i}]", self.budget)
+            check_group(group, f"groups[{i}]", self.budget)
         read_numbers(self.budget, "budget")
         for i, pair in enumerate(self.pairs):
-            _check_pair(self, pair, f"pairs[{i}]")
+            check_pair(self, pair, f"pairs[{i}]")
 
     @classmethod
     def from_json(cls, data: Any) -> Problem:
@@ -226,77 +225,6 @@ def _check_assignment(problem: Problem, assignment: Mapping[str, str]) -> None:
             found=odd[0],
             remedy=nearest(odd[0], names),
         )
-
-
-def _check_unique(names: Sequence[str], where: str) -> None:
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        refuse(
-            where,
-            f"name {name!r} is used {count} times",
-            expected="names that differ",
-            found=name,
-            remedy="rename all but one",
-        )
-
-
-def _check_group(group: Group, where: str, budget: Mapping[str, float]) -> None:
-    read_list(group.candidates, f"{where}.candidates", nonempty=True)
-    _check_unique([c.name for c in group.candidates], f"{where}.candidates")
-    for i, candidate in enumerate(group.candidates):
-        place = f"{where}.candidates[{i}]"
-        read_number(candidate.loss, f"{place}.loss")
-        read_numbers(candidate.costs, f"{place}.costs")
-        for axis in budget:
-            if axis not in candidate.costs:
-                _refuse_axis(f"{place}.costs", axis, candidate.costs)
-
-
-def _refuse_axis(where: str, axis: str, costs: Mapping[str, float]) -> None:
-    refuse(
-        where,
-        f"cost {axis!r}, which the budget names, is missing",
-        expected=f"a number under {axis!r}",
-        found=", ".join(costs) or "no costs",
-        remedy=f"add {axis!r}, or take it out of the budget",
-    )
-
-
-def _check_pair(problem: Problem, pair: Pair, where: str) -> None:
-    sizes = {g.name: len(g.candidates) for g in problem.groups}
-    for end in ("a", "b"):
-        name = getattr(pair, end)
-        if name not in sizes:
-            refuse(
-                f"{where}.{end}",
-                f"unknown group {name!r}",
-                expected="the name of a group",
-                found=name,
-                remedy=nearest(name, sizes),
-            )
-    if pair.a == pair.b:
-        refuse(
-            where,
-            f"group {pair.a!r} is paired with itself",
-            expected="two groups",
-            found=pair.a,
-            remedy="add the term to the group's candidates",
-        )
-    known = {a for g in problem.groups for c in g.candidates for a in c.costs}
-    for axis in pair.costs:
-        if axis not in known:
-            refuse(
-                f"{where}.costs",
-                f"no candidate has the cost {axis!r}",
-                expected="a cost that candidates have",
-                found=axis,
-                remedy=nearest(axis, known),
-            )
-    matrices = {f"costs.{axis}": matrix for axis, matrix in pair.costs.items()}
-    if pair.loss is not None:
-        matrices["loss"] = pair.loss
-    for key, matrix in matrices.items():
-        read_matrix(matrix, f"{where}.{key}", rows=sizes[pair.a], columns=sizes[pair.b])
 
 
 def _read_group(data: Any, where: str) -> Group:

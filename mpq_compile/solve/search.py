@@ -226,11 +226,7 @@ class Search:
         for b in self._open(depth):
             index = np.zeros(len(loss), dtype=np.int64)
             for v in self.plan.buckets[b].scope:
-                seen = (
-                    classes
-                    if v == group
-                    else self.tables.classes[v, front.choice[:, v]][parent]
-                )
+                seen = classes if v == group else self.tables.classes[v, front.choice[:, v]][parent]
                 index = index * int(self.tables.class_count[v]) + seen
             value += self.messages.functions[b].reshape(len(value), -1)[:, index]
         spent = self.cuts.price @ self.tables.limit
@@ -275,13 +271,13 @@ class Search:
         margin = ROUNDING * self.magnitude
         front = front.take((front.usage <= self.tables.limit + margin).all(axis=1))
         sure = (front.usage <= self.tables.limit - margin).all(axis=1)
-        order = np.argsort(front.loss, kind="stable")
+        order = np.argsort(front.loss, kind="stable").tolist()
         best = next((i for i in order if sure[i] or self._fits(front, i)), None)
         if best is None:
             return
         tolerance = self._tolerance()
-        tied = np.flatnonzero(front.loss <= front.loss[best] + tolerance)
-        tied = sorted(tied, key=lambda i: front.choice[i].tobytes())
+        tied = np.flatnonzero(front.loss <= front.loss[best] + tolerance).tolist()
+        tied.sort(key=lambda i: front.choice[i].tobytes())
         first = next(i for i in tied if sure[i] or self._fits(front, i))
         choice = front.choice[first].astype(np.int64)
         found = Incumbent(choice=choice, loss=float(front.loss[first]))

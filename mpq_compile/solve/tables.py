@@ -79,16 +79,13 @@ class Tables:
             usage = usage + pair.cost[:, i, j]
         return float(loss), usage
 
-
     def fits(self, choice: Ints) -> bool:
         """Return whether the usage, summed without rounding error, is within the limits."""
         rows = np.arange(len(choice))
         classes = self.classes[rows, choice]
         joint = [p.cost[:, classes[p.a], classes[p.b]] for p in self.pairs]
         terms = np.concatenate([self.cost[:, rows, choice].T, *(j[None] for j in joint)])
-        return all(
-            math.fsum(terms[:, d]) <= limit for d, limit in enumerate(self.limit.tolist())
-        )
+        return all(math.fsum(terms[:, d]) <= limit for d, limit in enumerate(self.limit.tolist()))
 
 
 def build_tables(problem: Problem) -> Tables:

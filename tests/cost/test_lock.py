@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from mpq_compile.cost import lock
-from mpq_compile.cost.lock import make_cache_dir, timing_lock, user_cache_dir
+from mpq_compile.cost.lock import file_lock, make_cache_dir, timing_lock, user_cache_dir
 from mpq_compile.errors import DeviceError, ProfileError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +104,31 @@ def test_an_error_inside_frees_the_lock() -> None:
         raise RuntimeError
     with timing_lock(0.0):
         pass
+
+
+def test_shared_holders_keep_an_exclusive_one_out(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with file_lock(path, 0.0, shared=True), file_lock(path, 0.0, shared=True):
+        with pytest.raises(DeviceError) as caught, file_lock(path, 0.0):
+            pass
+        assert caught.value.found == "held by another process"
+    with file_lock(path, 0.0):
+        with pytest.raises(DeviceError) as caught, file_lock(path, 0.0, shared=True):
+            pass
+        assert caught.value.found == "held by this process itself"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_does_not_free_the_lock(tmp_path: Path) -> None:
+    with ExitStack() as held:
+        held.enter_context(file_lock(tmp_path / "lock", 0.0))
+        child = os.fork()
+        if child == 0:
+            held.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        with pytest.raises(DeviceError), file_lock(tmp_path / "lock", 0.0):
+            pass
 
 
 def test_without_flock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from measurements import key, measured, open_store
 
+from mpq_compile.cost import store as store_module
 from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.recovery import readable_rows, set_aside
 from mpq_compile.cost.store import Store
@@ -116,15 +117,29 @@ def test_damage_that_shows_later_is_an_error(path: Path) -> None:
         store._database._db.execute("PRAGMA shrink_memory")  # read again from the file
         with pytest.raises(ProfileError, match="damaged") as caught:
             store.items()
-    assert "open it again" in str(caught.value.remedy)
+    assert "close it" in str(caught.value.remedy)
 
 
-def test_two_processes_repair_once(path: Path) -> None:
+def test_no_repair_while_another_store_is_open(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BUSY_S", 0.1)
+    with Store(path) as first:
+        first._database.run(lambda db: None)
+        before = path.read_bytes()
+        path.write_bytes(b"\xa5" * 64 + before[64:])
+        with pytest.raises(ProfileError, match="a damaged database is still open") as caught:
+            Store(path)
+        assert "end the other processes" in str(caught.value.remedy)
+    assert sorted(p.name for p in path.parent.glob("*.damaged-*")) == []
+    with pytest.warns(RuntimeWarning, match="damaged-1"):
+        Store(path).close()
+
+
+def test_processes_repair_once(path: Path) -> None:
     pages = path.stat().st_size // PAGE
     overwrite(path, pages // 2 * PAGE, (pages // 2 + 1) * PAGE)
     context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
-    openers = [context.Process(target=open_store, args=(path, barrier)) for _ in range(2)]
+    barrier = context.Barrier(3)
+    openers = [context.Process(target=open_store, args=(path, barrier)) for _ in range(3)]
     for opener in openers:
         opener.start()
     for opener in openers:

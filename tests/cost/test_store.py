@@ -13,6 +13,7 @@ import pytest
 from measurements import key, measured, write_many
 
 from mpq_compile.cost import database
+from mpq_compile.cost.lock import file_lock
 from mpq_compile.cost.store import Store, default_path
 from mpq_compile.errors import ProfileError
 
@@ -178,6 +179,33 @@ def test_a_read_only_folder_is_read_as_it_is(path: Path, monkeypatch: pytest.Mon
     with Store(path, read_only=True) as store:
         assert store.get(key()) == measured()
     assert [("immutable" in uri) for uri in asked] == [False, True]
+
+
+def test_a_log_that_cannot_be_read_is_not_ignored(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(path).close()
+    path.with_name(f"{path.name}-wal").write_bytes(b"newest rows")
+
+    def connect_without_log(*_: object, **__: object) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("attempt to write a readonly database")
+        error.sqlite_errorcode = sqlite3.SQLITE_READONLY
+        raise error
+
+    monkeypatch.setattr(sqlite3, "connect", connect_without_log)
+    with pytest.raises(ProfileError, match="the log of the database cannot be read"):
+        Store(path, read_only=True)
+
+
+def test_closing_frees_the_lock_and_so_does_a_failed_opening(path: Path) -> None:
+    with Store(path):
+        pass
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    with pytest.raises(ProfileError, match="another schema version"):
+        Store(path)
+    with file_lock(path.with_name(f"{path.name}-lock"), 0.0):
+        pass
 
 
 def test_a_write_that_the_system_refuses(path: Path) -> None:
