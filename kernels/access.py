@@ -77,10 +77,11 @@ class Nest:
 def nest_of(schedule: Schedule, block_rv: Any) -> Nest | None:
     """Analyse a block; None where a loop is not one axis of the block with a constant extent."""
     block, loops = schedule.get(block_rv), schedule.get_loops(block_rv)
-    extents = [constant(schedule.get(loop).extent) for loop in loops]
+    known = [constant(schedule.get(loop).extent) for loop in loops]
+    extents = [extent for extent in known if extent is not None]
     variables = [variable.var for variable in block.iter_vars]
     kinds = [variable.iter_type for variable in block.iter_vars]
-    if len(loops) != len(variables) or None in extents or set(kinds) - {0, 2}:
+    if not len(loops) == len(variables) == len(extents) or set(kinds) - {0, 2}:
         return None
     loads, stores = list(_accesses(block.body))
     guards = _condition_variables(block.body)
@@ -121,7 +122,7 @@ def collapsible(axes: tuple[Axis, ...], writes: bool = True) -> int:
         if writes:
             outer_steps, inner_steps = (*outer_steps, axis.write), (*inner_steps, inner.write)
         joined = all(
-            None not in (far, near) and far == near * inner.extent
+            far is not None and near is not None and far == near * inner.extent
             for far, near in zip(outer_steps, inner_steps, strict=True)
         )
         if axis.guarded or (not joined and inner.extent != 1):

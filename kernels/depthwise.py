@@ -19,7 +19,7 @@ from mpq_compile.kernels.gemm_plan import GemmPlan, split_of
 from mpq_compile.kernels.geometry import geometry
 from mpq_compile.kernels.implicit_gemm import build
 from mpq_compile.kernels.microkernel import DotStep, FloatStep
-from mpq_compile.kernels.pixel_block import PixelBlock
+from mpq_compile.kernels.pixel_block import PixelBlock, Place
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
@@ -89,7 +89,7 @@ def plan_depthwise(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
         shape=shape,
         step=step,
         block=block,
-        split=split_of(workload, tier, block, threads),
+        split=split_of(workload, tier, block, block.rows, threads),
         run_steps=1,
         vectors=-(-shape.group_outputs // tier.lanes),
         slack=max(0, tier.lanes - shape.channels),
@@ -101,11 +101,11 @@ def plan_depthwise(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
 class DepthwiseBlock(PixelBlock):
     """One row of output columns × one vector of channels."""
 
-    def _multiply(self, pixel: Any, group: Any, vector: Any, channels: Sequence[Any]) -> None:
+    def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
         plan, step = self.plan, self.plan.step
         lanes, (height, width) = step.lanes, plan.shape.runs
-        start = T.bind(pixel + channels[0])
-        panel = T.bind(vector * plan.panel_size)
+        start = T.bind(place.pixel + channels[0])
+        panel = T.bind(place.vector * plan.panel_size)
         taps = [
             T.bind(step.weights(self.weights, panel + tap * lanes)) for tap in range(height * width)
         ]

@@ -48,7 +48,11 @@ class Epilogue:
 
     def compensation(self, channel: Any, group: Any = 0) -> Any:
         """Load the int32 start of the accumulators of ``lanes`` channels."""
-        return load(self.record, self._at(group, channel), self.lanes)
+        return load(self.record, self.compensation_offset(channel, group), self.lanes)
+
+    def compensation_offset(self, channel: Any, group: Any = 0) -> Any:
+        """Return where in the record the compensation of a channel stands."""
+        return self._at(group, channel)
 
     def scale(self, channel: Any, group: Any = 0) -> Any:
         """Load the float32 scales S."""

@@ -24,6 +24,8 @@ class GemmPlan:
         vectors: Vectors of output channels in one group.
         slack: Elements read past the end of the input by the last step.
         copy_lanes: Input elements copied at once.
+        flat_rows: Where above 0, blocks run along the padded image and ``flat_rows`` rows of it
+            are one line: the windows between two rows are computed and dropped.
     """
 
     shape: Geometry
@@ -34,11 +36,22 @@ class GemmPlan:
     vectors: int
     slack: int
     copy_lanes: int
+    flat_rows: int = 0
+
+    @property
+    def line_rows(self) -> int:
+        """Image rows of one row block."""
+        return self.flat_rows or self.block.rows
 
     @property
     def row_blocks(self) -> int:
         """Row blocks of one image."""
-        return -(-self.shape.out_height // self.block.rows)
+        return -(-self.shape.out_height // self.line_rows)
+
+    def line_pixels(self, rows: int) -> int:
+        """Return the pixels along which a row block of ``rows`` rows places its blocks."""
+        between = (rows - 1) * self.shape.padded_width if self.flat_rows else 0
+        return between + self.shape.out_width
 
     @property
     def all_row_blocks(self) -> int:
@@ -89,7 +102,7 @@ class GemmPlan:
     def first_row(self, row_block: Any) -> Any:
         """Return the first padded input row under a row block; Python or TIR integers."""
         image, block = row_block // self.row_blocks, row_block % self.row_blocks
-        return image * self.shape.padded_height + block * (self.block.rows * self.shape.stride[0])
+        return image * self.shape.padded_height + block * (self.line_rows * self.shape.stride[0])
 
     def staging(self) -> Staging:
         """Return the scratch rows of one task."""
@@ -107,7 +120,7 @@ class GemmPlan:
         for first in range(0, self.all_row_blocks, self.rows_per_task):
             last = min(first + self.rows_per_task, self.all_row_blocks) - 1
             image, block = divmod(last, self.row_blocks)
-            bottom = min((block + 1) * self.block.rows, shape.out_height) - 1
+            bottom = min((block + 1) * self.line_rows, shape.out_height) - 1
             end = image * shape.padded_height + bottom * shape.stride[0] + shape.window_rows
             needed = max(needed, end - self.first_row(first))
         return needed
@@ -122,7 +135,7 @@ def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
         shape=shape,
         step=step,
         block=block,
-        split=split_of(workload, tier, block, threads),
+        split=split_of(workload, tier, block, block.rows, threads),
         run_steps=padded_run(workload, tier) // step.k_group,
         vectors=vectors,
         slack=-shape.run % step.k_group,
@@ -130,15 +143,17 @@ def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
     )
 
 
-def split_of(workload: Workload, tier: Tier, block: Block, threads: int) -> Split:
-    """Split the blocks of a workload over ``threads``."""
+def split_of(
+    workload: Workload, tier: Tier, block: Block, line_rows: int, threads: int
+) -> Split:
+    """Split the channel blocks and the lines of a workload over ``threads``."""
     shape = geometry(workload)
     vectors = -(-shape.group_outputs // tier.lanes)
     weights, dtype = packed_weight_size(workload, tier)
     return choose_split(
         macs=workload.macs,
         channel_blocks=shape.groups * -(-vectors // block.vectors),
-        row_blocks=shape.batch * -(-shape.out_height // block.rows),
+        row_blocks=shape.batch * -(-shape.out_height // line_rows),
         input_bytes=workload.input_size * ELEMENT_BYTES[INPUT_DTYPE[workload.compute]],
         weight_bytes=weights * ELEMENT_BYTES[dtype],
         threads=threads,

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 
+# Elements of k in one row of an AMX tile: 64 bytes.
+TILE_DEPTH = {"int8": 64, "bf16": 32}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
@@ -169,9 +172,26 @@ def k_group(workload: Workload, tier: Tier) -> int:
     return 2 if workload.compute == "bf16" and tier.bf16_dot else 1
 
 
+def uses_tiles(workload: Workload, tier: Tier) -> bool:
+    """Tell whether a workload runs on AMX tiles: enough pixels, channels and contiguous input.
+
+    A tile takes 64 bytes of k whether they hold input or padding; below a quarter of them, and
+    below one vector of channels or eight pixels, vpdpbusd is as fast.
+    """
+    if tier.dot != "amx" or workload.compute not in TILE_DEPTH or is_depthwise(workload):
+        return False
+    shape, depth = geometry(workload), TILE_DEPTH[workload.compute]
+    if isinstance(workload, LinearWorkload) and (workload.rows < 16 or workload.group_size):
+        return False
+    pixels = shape.out_height * shape.out_width
+    return shape.group_outputs >= tier.lanes and pixels >= 8 and 4 * shape.run >= depth
+
+
 def padded_run(workload: Workload, tier: Tier) -> int:
     """Return the elements of a run of weights, rounded up to whole dot product steps."""
     step = k_group(workload, tier)
+    if uses_tiles(workload, tier):
+        step = TILE_DEPTH[workload.compute]
     return -(-geometry(workload).run // step) * step
 
 

@@ -7,6 +7,7 @@ output channels. Weights are laid out ``[group][vector][run][step][lanes][k_grou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +16,17 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_of
+from mpq_compile.kernels.blocking import Block
 from mpq_compile.kernels.emit import llvm_functions, scalar, task_loop
 from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.gemm_plan import GemmPlan, plan_gemm
-from mpq_compile.kernels.pixel_block import PixelBlock
+from mpq_compile.kernels.pixel_block import PixelBlock, Place
 from mpq_compile.kernels.register_block import RegisterBlock
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
+
+
+BlockKind = Callable[..., PixelBlock]
 
 
 def generate(workload: Workload, tier: Tier, threads: int) -> Any:
@@ -29,7 +34,7 @@ def generate(workload: Workload, tier: Tier, threads: int) -> Any:
     return build(plan_gemm(workload, tier, threads), RegisterBlock, workload, tier)
 
 
-def build(plan: GemmPlan, kind: type[PixelBlock], workload: Workload, tier: Tier) -> Any:
+def build(plan: GemmPlan, kind: BlockKind, workload: Workload, tier: Tier) -> Any:
     """Return the PrimFunc of a planned workload whose blocks are of ``kind``."""
     with IRBuilder() as builder:
         with prim_func(s_tir=True):
@@ -41,7 +46,7 @@ def build(plan: GemmPlan, kind: type[PixelBlock], workload: Workload, tier: Tier
     return builder.get()
 
 
-def _emit(plan: GemmPlan, kind: type[PixelBlock], buffers: Buffers, epilogue: Epilogue) -> None:
+def _emit(plan: GemmPlan, kind: BlockKind, buffers: Buffers, epilogue: Epilogue) -> None:
     """Allocate scratch, then stage and multiply in every task."""
     staging, tasks = plan.staging(), plan.split.tasks
     scratch = None
@@ -67,7 +72,9 @@ def _emit(plan: GemmPlan, kind: type[PixelBlock], buffers: Buffers, epilogue: Ep
             tile=tile,
             tile_base=task * plan.tile_size,
         )
+        block.begin()
         _BlockLoops(plan=plan, block=block, origin=origin).emit(across, first)
+        block.end()
 
 
 def _blank(plan: GemmPlan, buffers: Buffers) -> Any:
@@ -99,33 +106,38 @@ class _BlockLoops:
 
     def _unit(self, row_block: Any, unit: Any) -> None:
         """Emit one channel block over one row block, in whole or tail size."""
-        plan, full = self.plan, self.plan.block
+        plan = self.plan
         image, line = _divided(row_block, plan.row_blocks)
         group, column = _divided(unit, plan.group_blocks)
-        top, vector = T.bind(line * full.rows), T.bind(column * full.vectors)
+        top, vector = T.bind(line * plan.line_rows), T.bind(column * plan.block.vectors)
         row = image * plan.shape.padded_height + top * plan.shape.stride[0]
         pixel = T.bind(self.origin + row * plan.shape.row_size)
         output = T.bind((image * plan.shape.out_height + top) * plan.shape.out_width)
-        for tall, rows in whole_or_tail(line, plan.shape.out_height, full.rows):
-            for wide, vectors in whole_or_tail(column, plan.vectors, full.vectors):
+        for tall, rows in whole_or_tail(line, plan.shape.out_height, plan.line_rows):
+            for wide, vectors in whole_or_tail(column, plan.vectors, plan.block.vectors):
                 with T.If(T.And(tall, wide)), T.Then():
-                    shape = replace(full, rows=rows, vectors=vectors)
-                    block = replace(self.block, block=shape)
-                    self._columns(block, pixel, output, group, vector)
+                    place = Place(pixel=pixel, output=output, left=0, group=group, vector=vector)
+                    self._columns(place, rows, vectors)
 
-    def _columns(
-        self, block: PixelBlock, pixel: Any, output: Any, group: Any, vector: Any
-    ) -> None:
-        """Emit the register blocks along one row block."""
-        shape, width = self.plan.shape, self.plan.block.columns
-        step = width * shape.stride[1] * shape.channels
-        whole, tail = divmod(shape.out_width, width)
+    def _columns(self, place: Place, rows: int, vectors: int) -> None:
+        """Emit the blocks along one line."""
+        plan, width = self.plan, self.plan.block.columns
+        size = Block(
+            rows=1 if plan.flat_rows else rows,
+            columns=min(width, plan.line_pixels(rows)),
+            vectors=vectors,
+        )
+        whole, tail = divmod(plan.line_pixels(rows), size.columns)
         if whole:
             with T.serial(whole) as i:
-                block.emit(pixel + i * step, output + i * width, group, vector)
+                replace(self.block, block=size).emit(self._right(place, i * size.columns))
         if tail:
-            narrow = replace(block, block=replace(block.block, columns=tail))
-            narrow.emit(pixel + whole * step, output + whole * width, group, vector)
+            narrow = replace(self.block, block=replace(size, columns=tail))
+            narrow.emit(self._right(place, whole * size.columns))
+
+    def _right(self, place: Place, left: Any) -> Place:
+        step = self.plan.shape.stride[1] * self.plan.shape.channels
+        return replace(place, pixel=place.pixel + left * step, left=left)
 
 
 def _divided(index: Any, size: int) -> tuple[Any, Any]:

@@ -20,6 +20,25 @@ from mpq_compile.kernels.gemm_plan import GemmPlan
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a block lies.
+
+    Args:
+        pixel: Offset of its first input element.
+        output: First output pixel of its line.
+        left: Pixels between that and the block's first.
+        group: Channel group.
+        vector: First vector of channels in the group.
+    """
+
+    pixel: Any
+    output: Any
+    left: Any
+    group: Any
+    vector: Any
+
+
+@dataclass(frozen=True, kw_only=True)
 class PixelBlock(ABC):
     """Computes ``block.pixels`` output pixels × ``block.vectors`` vectors of channels.
 
@@ -37,17 +56,22 @@ class PixelBlock(ABC):
     tile: Any
     tile_base: Any
 
-    def emit(self, pixel: Any, output: Any, group: Any, vector: Any) -> None:
-        """Emit the block whose first input element is ``pixel`` and first pixel ``output``.
+    def begin(self) -> None:
+        """Prepare a task."""
 
-        ``group`` is the channel group, ``vector`` the first vector of channels in it.
-        """
-        channels = [T.bind(self._channel(group, vector + v)) for v in range(self.block.vectors)]
-        self._multiply(pixel, group, vector, channels)
-        self._finish(output, channels)
+    def end(self) -> None:
+        """Clean up after a task."""
+
+    def emit(self, place: Place) -> None:
+        """Emit the block at ``place``."""
+        channels = [
+            T.bind(self._channel(place.group, place.vector + v)) for v in range(self.block.vectors)
+        ]
+        self._multiply(place, channels)
+        self._finish(place, channels)
 
     @abstractmethod
-    def _multiply(self, pixel: Any, group: Any, vector: Any, channels: Sequence[Any]) -> None:
+    def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
         """Leave the sums in the tile: [pixel][vector][lanes]."""
 
     def _channel(self, group: Any, vector: Any) -> Any:
@@ -69,14 +93,26 @@ class PixelBlock(ABC):
         for index, cell in enumerate(cells):
             store(self.tile, self.tile_base + index * lanes, lanes, load(cell, 0, lanes))
 
-    def _finish(self, output: Any, channels: Sequence[Any]) -> None:
-        """Run the epilogue over the tile; a block's pixels are consecutive outputs."""
-        lanes, shape = self.plan.step.lanes, self.plan.shape
+    def _finish(self, place: Place, channels: Sequence[Any]) -> None:
+        """Run the epilogue over the tile, pixel by pixel."""
+        plan = self.plan
         with T.serial(self.block.pixels) as i:
-            at = T.bind(self.tile_base + i * (len(channels) * lanes))
-            out = T.bind((output + i) * shape.out_channels)
-            for v, channel in enumerate(channels):
-                value = load(self.tile, at + v * lanes, lanes)
-                if shape.scale_groups == 1:
-                    value = self.epilogue.scaled(value, channel) + self.epilogue.bias(channel)
-                self.epilogue.finish(value, out + channel)
+            if not plan.flat_rows:
+                self._finish_pixel(i, place.output + place.left + i, channels)
+                return
+            flat = T.bind(place.left + i)
+            row = T.bind(T.floordiv(flat, plan.shape.padded_width))
+            column = T.bind(T.floormod(flat, plan.shape.padded_width))
+            with T.If(column < plan.shape.out_width), T.Then():
+                pixel = place.output + row * plan.shape.out_width + column
+                self._finish_pixel(i, pixel, channels)
+
+    def _finish_pixel(self, index: Any, output: Any, channels: Sequence[Any]) -> None:
+        lanes, shape = self.plan.step.lanes, self.plan.shape
+        at = T.bind(self.tile_base + index * (len(channels) * lanes))
+        out = T.bind(output * shape.out_channels)
+        for v, channel in enumerate(channels):
+            value = load(self.tile, at + v * lanes, lanes)
+            if shape.scale_groups == 1:
+                value = self.epilogue.scaled(value, channel) + self.epilogue.bias(channel)
+            self.epilogue.finish(value, out + channel)

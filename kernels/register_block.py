@@ -9,7 +9,7 @@ from typing import Any
 from tvm.script import tirx as T
 
 from mpq_compile.kernels.emit import load, splat, store
-from mpq_compile.kernels.pixel_block import PixelBlock
+from mpq_compile.kernels.pixel_block import PixelBlock, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,10 @@ class RegisterBlock(PixelBlock):
     input elements per pixel.
     """
 
-    def _multiply(self, pixel: Any, group: Any, vector: Any, channels: Sequence[Any]) -> None:
+    def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
         plan = self.plan
-        start = T.bind(pixel + group * plan.shape.group_inputs)
-        panel = T.bind((group * plan.vectors + vector) * plan.panel_size)
+        start = T.bind(place.pixel + place.group * plan.shape.group_inputs)
+        panel = T.bind((place.group * plan.vectors + place.vector) * plan.panel_size)
         if plan.shape.scale_groups > 1:
             self._spill(self._multiply_groups(start, panel, channels))
             return

@@ -126,9 +126,7 @@ class Allocation:
             ties.setdefault(site.group, []).append(site)
         return {members[0].id: members for members in ties.values()}
 
-    def problem(
-        self, limits: Mapping[str, float], peak_bytes: float | None = None
-    ) -> Problem:
+    def problem(self, limits: Mapping[str, float], peak_bytes: float | None = None) -> Problem:
         """Return min loss subject to ``limits``.
 
         ``peak_bytes`` forbids candidates whose own input and output exceed it.
@@ -179,7 +177,9 @@ class Allocation:
         if peak_bytes is None:
             return common
         table = self.costs.costs
-        return [n for n in common if all(table[s.id][n]["peak_bytes"] <= peak_bytes for s in members)]
+        return [
+            n for n in common if all(table[s.id][n]["peak_bytes"] <= peak_bytes for s in members)
+        ]
 
     def _terms(self, members: Sequence[Site], peak_bytes: float | None) -> list[CandidateTerm]:
         names = self.names_of(members, peak_bytes)
@@ -195,7 +195,9 @@ class Allocation:
 
     def _least_peak(self, members: Sequence[Site]) -> float:
         table = self.costs.costs
-        return min(max(table[s.id][n]["peak_bytes"] for s in members) for n in self.choices[members[0].id])
+        return min(
+            max(table[s.id][n]["peak_bytes"] for s in members) for n in self.choices[members[0].id]
+        )
 
     def _term(self, members: Sequence[Site], name: str) -> CandidateTerm:
         entries = [self.costs.costs[site.id][name] for site in members]
@@ -215,9 +217,9 @@ class Allocation:
             first, second = group_of[a], group_of[b]
             if first == second or not any(entry.values()):
                 continue
-            matrix = [
-                [entry[_format(x), _format(y)] for y in names[second]] for x in names[first]
-            ]
+            matrix = tuple(
+                tuple(entry[_format(x), _format(y)] for y in names[second]) for x in names[first]
+            )
             pairs.append(Pair(a=first, b=second, costs={"latency_us": matrix}))
         return pairs
 

@@ -145,9 +145,7 @@ def audit_rows(
             )
         )
     network = materialized.network
-    floats = {
-        name for name, kind in kinds(network, allow_float=True).items() if kind is Kind.FLOAT
-    }
+    floats = {name for name, kind in kinds(network, allow_float=True).items() if kind is Kind.FLOAT}
     for node in network.module.graph.nodes:
         if node.name in floats:
             rows.append(

@@ -210,7 +210,10 @@ class Session:
     def bare_plan(self, assignment: Mapping[str, str]) -> Plan:
         """Return a plan without sensitivity and measured costs, for ``assign``."""
         weights = sum(site.weight_count for site in self.network.sites)
-        bits = sum(s.weight_count * Candidate.parse(assignment[s.id]).weight_bits for s in self.network.sites)
+        bits = sum(
+            s.weight_count * Candidate.parse(assignment[s.id]).weight_bits
+            for s in self.network.sites
+        )
         from mpq_compile.cost.table import counted_costs
 
         entries = [
@@ -274,7 +277,9 @@ class Session:
 
     # Networks
 
-    def build(self, plan: Plan, owner: tempfile.TemporaryDirectory[str] | None = None) -> CompiledNetwork:
+    def build(
+        self, plan: Plan, owner: tempfile.TemporaryDirectory[str] | None = None
+    ) -> CompiledNetwork:
         """Write the artifact of ``plan`` to a temporary folder and load it."""
         owner = owner or tempfile.TemporaryDirectory(prefix="mpq-")
         folder = Path(owner.name) / "artifact"

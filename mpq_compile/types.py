@@ -26,6 +26,7 @@ def format_bits(fmt: str) -> int:
     """Return the bits of a format's codes: 2 to 8, 16 or 32."""
     return {"bf16": 16, "fp32": 32}.get(fmt) or int(fmt[1:])
 
+
 _CANDIDATE = re.compile(r"w([2-8])a([2-8]|16)(?:g(\d+))?(d)?")
 
 

@@ -81,7 +81,9 @@ def measured_table(
     siblings = sibling_sites(network)
     changes = _format_changes(network, siblings, choices)
     unique = {task.workload.key: task for task in (*tasks.values(), *changes.values())}
-    times = {k: m.median_us for k, m in measure(unique.values(), store, tier, budget_s=budget_s).items()}
+    times = {
+        k: m.median_us for k, m in measure(unique.values(), store, tier, budget_s=budget_s).items()
+    }
     costs: dict[str, dict[str, dict[str, float]]] = {}
     for site in network.sites:
         costs[site.id] = {}
@@ -135,7 +137,9 @@ def _format_changes(
             for second in _stores(choices, b):
                 wide, narrow = _ordered(first, second)
                 if wide != narrow:
-                    workload = ConvertWorkload(size=size, source=storage(wide), target=storage(narrow))  # type: ignore[arg-type]
+                    workload = ConvertWorkload(
+                        size=size, source=storage(wide), target=storage(narrow)
+                    )  # type: ignore[arg-type]
                     tasks[node.name, wide, narrow] = Task(operator="convert", workload=workload)
     return tasks
 

@@ -164,7 +164,9 @@ class Emitter:
         record = packing.pack_convert(0, 1.0, (float("-inf"), float("inf")), 0)
         return self.transpose_convert(value, direction, value.fmt, record)
 
-    def transpose_convert(self, value: Value, direction: str, fmt: str, record: np.ndarray) -> Value:
+    def transpose_convert(
+        self, value: Value, direction: str, fmt: str, record: np.ndarray
+    ) -> Value:
         """Change layout and format of a 4-D tensor in one kernel."""
         batch, channels, height, width = value.shape
         workload = TransposeConvertWorkload(

@@ -27,6 +27,7 @@ from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.emit import Emitter, Value
 from mpq_compile.lower.float_ops import embed, import_float_op
 from mpq_compile.lower.moves import MOVES
+from mpq_compile.lower.parameters import Recipe, StoredSite, stored_arrays
 from mpq_compile.lower.workloads import conv_workload, linear_workload
 from mpq_compile.passes.base import constant, value_shapes
 from mpq_compile.passes.materialize import Materialized, SiteRecord
@@ -34,7 +35,6 @@ from mpq_compile.quant import ops as qops
 from mpq_compile.quant.pooling import pooled_size
 from mpq_compile.quant.reference import windows_1d
 from mpq_compile.quant.weights import QuantizedWeight
-from mpq_compile.lower.parameters import Recipe, StoredSite, stored_arrays
 from mpq_compile.types import Candidate
 
 aten = torch.ops.aten
@@ -71,7 +71,9 @@ class Lowered:
     output_shapes: Sequence[tuple[int, ...]]
 
 
-def lower(materialized: Materialized, inputs: Sequence[Tensor], tier: Tier, threads: int) -> Lowered:
+def lower(
+    materialized: Materialized, inputs: Sequence[Tensor], tier: Tier, threads: int
+) -> Lowered:
     """Lower a materialized graph for the shapes of ``inputs``.
 
     Raises:
@@ -175,7 +177,7 @@ class _Lowering:
         compute = {"u8": "int8", "bf16": "bf16", "fp32": "fp32"}[x.fmt]
         workload = conv_workload(
             x.shape,
-            tuple(self.tensor(weight).shape),  # type: ignore[arg-type]
+            tuple(self.tensor(weight).shape),
             (stride, padding, dilation, groups, input_dilation),
             compute,
             str(out),
@@ -191,7 +193,7 @@ class _Lowering:
         record = self.records[node.name]
         workload = linear_workload(
             x.shape,
-            self.tensor(node.args[1]).shape,  # type: ignore[arg-type]
+            self.tensor(node.args[1]).shape,
             record.candidate,
             str(node.args[8]),
             residual.fmt if residual else None,
@@ -236,7 +238,7 @@ class _Lowering:
 
     def _store_affine(self, node: fx.Node) -> str:
         # A lone batch norm: weights of one, its factors are already in units of the output.
-        weight, scale, bias = (self.tensor(n) for n in node.args[1:4])  # type: ignore[arg-type]
+        weight, scale, bias = (self.tensor(n) for n in node.args[1:4])
         integer = weight.dtype == np.int8
         site = StoredSite(
             name=node.name,
@@ -255,7 +257,7 @@ class _Lowering:
     def convert(self, node: fx.Node) -> Value:
         zero_point_in, scale, bounds, zero_point, out = node.args[1:6]
         x = self.value(node.args[0])
-        record = packing.pack_convert(zero_point_in, scale, bounds, zero_point)  # type: ignore[arg-type]
+        record = packing.pack_convert(zero_point_in, scale, bounds, zero_point)
         if not x.nhwc and len(x.shape) == 4 and not x.layout_free and out != "fp32":
             # Quantized 4-D tensors go to convolutions: change the layout on the way.
             return self.emitter.transpose_convert(x, "to_nhwc", str(out), record)
@@ -267,7 +269,7 @@ class _Lowering:
         zero_points, scales, bounds, out = node.args[2:6]
         a, b = self._aligned(self.value(node.args[0]), self.value(node.args[1]))
         workload = AddWorkload(size=a.size, a=a.fmt, b=b.fmt, out=out)  # type: ignore[arg-type]
-        record = self.emitter.words(packing.pack_add(zero_points, scales, bounds))  # type: ignore[arg-type]
+        record = self.emitter.words(packing.pack_add(zero_points, scales, bounds))
         return self.emitter.kernel(workload, [a.var, b.var, record], a.shape, str(out), a.nhwc)
 
     def multiply(self, node: fx.Node) -> Value:
@@ -286,10 +288,10 @@ class _Lowering:
             channels=channels,
             a=a.fmt,  # type: ignore[arg-type]
             b=b.fmt,  # type: ignore[arg-type]
-            out=out,  # type: ignore[arg-type]
+            out=out,
             broadcast=broadcast,  # type: ignore[arg-type]
         )
-        record = self.emitter.words(packing.pack_multiply(zero_points, scale, bounds))  # type: ignore[arg-type]
+        record = self.emitter.words(packing.pack_multiply(zero_points, scale, bounds))
         return self.emitter.kernel(workload, [a.var, b.var, record], a.shape, str(out), a.nhwc)
 
     def _aligned(self, a: Value, b: Value) -> tuple[Value, Value]:
@@ -299,29 +301,36 @@ class _Lowering:
 
     def table(self, node: fx.Node) -> Value:
         x = self.value(node.args[0])
-        table = self.emitter.array(str(node.args[1].target), self.tensor(node.args[1]))  # type: ignore[union-attr,arg-type]
+        table = self.emitter.array(str(node.args[1].target), self.tensor(node.args[1]))
         return self.emitter.kernel(LutWorkload(size=x.size), [x.var, table], x.shape, "u8", x.nhwc)
 
     # Pooling and concatenation
 
     def average_pool(self, node: fx.Node) -> Value:
         rows, columns, scale, zero_points, bounds, out = node.args[1:7]
-        spans = [list(zip(flat[::2], flat[1::2], strict=True)) for flat in (rows, columns)]  # type: ignore[index]
-        record = packing.pack_pool(zero_points[0], bounds, zero_points[1])  # type: ignore[index,arg-type]
-        scales = self.emitter.words(self.tensor(scale))  # type: ignore[arg-type]
+        spans = [list(zip(flat[::2], flat[1::2], strict=True)) for flat in (rows, columns)]
+        record = packing.pack_pool(zero_points[0], bounds, zero_points[1])
+        scales = self.emitter.words(self.tensor(scale))
         return self._pool(node, "avg", spans, (1, 1), str(out), record, scales)
 
     def max_pool(self, node: fx.Node) -> Value:
         kernel, stride, padding, dilation, ceil_mode = node.args[1:6]
         spans = []
-        for axis, size in enumerate(self.shape(node.args[0])[2:]):  # type: ignore[arg-type]
-            k, s, p, d = (pair[axis] for pair in (kernel, stride, padding, dilation))  # type: ignore[index]
+        for axis, size in enumerate(self.shape(node.args[0])[2:]):
+            k, s, p, d = (pair[axis] for pair in (kernel, stride, padding, dilation))
             out = pooled_size(size, k, s, p, d, bool(ceil_mode))
             spans.append(windows_1d(size, k, s, p, d, out))
         return self._pool(node, "max", spans, dilation, None, None, None)
 
     def _pool(
-        self, node: fx.Node, kind: str, spans: Any, step: Any, out: str | None, record: Any, scales: Any
+        self,
+        node: fx.Node,
+        kind: str,
+        spans: Any,
+        step: Any,
+        out: str | None,
+        record: Any,
+        scales: Any,
     ) -> Value:
         x = self.emitter.channels_last(self.value(node.args[0]))
         batch, channels, height, width = x.shape
@@ -344,8 +353,8 @@ class _Lowering:
 
     def concat(self, node: fx.Node) -> Value:
         shape = self.shape(node)
-        axis = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)  # type: ignore[operator]
-        parts = [self.value(part) for part in node.args[0]]  # type: ignore[union-attr]
+        axis = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
+        parts = [self.value(part) for part in node.args[0]]
         nhwc = any(part.nhwc for part in parts)
         bring = self.emitter.channels_last if nhwc else self.emitter.logical
         parts = [bring(part) for part in parts]
@@ -367,7 +376,7 @@ class _Lowering:
         return replace(x, shape=self.shape(node))
 
     def pick(self, node: fx.Node) -> Value:
-        return self.values[node.args[0]][node.args[1]]  # type: ignore[index]
+        return self.values[node.args[0]][node.args[1]]
 
     def move(self, node: fx.Node) -> Value | list[Value]:
         x = self.value(node.args[0])
@@ -401,10 +410,10 @@ class _Lowering:
             var = builder.emit(relax.op.reshape(result, flat))
             return Value(var=var, shape=shape, fmt=_STORAGE[dtype])
         picks = {user.args[1]: user for user in node.users if user.target is operator.getitem}
-        values: list[Any] = [None] * (max(picks) + 1)  # type: ignore[type-var,operator]
+        values: list[Any] = [None] * (max(picks) + 1)
         for index, user in picks.items():
             item = builder.emit(relax.TupleGetItem(result, index))
-            values[index] = self._flattened(user, item)  # type: ignore[index]
+            values[index] = self._flattened(user, item)
         return values
 
     def _example(self, node: fx.Node) -> Tensor:

@@ -183,9 +183,7 @@ def _unbind(emitter: Emitter, value: Value, _: Any, args: Sequence[Any], kw: Any
     value = emitter.logical(value)
     axis = int(args[0] if len(args) else kw.get("dim", 0)) % len(value.shape)
     shape = value.shape[:axis] + value.shape[axis + 1 :]
-    return [
-        _strided(emitter, value, axis, (i, i + 1, 1), shape) for i in range(value.shape[axis])
-    ]
+    return [_strided(emitter, value, axis, (i, i + 1, 1), shape) for i in range(value.shape[axis])]
 
 
 MOVES: dict[Any, Callable[..., Any]] = {

@@ -125,7 +125,9 @@ def build_parameter(
     Raises:
         ArtifactError: The result has another size than the library expects.
     """
-    parameter = np.ascontiguousarray(_BUILDERS[recipe.kind](recipe, sites, arrays, tier)).reshape(-1)
+    parameter = np.ascontiguousarray(_BUILDERS[recipe.kind](recipe, sites, arrays, tier)).reshape(
+        -1
+    )
     if parameter.size != recipe.size or parameter.dtype != np.dtype(recipe.dtype):
         raise ArtifactError(
             "a parameter does not fit the library",
@@ -139,7 +141,9 @@ def build_parameter(
 
 def _weight(recipe: Recipe, sites: Mapping[str, StoredSite], arrays: Arrays, tier: Tier):
     assert recipe.workload is not None
-    return packing.pack_weight(read_workload(recipe.workload), tier, sites[recipe.site].weight(arrays))
+    return packing.pack_weight(
+        read_workload(recipe.workload), tier, sites[recipe.site].weight(arrays)
+    )
 
 
 def _epilogue(recipe: Recipe, sites: Mapping[str, StoredSite], arrays: Arrays, tier: Tier):

@@ -96,7 +96,7 @@ def replace(
 ) -> fx.Node:
     """Put a call of ``target`` where ``node`` stands; its source line stays known."""
     with module.graph.inserting_before(node):
-        new = module.graph.call_function(target, args)  # type: ignore[arg-type]
+        new = module.graph.call_function(target, args)
     new.meta.update({k: node.meta[k] for k in ("stack_trace", "nn_module_stack") if k in node.meta})
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)

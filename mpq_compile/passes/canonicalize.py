@@ -72,7 +72,7 @@ def _conv_transpose2d(module: fx.GraphModule, node: fx.Node) -> None:
     dilation = _pair(argument(node, 7, "dilation", 1))
     reach = [d * (k - 1) - p for d, k, p in zip(dilation, kernel.shape[2:], padding, strict=True)]
     pads = (reach[0], reach[1], reach[0] + extra[0], reach[1] + extra[1])
-    name = f"{weight.target}_transposed"  # type: ignore[union-attr]
+    name = f"{weight.target}_transposed"
     flipped = add_constant(module, node, name, _as_convolution(kernel, groups))
     args = (x, flipped, bias, None, (1, 1), pads, dilation, groups, stride, -INF, INF)
     replace(module, node, ops.site_conv2d, args)
@@ -158,7 +158,7 @@ def _absorb_padding(module: fx.GraphModule, node: fx.Node) -> None:
     """conv(pad(x)) → conv with wider padding, where the padding is zeros around H and W."""
     if not is_call(node, ops.site_conv2d):
         return
-    pad = node.args[0]
+    pad: Any = node.args[0]
     if not is_call(pad, aten.pad.default, aten.constant_pad_nd.default):
         return
     spread = tuple(node.args[8]) != (1, 1)
@@ -171,12 +171,13 @@ def _absorb_padding(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _pads_with_zeros(pad: fx.Node) -> bool:
+    mode: object
     if is_call(pad, aten.constant_pad_nd.default):
         mode, value = "constant", argument(pad, 2, "value", 0)
     else:
         mode, value = argument(pad, 2, "mode", "constant"), argument(pad, 3, "value", None)
     amounts = pad.args[1]
-    fits = len(amounts) in (2, 4) and all(isinstance(a, int) and a >= 0 for a in amounts)  # type: ignore[union-attr,arg-type]
+    fits = len(amounts) in (2, 4) and all(isinstance(a, int) and a >= 0 for a in amounts)
     return fits and mode == "constant" and value in (None, 0, 0.0)
 
 

@@ -33,9 +33,9 @@ class FoldBatchnorm:
 def _fold(module: fx.GraphModule, node: fx.Node) -> None:
     scale, bias = _affine(module, node)
     site = node.args[0]
-    foldable = is_call(site, *ops.SITE_OPS) and only_user(site) is node  # type: ignore[arg-type]
-    if foldable and _normalises_outputs(site):  # type: ignore[arg-type]
-        _into_site(module, node, site, scale, bias)  # type: ignore[arg-type]
+    foldable = is_call(site, *ops.SITE_OPS) and only_user(site) is node
+    if foldable and _normalises_outputs(site):
+        _into_site(module, node, site, scale, bias)
         return
     names = [f"{node.name}_scale", f"{node.name}_bias"]
     values = [add_constant(module, node, n, v.float()) for n, v in zip(names, (scale, bias))]  # noqa: B905
@@ -75,7 +75,7 @@ def _into_site(
     shape = (-1,) + (1,) * (weight.dim() - 1)
     folded = (weight.double() * scale.view(shape)).float()
     shifted = bias if old is None else bias + old.double() * scale
-    path = str(weight_node.target)  # type: ignore[union-attr]
+    path = str(weight_node.target)
     owner = path.rpartition(".")[0]
     new_weight = add_constant(module, site, f"{path}_folded", folded)
     new_bias = add_constant(

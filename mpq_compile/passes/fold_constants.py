@@ -35,7 +35,7 @@ def _evaluate(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
         return None
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     with torch.no_grad():
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        result = node.target(*args, **kwargs)
     return result if isinstance(result, Tensor) else None
 
 

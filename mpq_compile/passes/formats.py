@@ -140,9 +140,11 @@ def _makes_tensors(node: fx.Node) -> bool:
 
 
 def _shape(network: Network, node: object) -> tuple[int, ...] | None:
-    return network.shapes[node.name][0] if isinstance(node, fx.Node) and (
-        node.name in network.shapes
-    ) else None
+    return (
+        network.shapes[node.name][0]
+        if isinstance(node, fx.Node) and (node.name in network.shapes)
+        else None
+    )
 
 
 def _same_shapes(network: Network, node: fx.Node) -> bool:
@@ -279,7 +281,8 @@ def stored_formats(
     formats: dict[str, str] = {}
     native = _native_formats(network, table, candidates)
     for node in reversed(network.module.graph.nodes):
-        firm, soft = [], []
+        firm: list[str] = []
+        soft: list[str] = []
         for user in node.users:
             demand = _demand(node, user, table, candidates, formats)
             (firm if demand[1] else soft).append(demand[0])

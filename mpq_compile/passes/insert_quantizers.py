@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from mpq_compile.quant.calibration import Calibration
 from mpq_compile.errors import PlanError, nearest
 from mpq_compile.passes.base import constant
 from mpq_compile.passes.formats import kinds, quantizer_roots
 from mpq_compile.passes.network import Network
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.observers import fake_quantize
 from mpq_compile.quant.weights import quantize_weight, weight_spec
 from mpq_compile.types import Candidate
@@ -56,7 +56,9 @@ class ActivationQuantizer(nn.Module):
             return x
         if fmt == "bf16":
             return x.bfloat16().float()
-        return fake_quantize(x, self._calibration.qparams(self._root, self.candidate.activation_bits))
+        return fake_quantize(
+            x, self._calibration.qparams(self._root, self.candidate.activation_bits)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,7 @@ class InsertQuantizers:
         return module
 
 
-def set_assignment(
-    module: fx.GraphModule, network: Network, assignment: Mapping[str, str]
-) -> None:
+def set_assignment(module: fx.GraphModule, network: Network, assignment: Mapping[str, str]) -> None:
     """Switch every quantizer: sites that ``assignment`` leaves out compute in fp32."""
     known = {site.id for site in network.sites}
     for site_id in assignment:
@@ -105,8 +105,8 @@ def set_assignment(
     for index, site in enumerate(network.sites):
         candidate = Candidate.parse(assignment.get(site.id, "fp32"))
         pair = module.get_submodule(f"quantizer_{index}")
-        pair["input"].candidate = candidate  # type: ignore[index]
-        pair["weight"].candidate = candidate  # type: ignore[index]
+        pair["input"].candidate = candidate
+        pair["weight"].candidate = candidate
 
 
 def site_weight(network: Network, site_id: str) -> Tensor:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.quant.calibration import Calibration
 from mpq_compile.errors import LoweringError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, constant, is_call
@@ -18,6 +17,7 @@ from mpq_compile.passes.formats import PADS, Kind, kinds, quantizer_roots, store
 from mpq_compile.passes.insert_quantizers import site_bias, site_weight
 from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.multipliers import (
     bounds_of,
     channel_multipliers,
@@ -144,7 +144,7 @@ class _Builder:
     def _visit(self, node: fx.Node) -> None:
         if node.op == "output":
             outputs = fx.node.map_arg(node.args[0], lambda n: self.operand(n, "fp32"))
-            self._anchor.args = (tuple(outputs),)  # type: ignore[arg-type]
+            self._anchor.args = (tuple(outputs),)
         elif node.op == "placeholder":
             self.made[node.name] = {"fp32": self.graph.node_copy(node)}
         elif node.op != "get_attr":
@@ -207,7 +207,7 @@ class _Builder:
         site, candidate = self.network.site_of[node.name], self.candidates[node.name]
         x, residual = node.args[0], node.args[3]
         fmt = self.stored(node)
-        before, after = self.qparams(x, candidate.input_format), self.qparams(node, fmt)  # type: ignore[arg-type]
+        before, after = self.qparams(x, candidate.input_format), self.qparams(node, fmt)
         weight, bias = self._weight(site, candidate), site_bias(self.network, site.id)
         codes, weight_scale = _codes_and_scale(weight, candidate)
         _check_accumulator(site, codes, before)
@@ -227,11 +227,11 @@ class _Builder:
         epilogue = (
             (zero_point_of(before), zero_point_of(added_qparams), zero_point_of(after)),
             f32(scale_of(added_qparams) / scale_of(after)),
-            bounds_of(after, *node.args[-2:]),  # type: ignore[arg-type]
+            bounds_of(after, *node.args[-2:]),
             storage(fmt),
         )
         target = qops.QCONV2D if geometry else qops.QLINEAR
-        args = (self.operand(x, candidate.input_format), *params, added, *geometry, *epilogue)  # type: ignore[arg-type]
+        args = (self.operand(x, candidate.input_format), *params, added, *geometry, *epilogue)
         new = self.graph.call_function(target, args)
         self.records[new.name] = SiteRecord(
             site=site,
@@ -265,20 +265,20 @@ class _Builder:
         after = self.qparams(node, fmt)
         scales = tuple(f32(scale_of(q) / scale_of(after)) for q in (qa, qb))
         zero_points = tuple(zero_point_of(q) for q in (qa, qb, after))
-        bounds = bounds_of(after, *node.args[2:])  # type: ignore[arg-type]
+        bounds = bounds_of(after, *node.args[2:])
         args = (new_a, new_b, zero_points, scales, bounds, storage(fmt))
         return self.graph.call_function(qops.QADD, args), fmt
 
     def multiply(self, node: fx.Node) -> tuple[fx.Node, str]:
         a, b = node.args[:2]
-        if self.network.shapes[a.name][0] != self.network.shapes[node.name][0]:  # type: ignore[union-attr]
+        if self.network.shapes[a.name][0] != self.network.shapes[node.name][0]:
             a, b = b, a  # the kernel broadcasts its second operand
         fmt = self.stored(node)
         (new_a, qa), (new_b, qb) = self._residual(a), self._residual(b)
         after = self.qparams(node, fmt)
         factor = f32(scale_of(qa) * scale_of(qb) / scale_of(after))
         zero_points = tuple(zero_point_of(q) for q in (qa, qb, after))
-        bounds = bounds_of(after, *node.args[2:])  # type: ignore[arg-type]
+        bounds = bounds_of(after, *node.args[2:])
         args = (new_a, new_b, zero_points, factor, bounds, storage(fmt))
         return self.graph.call_function(qops.QMUL, args), fmt
 
@@ -300,7 +300,7 @@ class _Builder:
         )
         zero_points = (zero_point_of(before), 0, zero_point_of(after))
         geometry = ((1, 1), (0, 0, 0, 0), (1, 1), len(gamma), (1, 1))
-        bounds = bounds_of(after, *node.args[3:])  # type: ignore[arg-type]
+        bounds = bounds_of(after, *node.args[3:])
         args = (new_x, *params, None, *geometry, zero_points, 1.0, bounds, storage(fmt))
         return self.graph.call_function(qops.QCONV2D, args), fmt
 
@@ -308,14 +308,14 @@ class _Builder:
         x, fmt = node.args[0], self.stored(node)
         new_x, before = self._residual(x)
         after = self.qparams(node, fmt)
-        bounds = bounds_of(after, *node.args[1:])  # type: ignore[arg-type]
-        return self.convert(new_x, before, after, storage(fmt), bounds), fmt  # type: ignore[arg-type]
+        bounds = bounds_of(after, *node.args[1:])
+        return self.convert(new_x, before, after, storage(fmt), bounds), fmt
 
     def average(self, node: fx.Node) -> tuple[fx.Node, str]:
         x, fmt = node.args[0], self.stored(node)
         new_x, before = self._residual(x)
         after = self.qparams(node, fmt)
-        windows = pool_windows(node, self.network.shapes[x.name][0])  # type: ignore[union-attr]
+        windows = pool_windows(node, self.network.shapes[x.name][0])
         factor = scale_of(before) / scale_of(after)
         scale = (factor / windows.divisors.astype(np.float64)).astype(np.float32)
         args = (
@@ -339,18 +339,18 @@ class _Builder:
         padding = _pair(argument(node, 3, "padding", 0))
         dilation = _pair(argument(node, 4, "dilation", 1))
         ceil_mode = bool(argument(node, 5, "ceil_mode", False))
-        args = (self.operand(node.args[0], fmt), kernel, stride, padding, dilation, ceil_mode)  # type: ignore[arg-type]
+        args = (self.operand(node.args[0], fmt), kernel, stride, padding, dilation, ceil_mode)
         return self.graph.call_function(qops.MAX_POOL2D, args), fmt
 
     def table(self, node: fx.Node) -> tuple[fx.Node, str]:
         x, fmt = node.args[0], self.stored(node)
-        source = self.stored(x)  # type: ignore[arg-type]
+        source = self.stored(x)
         if storage(fmt) != "u8" or storage(source) != "u8":
             return self.float_op(node)
-        before, after = self.qparams(x, source), self.qparams(node, fmt)  # type: ignore[arg-type]
+        before, after = self.qparams(x, source), self.qparams(node, fmt)
         assert before is not None and after is not None
         table = self.attribute(f"{node.name}_table", unary_table(node, before, after))
-        return self.graph.call_function(qops.LUT, (self.operand(x, source), table)), fmt  # type: ignore[arg-type]
+        return self.graph.call_function(qops.LUT, (self.operand(x, source), table)), fmt
 
     def move(self, node: fx.Node) -> tuple[fx.Node, str]:
         fmt = self.stored(node)
@@ -359,9 +359,9 @@ class _Builder:
         if is_call(node, *PADS):
             mode = ("constant",) if is_call(node, PADS[0]) else ()
             args = (args[0], args[1], *mode, zero_point_of(qparams))
-            return self.graph.call_function(node.target, args), fmt  # type: ignore[arg-type]
+            return self.graph.call_function(node.target, args), fmt
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self._moved(n, fmt))
-        return self.graph.call_function(node.target, args, kwargs), fmt  # type: ignore[arg-type]
+        return self.graph.call_function(node.target, args, kwargs), fmt
 
     def _moved(self, node: fx.Node, fmt: str) -> fx.Node:
         is_tensor = self.kinds.get(node.name) is not Kind.SHAPE
@@ -371,8 +371,8 @@ class _Builder:
         fmt = self.stored(node)
         after = self.qparams(node, fmt)
         parts = []
-        for part in node.args[0]:  # type: ignore[union-attr]
-            piece, before = self.operand(part, fmt), self.qparams(part, fmt)  # type: ignore[arg-type]
+        for part in node.args[0]:
+            piece, before = self.operand(part, fmt), self.qparams(part, fmt)
             same = (scale_of(before), zero_point_of(before)) == (
                 scale_of(after),
                 zero_point_of(after),
@@ -387,7 +387,7 @@ class _Builder:
 
         args = fx.node.map_arg(node.args, operand)
         kwargs = fx.node.map_arg(node.kwargs, operand)
-        return self.graph.call_function(node.target, args, kwargs), "fp32"  # type: ignore[arg-type]
+        return self.graph.call_function(node.target, args, kwargs), "fp32"
 
     def _is_float(self, node: fx.Node) -> bool:
         entry = self.network.shapes.get(node.name)
@@ -418,7 +418,7 @@ def unary_table(node: fx.Node, before: QParams, after: QParams) -> Tensor:
     """Return the 256-entry u8 table of a unary node, computed in float64."""
     codes = torch.arange(256, dtype=torch.float64).clamp_max(before.spec.qmax)
     real = (codes - before.zero_point) * before.scale
-    value = node.target(real, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    value = node.target(real, *node.args[1:], **node.kwargs)
     rounded = torch.round(value / after.scale) + after.zero_point
     return rounded.clamp(0, after.spec.qmax).to(torch.uint8)
 

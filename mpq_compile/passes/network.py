@@ -87,12 +87,12 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
         id=f"{stem}#{seen[stem]}",
         op=kind,  # type: ignore[arg-type]
         weight_shape=tuple(weight.shape),
-        input_shape=shapes[node.args[0].name][0],  # type: ignore[union-attr]
+        input_shape=shapes[node.args[0].name][0],
         output_shape=output_shape,
         macs=macs,
         # One weight read twice has one set of bits.
         group=_DERIVED.sub("", str(weight_node.target)),
-        groups=int(node.args[7]) if kind != "linear" else 1,  # type: ignore[arg-type]
+        groups=int(node.args[7]) if kind != "linear" else 1,
         source=source_line(node),
     )
 
@@ -109,7 +109,7 @@ def site_path(weight_name: str) -> str:
 def _operator(node: fx.Node) -> str:
     if is_call(node, ops.site_linear):
         return "linear"
-    transposed = "_transposed" in str(node.args[1].target)  # type: ignore[union-attr]
+    transposed = "_transposed" in str(node.args[1].target)
     return "conv_transpose2d" if transposed else "conv2d"
 
 
@@ -118,7 +118,7 @@ def _macs(
 ) -> int:
     if kind == "conv_transpose2d":
         # Each input cell meets each weight once; the zeros between cells are no work.
-        batch, _, height, width = shapes[node.args[0].name][0]  # type: ignore[union-attr]
+        batch, _, height, width = shapes[node.args[0].name][0]
         return weight.numel() * batch * height * width
     positions = 1
     for index, size in enumerate(output):

@@ -77,7 +77,8 @@ def _max_pool2d(
     ceil_mode: bool,
 ) -> Tensor:
     # float32 holds every u8 and bf16 value exactly, and max never rounds.
-    pooled = F.max_pool2d(x.float(), kernel, stride, padding, dilation, ceil_mode)
+    pairs = [tuple(pair) for pair in (kernel, stride, padding, dilation)]
+    pooled = F.max_pool2d(x.float(), *pairs, ceil_mode=ceil_mode)
     return pooled.to(x.dtype)
 
 

@@ -59,7 +59,8 @@ def _average(node: fx.Node, height: int, width: int) -> PoolWindows:
     stride = _pair(values.get("stride") or kernel)
     padding = _pair(values.get("padding", 0))
     ceil_mode, include = values.get("ceil_mode", False), values.get("count_include_pad", True)
-    spans, counts = [], []
+    spans: list[list[Span]] = []
+    counts: list[list[int]] = []
     for size, k, s, p in zip((height, width), kernel, stride, padding, strict=True):
         out = pooled_size(size, k, s, p, 1, bool(ceil_mode))
         span = windows_1d(size, k, s, p, 1, out)
@@ -68,7 +69,9 @@ def _average(node: fx.Node, height: int, width: int) -> PoolWindows:
         padded = [min(i * s - p + k, size + p) - (i * s - p) for i in range(out)]
         counts.append(padded if include else [b - a for a, b in span])
     override = node.args[6] if len(node.args) > 6 else node.kwargs.get("divisor_override")
-    divisors = np.outer(*counts) if override is None else np.full([len(c) for c in counts], override)
+    divisors = np.outer(counts[0], counts[1])
+    if override is not None:
+        divisors = np.full(divisors.shape, override)
     return PoolWindows(rows=spans[0], columns=spans[1], divisors=divisors)
 
 

@@ -36,9 +36,9 @@ def save_plan_picture(plan: Plan, path: str | Path) -> Path:
     axes[0].set_yticks(range(len(sites)), [site.split(":")[0] for site in sites], fontsize=8)
     axes[0].invert_yaxis()
     handles = [Patch(color=color, label=name) for name, color in colors.items()]
-    figure.legend(handles=handles, loc="upper right", ncol=len(handles), frameon=False)
-    figure.suptitle(_title(plan), x=0.01, ha="left", fontsize=11)
-    figure.tight_layout(rect=(0, 0, 1, 0.95))
+    figure.suptitle(_title(plan), x=0.01, ha="left", fontsize=10)
+    figure.legend(handles=handles, loc="lower right", ncol=len(handles), frameon=False)
+    figure.tight_layout(rect=(0, 0.4 / height, 1, 1))
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return Path(path)

@@ -11,8 +11,8 @@ import numpy as np
 
 from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
-from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
 from mpq_compile.lower.parameters import build_parameter
+from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
 from mpq_compile.runtime.threads import thread_count
 
 _ALIGNMENT = 64

@@ -15,7 +15,7 @@ from mpq_compile.runtime.artifact import (
     write_verification,
 )
 from mpq_compile.runtime.executor import Executor
-from mpq_compile.types import AuditRow, Plan, Verification
+from mpq_compile.types import AuditRow, Verification
 
 
 class CompiledNetwork:

@@ -12,7 +12,9 @@ from mpq_compile.errors import DeviceError
 
 def physical_cores() -> int:
     """Return how many physical cores the process's affinity allows."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    allowed = (
+        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    )
     cores = {_core_of(cpu) for cpu in allowed}
     return max(1, len(cores))
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from mpq_compile.calibrate import Batch
-from mpq_compile.quant.calibration import Calibration
 from mpq_compile.passes.base import ValueRecorder, run_passes
 from mpq_compile.passes.insert_quantizers import InsertQuantizers, set_assignment
 from mpq_compile.passes.network import Network
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.types import SensitivityTable
 
 Choices = Mapping[str, Sequence[str]]
@@ -92,7 +92,7 @@ class QuantizedGraph:
         interpreter.env = environment
         with torch.no_grad():
             for argument in (node.args[0], node.args[1]):
-                environment[argument] = interpreter.run_node(argument)  # type: ignore[index,arg-type]
+                environment[argument] = interpreter.run_node(argument)
             return interpreter.run_node(node)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mpq_compile.calibrate import Batch, spread
-from mpq_compile.quant.calibration import Calibration
 from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.sensitivity.base import Choices, QuantizedGraph, empty_table, pairs
 from mpq_compile.types import SensitivityTable
 

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from mpq_compile.calibrate import Batch, spread
-from mpq_compile.quant.calibration import Calibration
 from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.base import ValueRecorder
 from mpq_compile.passes.insert_quantizers import set_assignment
 from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.sensitivity.base import Choices, QuantizedGraph, empty_table, pairs
 from mpq_compile.types import SensitivityTable
 
@@ -85,8 +85,8 @@ def _values_and_slopes(
     outputs: dict[str, Tensor] = {}
 
     class Tracked(ValueRecorder):
-        def run_node(self, node: fx.Node) -> object:
-            value = super().run_node(node)
+        def run_node(self, node: fx.Node) -> Any:
+            value: Any = super().run_node(node)
             if node.name in sites:
                 # A leaf where no earlier site lies: gradients stop at sites, not at weights.
                 value = value if value.requires_grad else value.detach().requires_grad_()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from mpq_compile.kernels.tier import Tier, detect_tier, host_tiers
 
 THREADS = 2
 
-CASES = {
+CASES: dict[str, Any] = {
     "softmax": (lambda x: F.softmax(x, -1), [(4, 64, 128)]),
     "softmax_odd": (lambda x: F.softmax(x, -1), [(3, 61, 197)]),
     "softmax_inner": (lambda x: F.softmax(x, 1), [(3, 37, 50)]),
@@ -133,7 +134,9 @@ def test_finished_kernels_stay_as_they_are():
 
 def test_a_function_without_a_schedule_is_reported():
     @T.prim_func(s_tir=True)
-    def triangle(a: T.Buffer((300, 300), "float32"), b: T.Buffer((300, 300), "float32")):
+    def triangle(  # type: ignore[valid-type]
+        a: T.Buffer((300, 300), "float32"), b: T.Buffer((300, 300), "float32")
+    ):
         for i in range(300):
             for j in range(i + 1):
                 with T.sblock("copy"):

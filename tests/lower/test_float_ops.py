@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_kernels_are_left_alone_and_the_library_loads_elsewhere(tmp_path):
     path = tmp_path / "net.so"
     relax.build(lowered, target, exec_mode="compiled").export_library(str(path))
     x = np.arange(size).astype(np.uint8)
-    records = {
+    records: dict[str, Any] = {
         "first": pack_convert(100, 0.02, (-np.inf, np.inf), 0),
         "second": pack_convert(0, 127.0, (-128.0, 127.0), 128),
     }

@@ -1,0 +1,151 @@
+"""The AMX tile instructions, and an emulation of each by plain loops.
+
+The emulation makes the addressing, packing and tails of the tile kernels testable on every
+machine: it keeps the tiles in buffers and follows Intel's definition of each instruction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm.script import tirx as T
+
+from mpq_compile.kernels.emit import widen
+
+TILES = 8
+TILE_ROWS = 16
+ROW_BYTES = 64
+ELEMENT_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int32": 4, "float32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileUnit(ABC):
+    """The tiles of one task. ``compute`` is "int8" (u8 × s8) or "bf16"."""
+
+    compute: str
+
+    @abstractmethod
+    def configure(self, rows: Mapping[int, int]) -> None:
+        """Give each tile its rows; all rows are 64 bytes."""
+
+    @abstractmethod
+    def zero(self, tile: int) -> None:
+        """Clear an accumulator."""
+
+    @abstractmethod
+    def load(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
+        """Load rows of 64 bytes that lie ``stride`` elements apart."""
+
+    @abstractmethod
+    def multiply(self, acc: int, inputs: int, weights: int) -> None:
+        """Add the product of an input tile and a weight tile."""
+
+    @abstractmethod
+    def store(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
+        """Store an accumulator to rows that lie ``stride`` elements apart."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Return the tiles to their initial state."""
+
+
+class TileIntrinsics(TileUnit):
+    """The instructions themselves. The process must have asked the kernel for permission."""
+
+    def configure(self, rows: Mapping[int, int]) -> None:
+        # int32, as the other scratch: storage is shared between buffers of one dtype only.
+        words = T.alloc_buffer((16,), "int32", align=64)
+        for index, word in enumerate(_configuration(rows)):
+            T.buffer_store(words, T.int32(word), [index])
+        _call("ldtilecfg", words.access_ptr("r"))
+
+    def zero(self, tile: int) -> None:
+        _call("tilezero", T.int8(tile))
+
+    def load(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
+        address = buffer.access_ptr("r", offset=offset)
+        _call("tileloadd64", T.int8(tile), address, _stride_bytes(buffer, stride))
+
+    def multiply(self, acc: int, inputs: int, weights: int) -> None:
+        name = "tdpbusd" if self.compute == "int8" else "tdpbf16ps"
+        _call(name, T.int8(acc), T.int8(inputs), T.int8(weights))
+
+    def store(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
+        address = buffer.access_ptr("w", offset=offset)
+        _call("tilestored64", T.int8(tile), address, _stride_bytes(buffer, stride))
+
+    def release(self) -> None:
+        _call("tilerelease")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmulatedTiles(TileUnit):
+    """Tiles in buffers; ``rows`` is the configuration, known when the code is generated."""
+
+    rows: dict[int, int] = field(default_factory=dict)
+    buffers: dict[int, Any] = field(default_factory=dict)
+
+    def configure(self, rows: Mapping[int, int]) -> None:
+        self.rows.clear()
+        self.rows.update(rows)
+
+    def zero(self, tile: int) -> None:
+        buffer = self._tile(tile, "int32" if self.compute == "int8" else "float32")
+        with T.serial(self.rows[tile]) as row, T.serial(16) as column:
+            T.buffer_store(buffer, T.cast(0, buffer.dtype), [row * 16 + column])
+
+    def load(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
+        target = self._tile(tile, buffer.dtype)
+        elements = ROW_BYTES // ELEMENT_BYTES[str(buffer.dtype)]
+        with T.serial(self.rows[tile]) as row, T.serial(elements) as column:
+            value = buffer[offset + row * stride + column]
+            T.buffer_store(target, value, [row * elements + column])
+
+    def multiply(self, acc: int, inputs: int, weights: int) -> None:
+        pairs = 4 if self.compute == "int8" else 2
+        total, left, right = (self.buffers[tile] for tile in (acc, inputs, weights))
+        with T.serial(self.rows[acc]) as row, T.serial(16) as column, T.serial(16) as k:
+            for element in range(pairs):
+                x = self._widened(left[(row * 16 + k) * pairs + element])
+                w = self._widened(right[(k * 16 + column) * pairs + element])
+                at = row * 16 + column
+                T.buffer_store(total, total[at] + x * w, [at])
+
+    def store(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
+        source = self.buffers[tile]
+        with T.serial(self.rows[tile]) as row, T.serial(16) as column:
+            place = offset + row * stride + column
+            T.buffer_store(buffer, source[row * 16 + column], [place])
+
+    def release(self) -> None:
+        self.rows.clear()
+
+    def _tile(self, tile: int, dtype: Any) -> Any:
+        if tile not in self.buffers:
+            elements = TILE_ROWS * ROW_BYTES // ELEMENT_BYTES[str(dtype)]
+            self.buffers[tile] = T.alloc_buffer((elements,), dtype)
+        return self.buffers[tile]
+
+    def _widened(self, value: Any) -> Any:
+        return T.cast(value, "int32") if self.compute == "int8" else widen(value, "bf16", None, 1)
+
+
+def _configuration(rows: Mapping[int, int]) -> list[int]:
+    """Return the 64 bytes of ldtilecfg (palette 1) as int32 words."""
+    content = bytearray(ROW_BYTES)
+    content[0] = 1
+    for tile, count in rows.items():
+        content[16 + 2 * tile] = ROW_BYTES
+        content[48 + tile] = count
+    return [int.from_bytes(content[i : i + 4], "little") for i in range(0, ROW_BYTES, 4)]
+
+
+def _stride_bytes(buffer: Any, stride: int) -> Any:
+    return T.int64(stride * ELEMENT_BYTES[str(buffer.dtype)])
+
+
+def _call(name: str, *operands: Any) -> None:
+    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *operands))

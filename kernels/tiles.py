@@ -1,0 +1,186 @@
+"""Convolution and linear layers on AMX tiles.
+
+A tile holds up to 16 output pixels that lie at one distance from each other in the padded input:
+pixels of a row, or of the whole padded image where windows that straddle two rows are computed
+and dropped. Weights are laid out as for the register blocks, runs padded to 64 bytes: 16 steps
+of k are exactly one tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder.tirx import prim_func
+
+from mpq_compile.kernels.arguments import ELEMENT_BYTES
+from mpq_compile.kernels.emit import store
+from mpq_compile.kernels.gemm_plan import GemmPlan, split_of
+from mpq_compile.kernels.geometry import geometry, padded_run
+from mpq_compile.kernels.implicit_gemm import build
+from mpq_compile.kernels.microkernel import dot_step
+from mpq_compile.kernels.pixel_block import PixelBlock, Place
+from mpq_compile.kernels.tier import Tier
+from mpq_compile.kernels.tile_blocking import choose_tiles, segments
+from mpq_compile.kernels.tile_instructions import TileIntrinsics, TileUnit
+from mpq_compile.kernels.workload import Workload
+
+# Dot product steps in one tile of k.
+TILE_STEPS = 16
+
+
+def generate(
+    workload: Workload, tier: Tier, threads: int, unit: type[TileUnit] = TileIntrinsics
+) -> Any:
+    """Return the PrimFunc ``main(X, W, E, [R], O)`` of a workload that ``uses_tiles``.
+
+    The process needs permission for the tiles: ``amx_permission``.
+    """
+    kind = partial(TileBlock, unit=unit(compute=workload.compute))
+    return build(plan_tiles(workload, tier, threads), kind, workload, tier)
+
+
+def amx_permission() -> Any:
+    """Return the PrimFunc ``main(status: int64[1])`` that asks Linux for the AMX tiles.
+
+    Once per process, before the first tile kernel; status 0 means granted. It works from an
+    exported library and on remote devices.
+    """
+    arch_prctl, request, tile_data = T.int64(158), T.int64(0x1023), T.int64(18)
+    with IRBuilder() as builder:
+        with prim_func(s_tir=True):
+            T.func_name("main")
+            status = T.arg("status", T.buffer((1,), "int64"))
+            granted = T.call_extern("int64", "syscall", arch_prctl, request, tile_data)
+            store(status, 0, 1, granted)
+    return builder.get()
+
+
+def plan_tiles(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
+    """Choose tiles and split of a workload for ``threads``."""
+    shape = geometry(workload)
+    step = replace(dot_step(workload, tier), llvm_ir="")
+    vectors = -(-shape.group_outputs // step.lanes)
+    block, flat_rows = choose_tiles(shape, vectors, threads)
+    run = padded_run(workload, tier)
+    return GemmPlan(
+        shape=shape,
+        step=step,
+        block=block,
+        split=split_of(workload, tier, block, flat_rows or block.rows, threads),
+        run_steps=run // step.k_group,
+        vectors=vectors,
+        slack=run - shape.run,
+        copy_lanes=64 // ELEMENT_BYTES[step.input_dtype],
+        flat_rows=flat_rows,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileBlock(PixelBlock):
+    """Accumulators are tiles: one for each segment of pixels and vector of channels."""
+
+    unit: TileUnit
+
+    def begin(self) -> None:
+        if not self._varies():
+            self._configure()
+
+    def end(self) -> None:
+        self.unit.release()
+
+    def _varies(self) -> bool:
+        """Tell whether blocks differ in pixels, so that each configures its tiles."""
+        plan, shape = self.plan, self.plan.shape
+        rows = {plan.line_rows, shape.out_height % plan.line_rows or plan.line_rows}
+        if not plan.flat_rows and len(rows) > 1:
+            return True
+        return any(plan.line_pixels(r) % plan.block.columns for r in rows)
+
+    def _configure(self) -> None:
+        parts, full = segments(self.block, self.plan.shape), self.plan.block.vectors
+        rows = {self._weight_tile(v): TILE_STEPS for v in range(full)}
+        for m, count in enumerate(parts):
+            rows[self._input_tile(m)] = count
+            rows |= {self._sum_tile(m, v): count for v in range(full)}
+        self.unit.configure(rows)
+
+    def _sum_tile(self, segment: int, vector: int) -> int:
+        return segment * self.plan.block.vectors + vector
+
+    def _input_tile(self, segment: int) -> int:
+        full = self.plan.block
+        return len(segments(full, self.plan.shape)) * full.vectors + segment
+
+    def _weight_tile(self, vector: int) -> int:
+        return self._input_tile(len(segments(self.plan.block, self.plan.shape))) + vector
+
+    def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
+        plan, lanes = self.plan, self.plan.step.lanes
+        if self._varies():
+            self._configure()
+        parts = segments(self.block, plan.shape)
+        self._start(len(parts), place, channels)
+        start = T.bind(place.pixel + place.group * plan.shape.group_inputs)
+        panel = T.bind((place.group * plan.vectors + place.vector) * plan.panel_size)
+        outer, inner = plan.shape.runs
+        with T.serial(outer) as i, T.serial(inner) as j:
+            self._run(start, panel, parts, i, j)
+        width = len(channels) * lanes
+        for m in range(len(parts)):
+            for v in range(len(channels)):
+                at = self.tile_base + sum(parts[:m]) * width + v * lanes
+                self.unit.store(self._sum_tile(m, v), self.tile, at, width)
+
+    def _start(self, count: int, place: Place, channels: Sequence[Any]) -> None:
+        """Load the compensation into every row (a stride of 0), or clear the accumulators."""
+        for m in range(count):
+            for v, channel in enumerate(channels):
+                tile = self._sum_tile(m, v)
+                if self.unit.compute == "int8":
+                    at = self.epilogue.compensation_offset(channel)
+                    self.unit.load(tile, self.epilogue.record, at, 0)
+                else:
+                    self.unit.zero(tile)
+
+    def _run(self, start: Any, panel: Any, parts: Sequence[int], outer: Any, inner: Any) -> None:
+        """Multiply one run of contiguous input."""
+        plan, step = self.plan, self.plan.step
+        size, strides = step.lanes * step.k_group, plan.shape.run_strides
+        source = T.bind(start + outer * strides[0] + inner * strides[1])
+        index = outer * plan.shape.runs[1] + inner
+        weights = T.bind(panel + index * (plan.run_steps * size))
+        with T.serial(plan.run_steps // TILE_STEPS) as k:
+            at = T.bind(source + k * (TILE_STEPS * step.k_group))
+            for v in range(self.block.vectors):
+                tile = weights + v * plan.panel_size + k * (TILE_STEPS * size)
+                self.unit.load(self._weight_tile(v), self.weights, tile, size)
+            for m, move in enumerate(self._moves(parts)):
+                self.unit.load(self._input_tile(m), self.source, at + move, self._distance())
+                for v in range(self.block.vectors):
+                    tiles = self._sum_tile(m, v), self._input_tile(m), self._weight_tile(v)
+                    self.unit.multiply(*tiles)
+
+    def _distance(self) -> int:
+        """Return the distance between the inputs of neighbouring pixels of a tile."""
+        shape = self.plan.shape
+        if shape.out_width == 1:
+            return shape.stride[0] * shape.row_size
+        return shape.stride[1] * shape.channels
+
+    def _moves(self, parts: Sequence[int]) -> list[int]:
+        """Return the distance of each tile's first input from the block's."""
+        shape = self.plan.shape
+        moves = []
+        for m in range(len(parts)):
+            pixel = sum(parts[:m])
+            row, column = divmod(pixel, self.block.columns)
+            if shape.out_width == 1:
+                moves.append(pixel * self._distance())
+            else:
+                moves.append(row * shape.stride[0] * shape.row_size + column * self._distance())
+        return moves
