@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
-from mpq_compile.cost.lock import timing_lock
+from mpq_compile.lock import timing_lock
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.table import workload_of
@@ -16,7 +16,7 @@ from mpq_compile.runtime.timing import time_blocks
 from mpq_compile.types import Candidate, CostTable
 
 if TYPE_CHECKING:
-    from mpq_compile.pipeline import Session
+    from mpq_compile.session import Session
 
 
 def network_anchors(session: Session, costs: CostTable, store: Store) -> dict[str, float]:

@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mpq_compile.cost.lock import timing_lock
-from mpq_compile.pipeline import Session, assign_session, compile_session
+from mpq_compile.lock import timing_lock
+from mpq_compile.pipeline import assign_session, compile_session
 from mpq_compile.progress import track
 from mpq_compile.report.demo_table import print_plan, print_title
 from mpq_compile.report.plot import save_plan_picture
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.runtime.timing import time_blocks
 from mpq_compile.sensitivity.sqnr import decibels, noise_to_signal
+from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan
 
 TRAINING_SAMPLES, CALIBRATION_SAMPLES = 1200, 128

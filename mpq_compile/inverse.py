@@ -20,7 +20,7 @@ from mpq_compile.solve.problem import Solution
 from mpq_compile.types import Budget
 
 if TYPE_CHECKING:
-    from mpq_compile.pipeline import Session
+    from mpq_compile.session import Session
 
 STEPS = 7
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from mpq_compile.errors import PlanError
 
 SiteOp = Literal["conv2d", "conv_transpose2d", "linear"]
+Storage = Literal["u8", "bf16", "fp32"]
 
 # Narrowest first: a tensor that feeds sites of several formats is stored in the widest of them.
 # u2 … u8 are unsigned affine codes of that many bits, all stored in bytes.
@@ -17,9 +18,11 @@ FORMATS: tuple[str, ...] = (*(f"u{bits}" for bits in range(2, 9)), "bf16", "fp32
 FORMAT_WIDTH: Mapping[str, int] = {name: rank for rank, name in enumerate(FORMATS)}
 
 
-def storage(fmt: str) -> str:
+def storage(fmt: str) -> Storage:
     """Return how a format is stored: ``u8`` for every affine format, else itself."""
-    return "u8" if fmt.startswith("u") else fmt
+    if fmt.startswith("u"):
+        return "u8"
+    return "bf16" if fmt == "bf16" else "fp32"
 
 
 def format_bits(fmt: str) -> int:

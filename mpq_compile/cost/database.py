@@ -138,8 +138,7 @@ class Database:
 
     def _is_new(self, db: sqlite3.Connection) -> bool:
         """Tell whether the file holds nothing; refuse another program's or version's."""
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
+        application, version, tables = _transaction(db, _identity, write=False)
         if application == _APPLICATION_ID and version == SCHEMA_VERSION:
             return False
         if application == _APPLICATION_ID:
@@ -149,7 +148,6 @@ class Database:
                 found=f"version {version}",
                 remedy="set MPQ_DB to a new file, and import there what the other version exports",
             )
-        tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application or version or tables:
             raise self.error(
                 "the database is another program's",
@@ -179,6 +177,17 @@ class Database:
                 remedy="end the process that holds it, or set MPQ_DB to another file",
             )
         return self.error("the database cannot be used", found=error)
+
+
+def _identity(db: sqlite3.Connection) -> tuple[int, int, int]:
+    """Return application id, version and number of tables and indexes.
+
+    For one transaction: another process may be creating the table just now.
+    """
+    # The schema first: reading it begins the snapshot.
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    return application, db.execute("PRAGMA user_version").fetchone()[0], tables
 
 
 def _create(db: sqlite3.Connection) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
-from mpq_compile.cost.lock import timing_lock
+from mpq_compile.lock import timing_lock
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.errors import DeviceError

@@ -19,7 +19,7 @@ from typing import Self
 
 from mpq_compile.cost.database import BUSY_S, Database
 from mpq_compile.cost.jsonl import read_jsonl, write_jsonl
-from mpq_compile.cost.lock import file_lock, make_cache_dir, user_cache_dir
+from mpq_compile.lock import file_lock, make_cache_dir, user_cache_dir
 from mpq_compile.cost.measurement import (
     COLUMNS,
     KEY_FIELDS,

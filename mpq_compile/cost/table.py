@@ -139,7 +139,7 @@ def _format_changes(
                 if wide != narrow:
                     workload = ConvertWorkload(
                         size=size, source=storage(wide), target=storage(narrow)
-                    )  # type: ignore[arg-type]
+                    )
                     tasks[node.name, wide, narrow] = Task(operator="convert", workload=workload)
     return tasks
 

@@ -8,6 +8,7 @@ import tvm
 from tvm import relax
 
 from mpq_compile.errors import LoweringError
+from mpq_compile.kernels.schedule import unscheduled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.lowering import Lowered
 from mpq_compile.lower.pipeline import lower_pipeline
@@ -31,14 +32,17 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> lis
         raise LoweringError(
             "TVM could not build the library",
             where=f"tier {tier.name}",
-            found=f"{type(error).__name__}: {str(error).strip()[:400]} … {str(error).strip()[-400:]}",
+            found=f"{type(error).__name__}: {_ends(str(error).strip())}",
             remedy="a C compiler must be installed for linking; `mpq doctor` checks it",
         ) from error
     return unscheduled_names(module)
 
 
+def _ends(text: str) -> str:
+    """Keep what TVM says first and last; a whole module may stand between."""
+    return text if len(text) <= 900 else f"{text[:400]} … {text[-400:]}"
+
+
 def unscheduled_names(module: tvm.IRModule) -> list[str]:
     """Return names of functions that the default schedule left as they are."""
-    from mpq_compile.kernels.schedule import unscheduled
-
     return unscheduled(module, 4096)

@@ -1,4 +1,4 @@
-"""Emission of one Relax module: flat buffers, kernels of ours by ``call_tir``, parameters counted."""
+"""Emission of one Relax module: flat buffers, our kernels by ``call_tir``, their parameters."""
 
 from __future__ import annotations
 

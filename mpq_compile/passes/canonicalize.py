@@ -161,13 +161,13 @@ def _absorb_padding(module: fx.GraphModule, node: fx.Node) -> None:
     pad: Any = node.args[0]
     if not is_call(pad, aten.pad.default, aten.constant_pad_nd.default):
         return
+    source, amounts = pad.args[0], [*pad.args[1], 0, 0][:4]
     spread = tuple(node.args[8]) != (1, 1)
     if only_user(pad) is not node or not _pads_with_zeros(pad) or spread:
         return
-    amounts = [*pad.args[1], 0, 0][:4]
     top, left, bottom, right = node.args[5]
     wider = (top + amounts[2], left + amounts[0], bottom + amounts[3], right + amounts[1])
-    node.args = (pad.args[0], *node.args[1:5], wider, *node.args[6:])
+    node.args = (source, *node.args[1:5], wider, *node.args[6:])
 
 
 def _pads_with_zeros(pad: fx.Node) -> bool:

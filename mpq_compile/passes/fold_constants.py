@@ -1,4 +1,4 @@
-"""Evaluate once what depends on parameters only: weight standardisation, reshaped weights, masks."""
+"""Evaluate once what depends on parameters only: standardised or reshaped weights, masks."""
 
 from __future__ import annotations
 

@@ -77,8 +77,9 @@ def _max_pool2d(
     ceil_mode: bool,
 ) -> Tensor:
     # float32 holds every u8 and bf16 value exactly, and max never rounds.
-    pairs = [tuple(pair) for pair in (kernel, stride, padding, dilation)]
-    pooled = F.max_pool2d(x.float(), *pairs, ceil_mode=ceil_mode)
+    pooled = F.max_pool2d(
+        x.float(), tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode
+    )
     return pooled.to(x.dtype)
 
 

@@ -21,7 +21,7 @@ from mpq_compile.kernels.tier import detect_tier
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import sys
-import mpq_compile.cost.analytic, mpq_compile.cost.lock, mpq_compile.cost.store
+import mpq_compile.cost.analytic, mpq_compile.lock, mpq_compile.cost.store
 from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
 print(device_fingerprint(), toolchain_hash(), kernel_hash())
 print([name for name in ("tvm", "torch", "numpy") if name in sys.modules])

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from mpq_compile.cost import lock
-from mpq_compile.cost.lock import file_lock, make_cache_dir, timing_lock, user_cache_dir
+from mpq_compile.lock import file_lock, make_cache_dir, timing_lock, user_cache_dir
 from mpq_compile.errors import DeviceError, ProfileError
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys
-from mpq_compile.cost.lock import timing_lock
+from mpq_compile.lock import timing_lock
 with timing_lock(5):
     print("held", flush=True)
     sys.stdin.read()

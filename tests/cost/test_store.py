@@ -13,7 +13,7 @@ import pytest
 from measurements import key, measured, write_many
 
 from mpq_compile.cost import database
-from mpq_compile.cost.lock import file_lock
+from mpq_compile.lock import file_lock
 from mpq_compile.cost.store import Store, default_path
 from mpq_compile.errors import ProfileError
 

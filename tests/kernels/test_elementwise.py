@@ -169,8 +169,16 @@ def test_lut_reads_every_entry():
 
 
 @TIERS
-@pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("pixels,channels", [(9, (3, 64, 17)), (500, (24, 100)), (4, (1,))])
+@pytest.mark.parametrize(
+    "fmt,pixels,channels",
+    [
+        ("u8", 9, (3, 64, 17)),
+        ("u8", 500, (24, 100)),
+        ("u8", 4, (1,)),
+        ("bf16", 9, (3, 64, 17)),
+        ("fp32", 500, (24, 100)),
+    ],
+)
 def test_concat(tier, fmt, pixels, channels):
     parts = [random_values(fmt, (pixels, count)) for count in channels]
     workload = ConcatWorkload(pixels=pixels, channels=channels, dtype=fmt)

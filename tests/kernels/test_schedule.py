@@ -134,8 +134,9 @@ def test_finished_kernels_stay_as_they_are():
 
 def test_a_function_without_a_schedule_is_reported():
     @T.prim_func(s_tir=True)
-    def triangle(  # type: ignore[valid-type]
-        a: T.Buffer((300, 300), "float32"), b: T.Buffer((300, 300), "float32")
+    def triangle(
+        a: T.Buffer((300, 300), "float32"),  # type: ignore[valid-type]
+        b: T.Buffer((300, 300), "float32"),  # type: ignore[valid-type]
     ):
         for i in range(300):
             for j in range(i + 1):

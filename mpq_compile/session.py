@@ -1,0 +1,312 @@
+"""One model on one target: every stage, run when it is first needed and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from mpq_compile.allocate import Allocation, constrained, solve_allocation
+from mpq_compile.anchors import network_anchors
+from mpq_compile.calibrate import Batch, calibrate, read_batches
+from mpq_compile.capture import capture
+from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
+from mpq_compile.cost.latency import anchored, scaled
+from mpq_compile.cost.profile import Profile, load_profile
+from mpq_compile.cost.store import Store
+from mpq_compile.cost.table import analytic_table, counted_costs, measured_table
+from mpq_compile.deploy import write_artifact
+from mpq_compile.errors import PlanError
+from mpq_compile.kernels.tier import Tier, detect_tier
+from mpq_compile.passes.formats import kinds
+from mpq_compile.passes.materialize import Materialized, materialize
+from mpq_compile.passes.network import Network, prepare
+from mpq_compile.quant.calibration import Calibration
+from mpq_compile.registry import METRICS, SOLVERS
+from mpq_compile.runtime.network import CompiledNetwork
+from mpq_compile.solve.problem import Solution
+from mpq_compile.types import (
+    PLAN_VERSION,
+    Budget,
+    Candidate,
+    CostTable,
+    Plan,
+    Predicted,
+    SensitivityTable,
+)
+
+
+@dataclass
+class Session:
+    """One model on one target: stages run when they are first needed, and only once.
+
+    Args:
+        model, example_inputs, calibration: As given by the user.
+        target: Name or path of a hardware profile.
+        candidates: Candidate names, or None for the profile's defaults.
+        constraints: Site → candidates.
+        metric, solver: Names in the registries.
+        observer: How activation ranges are chosen: mse, minmax, percentile or entropy.
+        allow_float: Run operators without integer rule in float instead of refusing them.
+        seed: Recorded in the plan; every stage is deterministic.
+    """
+
+    model: Any
+    example_inputs: Any
+    calibration: Any
+    target: str = "local"
+    candidates: Sequence[str] | None = None
+    constraints: Mapping[str, str | Sequence[str]] | None = None
+    metric: str = "sqnr"
+    solver: str = "exact"
+    observer: str = "mse"
+    allow_float: bool = False
+    seed: int = 0
+    factor: float = field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        # Names are checked before anything that takes time.
+        METRICS.load(self.metric)
+        SOLVERS.load(self.solver)
+        self.profile: Profile = load_profile(self.target)
+
+    @cached_property
+    def network(self) -> Network:
+        """The prepared network."""
+        network = prepare(capture(self.model, self.example_inputs))
+        kinds(network, self.allow_float)
+        if not network.sites:
+            raise PlanError(
+                "the model has nothing to quantize",
+                expected="at least one convolution or linear layer",
+                found="none",
+                remedy="check that weights are parameters of the model",
+            )
+        return network
+
+    @cached_property
+    def batches(self) -> tuple[Batch, ...]:
+        """The calibration data, checked."""
+        return read_batches(self.calibration, self.network)
+
+    @cached_property
+    def ranges(self) -> Calibration:
+        """Observed ranges."""
+        return calibrate(self.network, self.batches, self.observer)
+
+    @cached_property
+    def choices(self) -> dict[str, list[str]]:
+        """Candidates of each site."""
+        offered = {
+            site.id: self.profile.candidates_for(site, self.candidates)
+            for site in self.network.sites
+        }
+        return constrained(self.network.sites, offered, self.constraints)
+
+    @cached_property
+    def sensitivity(self) -> SensitivityTable:
+        """Loss of each (site, candidate)."""
+        metric = METRICS.load(self.metric)()
+        return metric(self.network, self.ranges, self.batches, self.choices)
+
+    @property
+    def analytic(self) -> bool:
+        """True where the target is known by its equations only."""
+        return self.profile.kind == "analytic"
+
+    @cached_property
+    def tier(self) -> Tier:
+        """Tier of the kernels on this machine."""
+        return detect_tier()
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """Costs of each (site, candidate) on the target."""
+        if self.analytic:
+            return analytic_table(self.network, self.choices, self.profile)
+        with Store() as store:
+            alone = measured_table(self.network, self.choices, store, self.tier)
+            anchors = network_anchors(self, alone, store)
+        return anchored(alone, anchors)
+
+    def allocation(self) -> Allocation:
+        """What a solver needs, latencies scaled by what verification saw."""
+        costs = self.costs if self.factor == 1.0 else scaled(self.costs, self.factor)
+        return Allocation(
+            sites=self.network.sites,
+            choices=self.choices,
+            sensitivity=self.sensitivity,
+            costs=costs,
+        )
+
+    def digest(self) -> str:
+        """Return a hash of the network's structure and shapes."""
+        shapes = sorted((name, str(entry)) for name, entry in self.network.shapes.items())
+        text = f"{self.network.module.graph}{shapes}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    # Plans
+
+    def plan_for(
+        self,
+        assignment: Mapping[str, str],
+        budget: Budget,
+        solution: Solution | None = None,
+        notes: Sequence[str] = (),
+    ) -> Plan:
+        """Return the plan of an assignment, with what the tables predict for it."""
+        allocation = self.allocation()
+        usage = allocation.usage(assignment)
+        peak = max(allocation.costs.costs[s][n]["peak_bytes"] for s, n in assignment.items())
+        return Plan(
+            version=PLAN_VERSION,
+            assignment=dict(assignment),
+            loss=allocation.loss(assignment),
+            predicted=self._predicted(usage, peak),
+            budget=budget.given(),
+            target=self.target,
+            metric=self.metric,
+            solver=self.solver if solution else "given",
+            certificate=_certificate(solution),
+            table=self.rows(assignment, allocation),
+            constraints=dict(self.constraints or {}),
+            notes=[*notes, *_remarks(assignment, allocation)],
+            seed=self.seed,
+            provenance=self.provenance(),
+        )
+
+    def bare_plan(self, assignment: Mapping[str, str]) -> Plan:
+        """Return a plan without sensitivity and measured costs, for ``assign``."""
+        totals: dict[str, float] = {}
+        peaks = []
+        for site in self.network.sites:
+            entry = counted_costs(self.network, site, Candidate.parse(assignment[site.id]))
+            peaks.append(entry["peak_bytes"])
+            for axis, value in entry.items():
+                totals[axis] = totals.get(axis, 0.0) + value
+        return Plan(
+            version=PLAN_VERSION,
+            assignment=dict(assignment),
+            loss=math.nan,
+            predicted=self._predicted(totals, max(peaks)),
+            budget={},
+            target=self.target,
+            metric="none",
+            solver="given",
+            certificate={},
+            table=[],
+            constraints={},
+            notes=["assigned by hand: no sensitivity or latency was measured"],
+            seed=self.seed,
+            provenance=self.provenance(),
+        )
+
+    def _predicted(self, totals: Mapping[str, float], peak_bytes: float) -> Predicted:
+        weights = sum(site.weight_count for site in self.network.sites)
+        latency_us = totals.get("latency_us")
+        return Predicted(
+            latency_ms=None if latency_us is None else latency_us / 1e3,
+            size_bytes=round(totals["size_bytes"]),
+            bops=round(totals["bops"]),
+            avg_bits=totals["weight_bits"] / weights,
+            peak_activation_bytes=round(peak_bytes),
+            energy_mj=totals.get("energy_mj"),
+        )
+
+    def rows(self, assignment: Mapping[str, str], allocation: Allocation) -> list[dict[str, Any]]:
+        """Return the site × candidate table that ``mpq explain`` prints."""
+        return [
+            {
+                "site": site.id,
+                "candidate": name,
+                "loss": self.sensitivity.loss[site.id][name],
+                "latency_us": allocation.costs.costs[site.id][name]["latency_us"],
+                "size_bytes": allocation.costs.costs[site.id][name]["size_bytes"],
+                "chosen": assignment[site.id] == name,
+            }
+            for site in self.network.sites
+            for name in self.choices[site.id]
+        ]
+
+    def provenance(self) -> dict[str, str]:
+        """Return versions and hashes that the plan depends on."""
+        return {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "toolchain": toolchain_hash(),
+            "kernels": kernel_hash(),
+            "device": device_fingerprint(),
+            "network": self.digest(),
+        }
+
+    def solve(self, budget: Budget) -> Plan:
+        """Return the plan of least loss within ``budget``."""
+        solution = solve_allocation(self.allocation(), budget, self.solver)
+        return self.plan_for(self.allocation().expand(solution), budget, solution)
+
+    # Networks
+
+    def build(
+        self, plan: Plan, owner: tempfile.TemporaryDirectory[str] | None = None
+    ) -> CompiledNetwork:
+        """Write the artifact of ``plan`` to a temporary folder and load it."""
+        owner = owner or tempfile.TemporaryDirectory(prefix="mpq-")
+        folder = Path(owner.name) / "artifact"
+        materialized = write_artifact(
+            self.network, self.ranges, plan, folder, self.tier, self.allow_float
+        )
+        return CompiledNetwork(folder, reference_of(materialized), owner)
+
+    def reference(self, assignment: Mapping[str, str]) -> nn.Module:
+        """Return the oracle of an assignment, without building anything."""
+        return reference_of(materialize(self.network, self.ranges, assignment, self.allow_float))
+
+
+class Reference(nn.Module):
+    """The materialized graph, called like the model; ``graph_module`` is the GraphModule."""
+
+    def __init__(self, materialized: Materialized) -> None:
+        super().__init__()
+        self.graph_module = materialized.module
+        self._spec = materialized.network.captured.out_spec
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Run the oracle; outputs have the structure that the model returns."""
+        with torch.no_grad():
+            flat = self.graph_module(*pytree.tree_leaves(inputs))
+        return pytree.tree_unflatten(list(flat), self._spec)
+
+
+def reference_of(materialized: Materialized) -> Reference:
+    """Wrap a materialized graph so that it returns what the model returns."""
+    return Reference(materialized)
+
+
+def _certificate(solution: Solution | None) -> dict[str, Any]:
+    if solution is None:
+        return {}
+    return {
+        "status": solution.status,
+        "bound": solution.bound,
+        "gap": solution.gap,
+        "wall_s": solution.wall_s,
+        **solution.certificate,
+    }
+
+
+def _remarks(assignment: Mapping[str, str], allocation: Allocation) -> list[str]:
+    names = set(assignment.values())
+    free = any(len(names) > 1 for names in allocation.choices.values())
+    if len(names) == 1 and free:
+        return [f"one uniform candidate dominates within this budget: all {names.pop()}"]
+    return []
