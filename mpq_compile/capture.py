@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,26 +160,88 @@ def _export_dynamic(
 
 
 def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:
+    if any(_writes_into_alias(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})  # makes every write a value of its own
     module = program.module(check_guards=False)
     module.graph.set_codegen(CodeGen())
+    for node in module.graph.nodes:
+        if _is_in_place(node):
+            node.target = _functional(node.target)
     module.recompile()
-    users = [n for n in module.graph.nodes if n.op == "placeholder"]
-    values = [n.meta.get("val") for n in users]
-    dynamic = all(v is not None and not isinstance(v.shape[0], int) for v in values if v.dim())
-    graph = CapturedGraph(
+    outputs = _run(module, tensors)
+    return CapturedGraph(
         module=module,
         example_inputs=tensors,
         out_spec=program.call_spec.out_spec,
-        dynamic_batch=dynamic,
+        dynamic_batch=_batch_is_free(module) and _samples_are_apart(module, tensors, outputs),
     )
-    _check_runs(graph)
-    return graph
 
 
-def _check_runs(graph: CapturedGraph) -> None:
+def _schema(node: fx.Node) -> torch._C.FunctionSchema | None:
+    return getattr(node.target, "_schema", None) if node.op == "call_function" else None
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    schema = _schema(node)
+    if schema is None or not schema.arguments or not schema.name.endswith("_"):
+        return False
+    alias = schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
+
+
+def _is_view(node: fx.Node) -> bool:
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])  # type: ignore[arg-type]
+    schema = _schema(node)
+    aliases = [value.alias_info for value in schema.returns] if schema else []
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _writes_into_alias(node: fx.Node) -> bool:
+    """Tell whether an in-place operator changes a tensor that has another name too."""
+    if not _is_in_place(node):
+        return False
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    aliased = _is_view(source) or any(_is_view(user) for user in source.users)
+    return aliased or source.op == "placeholder"
+
+
+def _functional(target: Any) -> Any:
+    """``aten::silu_`` → ``aten::silu``: ATen names an in-place operator's twin without the _."""
+    name = target._schema.name.removeprefix("aten::").removesuffix("_")
+    return getattr(getattr(torch.ops.aten, name), target._overloadname)
+
+
+def _batch_is_free(module: fx.GraphModule) -> bool:
+    """Tell whether dimension 0 of all inputs and outputs is the same symbol."""
+    nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
+    results = next(n for n in module.graph.nodes if n.op == "output").args[0]
+    sizes = []
+    for node in [*nodes, *results]:
+        value = node.meta.get("val") if isinstance(node, fx.Node) else None
+        if not isinstance(value, Tensor) or not value.dim():
+            return False
+        sizes.append(value.shape[0])
+    return not isinstance(sizes[0], int) and len({str(size) for size in sizes}) == 1
+
+
+def _samples_are_apart(
+    module: fx.GraphModule, inputs: tuple[Tensor, ...], outputs: Sequence[Tensor]
+) -> bool:
+    """Tell whether the samples of a batch do not change each other's results."""
+    size = len(inputs[0])
+    longer = _run(module, tuple(torch.cat([value, value.flip(-1)]) for value in inputs))
+    return all(
+        torch.allclose(more[:size], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
+        for more, value in zip(longer, outputs, strict=True)
+    )
+
+
+def _run(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
     try:
         with torch.no_grad():
-            outputs = graph.module(*graph.example_inputs)
+            outputs = module(*inputs)
     except Exception as error:
         raise CaptureError(
             "the captured graph does not run on the example inputs",
@@ -192,3 +255,4 @@ def _check_runs(graph: CapturedGraph) -> None:
             found=", ".join(type(value).__name__ for value in outputs),
             remedy="return tensors only",
         )
+    return outputs

@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from mpq_compile.errors import CaptureError
 
+_KEPT_META = ("stack_trace", "nn_module_stack", "val")
+
 
 class Pass(Protocol):
     """A graph rewrite: a frozen dataclass with a ``name``; its fields are its options."""
@@ -94,10 +96,10 @@ def add_constant(module: fx.GraphModule, before: fx.Node, name: str, value: Tens
 def replace(
     module: fx.GraphModule, node: fx.Node, target: object, args: tuple[object, ...]
 ) -> fx.Node:
-    """Put a call of ``target`` where ``node`` stands; its source line stays known."""
+    """Put a call of ``target`` where ``node`` stands; its source line and value stay known."""
     with module.graph.inserting_before(node):
         new = module.graph.call_function(target, args)
-    new.meta.update({k: node.meta[k] for k in ("stack_trace", "nn_module_stack") if k in node.meta})
+    new.meta.update({k: node.meta[k] for k in _KEPT_META if k in node.meta})
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
     return new

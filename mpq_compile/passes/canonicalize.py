@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from mpq_compile.passes import ops
-from mpq_compile.passes.base import add_constant, argument, constant, is_call, only_user, replace
+from mpq_compile.passes.base import add_constant, argument, constant, is_call, replace
 
 aten = torch.ops.aten
 INF = float("inf")
@@ -123,7 +123,7 @@ def _bounded(lo: float, hi: float) -> Callable[[fx.GraphModule, fx.Node], None]:
 
 
 def _clamp(module: fx.GraphModule, node: fx.Node) -> None:
-    hardtanh = is_call(node, aten.hardtanh.default, aten.hardtanh_.default)
+    hardtanh = is_call(node, aten.hardtanh.default)
     first, second = ("min_val", "max_val") if hardtanh else ("min", "max")
     lo = argument(node, 1, first, -1.0 if hardtanh else None)
     hi = argument(node, 2, second, 1.0 if hardtanh else None)
@@ -145,8 +145,15 @@ def _binary(target: Callable[..., Tensor]) -> Callable[[fx.GraphModule, fx.Node]
 
 def _is_float_tensor(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    # Nodes made by an earlier rule carry no value; they are float tensors by construction.
+    # Constants made by an earlier rule carry no value; they are float tensors by construction.
     return value is None or (isinstance(value, Tensor) and value.dtype == torch.float32)
+
+
+def _stack(module: fx.GraphModule, node: fx.Node) -> None:
+    axis = argument(node, 1, "dim", 0)
+    with module.graph.inserting_before(node):
+        parts = [module.graph.call_function(aten.unsqueeze.default, (p, axis)) for p in node.args[0]]  # type: ignore[union-attr]
+    replace(module, node, aten.cat.default, (parts, axis))
 
 
 def _view(module: fx.GraphModule, node: fx.Node) -> None:
@@ -163,7 +170,7 @@ def _absorb_padding(module: fx.GraphModule, node: fx.Node) -> None:
         return
     source, amounts = pad.args[0], [*pad.args[1], 0, 0][:4]
     spread = tuple(node.args[8]) != (1, 1)
-    if only_user(pad) is not node or not _pads_with_zeros(pad) or spread:
+    if set(pad.users) != {node} or not _pads_with_zeros(pad) or spread:
         return
     top, left, bottom, right = node.args[5]
     wider = (top + amounts[2], left + amounts[0], bottom + amounts[3], right + amounts[1])
@@ -189,17 +196,12 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.matmul.default: _matmul,
     aten.mm.default: _matmul,
     aten.addmm.default: _addmm,
+    aten.stack.default: _stack,
     aten.view.default: _view,
     aten.relu.default: _bounded(0.0, INF),
-    aten.relu_.default: _bounded(0.0, INF),
     aten.relu6.default: _bounded(0.0, 6.0),
-    aten.relu6_.default: _bounded(0.0, 6.0),
     aten.hardtanh.default: _clamp,
-    aten.hardtanh_.default: _clamp,
     aten.clamp.default: _clamp,
-    aten.clamp_.default: _clamp,
     aten.add.Tensor: _binary(ops.add),
-    aten.add_.Tensor: _binary(ops.add),
     aten.mul.Tensor: _binary(ops.multiply),
-    aten.mul_.Tensor: _binary(ops.multiply),
 }

@@ -12,13 +12,11 @@ from mpq_compile.passes.base import argument, is_call
 aten = torch.ops.aten
 _ALWAYS = (
     aten.dropout.default,
-    aten.dropout_.default,
     aten.feature_dropout.default,
     aten.alpha_dropout.default,
     aten.clone.default,
     aten.contiguous.default,
     aten.detach.default,
-    aten.detach_.default,
     aten.alias.default,
     aten.lift_fresh_copy.default,
 )

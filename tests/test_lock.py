@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mpq_compile.cost import lock
+from mpq_compile import lock
 from mpq_compile.lock import file_lock, make_cache_dir, timing_lock, user_cache_dir
 from mpq_compile.errors import DeviceError, ProfileError
 
