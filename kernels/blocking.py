@@ -12,6 +12,9 @@ SERIAL_MACS = 50_000
 # Dot products in flight that hide the latency of one.
 LATENCY = 8
 BLOCK_CYCLES = 24
+# Weights of a block that exceed this stream from L2, at so many cycles a vector.
+L1_BYTES = 16 * 1024
+STREAM_CYCLES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +62,16 @@ class Split:
         return self.channels * self.rows
 
 
-def choose_block(shape: Geometry, vectors: int, registers: int, cost: StepCost) -> Block:
-    """Return the register block with the least modelled time for ``vectors`` per group."""
+def choose_block(
+    shape: Geometry, vectors: int, registers: int, cost: StepCost, panel_bytes: int
+) -> Block:
+    """Return the register block with the least modelled time.
+
+    ``vectors`` is those of one group of channels, ``panel_bytes`` the weights of one vector.
+    """
     best, best_time = Block(rows=1, columns=1, vectors=1), float("inf")
     for block in _blocks(shape, vectors, registers, cost):
-        time = _block_time(block, shape, vectors, cost)
+        time = _block_time(block, shape, vectors, cost, panel_bytes)
         if time < best_time:
             best, best_time = block, time
     return best
@@ -83,7 +91,9 @@ def _blocks(shape: Geometry, vectors: int, registers: int, cost: StepCost) -> li
     return fits
 
 
-def _block_time(block: Block, shape: Geometry, vectors: int, cost: StepCost) -> float:
+def _block_time(
+    block: Block, shape: Geometry, vectors: int, cost: StepCost, panel_bytes: int
+) -> float:
     """Return modelled cycles per step of k, summed over all blocks of one image and group."""
     total = 0.0
     spans = product(
@@ -97,6 +107,8 @@ def _block_time(block: Block, shape: Geometry, vectors: int, cost: StepCost) -> 
         loads = pixels * cost.pixel + width * cost.weight
         dots = pixels * width * cost.dot
         time = max(dots, loads, LATENCY) + 0.1 * loads + BLOCK_CYCLES / steps
+        if width * panel_bytes > L1_BYTES:
+            time += width * STREAM_CYCLES
         total += time * n_rows * n_columns * n_width
     return total
 

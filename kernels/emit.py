@@ -6,8 +6,7 @@ keeps in registers; larger ones would become heap workspaces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 

@@ -130,7 +130,9 @@ def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
     """Choose step, block and split of a workload for ``threads``."""
     shape, step = geometry(workload), dot_step(workload, tier)
     vectors = -(-shape.group_outputs // step.lanes)
-    block = choose_block(shape, vectors, tier.registers, step.cost)
+    size, dtype = packed_weight_size(workload, tier)
+    panel_bytes = size * ELEMENT_BYTES[dtype] // (shape.groups * vectors)
+    block = choose_block(shape, vectors, tier.registers, step.cost, panel_bytes)
     return GemmPlan(
         shape=shape,
         step=step,

@@ -30,7 +30,7 @@ from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import LinearWorkload
 
 # Bytes ahead of the load: beyond L2 the hardware prefetcher alone is too slow.
-PREFETCH_BYTES = 4096
+PREFETCH_BYTES = 8192
 
 
 def generate(workload: LinearWorkload, tier: Tier, threads: int) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mpq_compile.kernels.gemv_layout import CodeLayout, code_layout, reads_codes
 from mpq_compile.kernels.geometry import (
     Geometry,
     geometry,
@@ -15,7 +16,6 @@ from mpq_compile.kernels.geometry import (
     padded_run,
     vector_starts,
 )
-from mpq_compile.kernels.gemv_layout import CodeLayout, code_layout, reads_codes
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import LinearWorkload, Workload
 

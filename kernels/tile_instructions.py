@@ -13,12 +13,15 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from mpq_compile.kernels.arguments import ELEMENT_BYTES
 from mpq_compile.kernels.emit import widen
 
 TILES = 8
 TILE_ROWS = 16
 ROW_BYTES = 64
-ELEMENT_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int32": 4, "float32": 4}
+TILE_LANES = 16
+# Accumulators, inputs, weights.
+TILE_DTYPES = {"int8": ("int32", "uint8", "int8"), "bf16": ("float32", "uint16", "uint16")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class TileUnit(ABC):
     """The tiles of one task. ``compute`` is "int8" (u8 × s8) or "bf16"."""
 
     compute: str
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Prepare a task."""
 
     @abstractmethod
     def configure(self, rows: Mapping[int, int]) -> None:
@@ -48,12 +55,15 @@ class TileUnit(ABC):
         """Store an accumulator to rows that lie ``stride`` elements apart."""
 
     @abstractmethod
-    def release(self) -> None:
+    def end(self) -> None:
         """Return the tiles to their initial state."""
 
 
 class TileIntrinsics(TileUnit):
-    """The instructions themselves. The process must have asked the kernel for permission."""
+    """The instructions themselves. The process must have asked Linux for permission."""
+
+    def begin(self) -> None:
+        pass
 
     def configure(self, rows: Mapping[int, int]) -> None:
         # int32, as the other scratch: storage is shared between buffers of one dtype only.
@@ -77,57 +87,65 @@ class TileIntrinsics(TileUnit):
         address = buffer.access_ptr("w", offset=offset)
         _call("tilestored64", T.int8(tile), address, _stride_bytes(buffer, stride))
 
-    def release(self) -> None:
+    def end(self) -> None:
         _call("tilerelease")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmulatedTiles(TileUnit):
-    """Tiles in buffers; ``rows`` is the configuration, known when the code is generated."""
+    """Tiles in buffers, one for each tile and dtype.
+
+    ``rows`` is the configuration: it is known wherever code is generated.
+    """
 
     rows: dict[int, int] = field(default_factory=dict)
-    buffers: dict[int, Any] = field(default_factory=dict)
+    buffers: dict[tuple[int, str], Any] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        for tile in range(TILES):
+            for dtype in sorted(set(TILE_DTYPES[self.compute])):
+                elements = TILE_ROWS * ROW_BYTES // ELEMENT_BYTES[dtype]
+                self.buffers[tile, dtype] = T.alloc_buffer((elements,), dtype)
 
     def configure(self, rows: Mapping[int, int]) -> None:
         self.rows.clear()
         self.rows.update(rows)
 
     def zero(self, tile: int) -> None:
-        buffer = self._tile(tile, "int32" if self.compute == "int8" else "float32")
-        with T.serial(self.rows[tile]) as row, T.serial(16) as column:
-            T.buffer_store(buffer, T.cast(0, buffer.dtype), [row * 16 + column])
+        buffer = self._sums(tile)
+        with T.serial(self.rows[tile]) as row, T.serial(TILE_LANES) as column:
+            T.buffer_store(buffer, T.cast(0, buffer.dtype), [row * TILE_LANES + column])
 
     def load(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
-        target = self._tile(tile, buffer.dtype)
-        elements = ROW_BYTES // ELEMENT_BYTES[str(buffer.dtype)]
+        dtype = str(buffer.dtype)
+        elements = ROW_BYTES // ELEMENT_BYTES[dtype]
         with T.serial(self.rows[tile]) as row, T.serial(elements) as column:
             value = buffer[offset + row * stride + column]
-            T.buffer_store(target, value, [row * elements + column])
+            T.buffer_store(self.buffers[tile, dtype], value, [row * elements + column])
 
     def multiply(self, acc: int, inputs: int, weights: int) -> None:
-        pairs = 4 if self.compute == "int8" else 2
-        total, left, right = (self.buffers[tile] for tile in (acc, inputs, weights))
-        with T.serial(self.rows[acc]) as row, T.serial(16) as column, T.serial(16) as k:
-            for element in range(pairs):
-                x = self._widened(left[(row * 16 + k) * pairs + element])
-                w = self._widened(right[(k * 16 + column) * pairs + element])
-                at = row * 16 + column
-                T.buffer_store(total, total[at] + x * w, [at])
+        _, input_dtype, weight_dtype = TILE_DTYPES[self.compute]
+        group = 4 // ELEMENT_BYTES[input_dtype]
+        sums = self._sums(acc)
+        left, right = self.buffers[inputs, input_dtype], self.buffers[weights, weight_dtype]
+        with T.serial(self.rows[acc]) as row, T.serial(TILE_LANES) as column:
+            at = T.bind(row * TILE_LANES + column)
+            with T.serial(TILE_ROWS) as k, T.serial(group) as element:
+                x = self._widened(left[(row * TILE_ROWS + k) * group + element])
+                w = self._widened(right[(k * TILE_LANES + column) * group + element])
+                T.buffer_store(sums, sums[at] + x * w, [at])
 
     def store(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
-        source = self.buffers[tile]
-        with T.serial(self.rows[tile]) as row, T.serial(16) as column:
-            place = offset + row * stride + column
-            T.buffer_store(buffer, source[row * 16 + column], [place])
+        source = self._sums(tile)
+        with T.serial(self.rows[tile]) as row, T.serial(TILE_LANES) as column:
+            value = source[row * TILE_LANES + column]
+            T.buffer_store(buffer, value, [offset + row * stride + column])
 
-    def release(self) -> None:
+    def end(self) -> None:
         self.rows.clear()
 
-    def _tile(self, tile: int, dtype: Any) -> Any:
-        if tile not in self.buffers:
-            elements = TILE_ROWS * ROW_BYTES // ELEMENT_BYTES[str(dtype)]
-            self.buffers[tile] = T.alloc_buffer((elements,), dtype)
-        return self.buffers[tile]
+    def _sums(self, tile: int) -> Any:
+        return self.buffers[tile, TILE_DTYPES[self.compute][0]]
 
     def _widened(self, value: Any) -> Any:
         return T.cast(value, "int32") if self.compute == "int8" else widen(value, "bf16", None, 1)

@@ -87,11 +87,12 @@ class TileBlock(PixelBlock):
     unit: TileUnit
 
     def begin(self) -> None:
+        self.unit.begin()
         if not self._varies():
             self._configure()
 
     def end(self) -> None:
-        self.unit.release()
+        self.unit.end()
 
     def _varies(self) -> bool:
         """Tell whether blocks differ in pixels, so that each configures its tiles."""

@@ -214,16 +214,16 @@ def _functional(target: Any) -> Any:
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:
-    """Tell whether dimension 0 of all inputs and outputs is the same symbol."""
-    nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
+    """Tell whether dimension 0 of every input is a symbol, and that of every output one of them."""
+    sources = [n for n in module.graph.nodes if n.op == "placeholder"]
     results = next(n for n in module.graph.nodes if n.op == "output").args[0]
-    sizes = []
-    for node in [*nodes, *results]:
-        value = node.meta.get("val") if isinstance(node, fx.Node) else None
-        if not isinstance(value, Tensor) or not value.dim():
-            return False
-        sizes.append(value.shape[0])
-    return not isinstance(sizes[0], int) and len({str(size) for size in sizes}) == 1
+    free = {str(size) for n in sources if isinstance(size := _length(n), torch.SymInt)}
+    return bool(free) and all(str(_length(n)) in free for n in (*sources, *results))
+
+
+def _length(node: fx.Node) -> int | torch.SymInt | None:
+    value = node.meta.get("val")
+    return value.shape[0] if isinstance(value, Tensor) and value.dim() else None
 
 
 def _samples_are_apart(

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from mpq_compile.errors import LoweringError, PlanError, nearest
 from mpq_compile.kernels.tier import Tier
+from mpq_compile.passes.base import target_name
 from mpq_compile.passes.formats import Kind, kinds
 from mpq_compile.passes.materialize import Materialized, materialize
 from mpq_compile.passes.network import Network
@@ -154,7 +155,7 @@ def audit_rows(
                     requested="float",
                     stored_bits=32,
                     compute="fp32",
-                    kernel=f"TVM: {node.target}",
+                    kernel=f"TVM: {target_name(node)}",
                     tier=tier.name,
                 )
             )

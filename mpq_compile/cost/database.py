@@ -152,7 +152,7 @@ class Database:
             raise self.error(
                 "the database is another program's",
                 expected="a measurements database, or no file",
-                found=f"application id {application:#x}, {tables} tables and indexes",
+                found=f"application id {application:#x}, version {version}, {tables} tables",
                 remedy="set MPQ_DB to another file",
             )
         return True
@@ -180,14 +180,15 @@ class Database:
 
 
 def _identity(db: sqlite3.Connection) -> tuple[int, int, int]:
-    """Return application id, version and number of tables and indexes.
+    """Return application id, version and, where both are 0, the number of tables and indexes.
 
     For one transaction: another process may be creating the table just now.
     """
-    # The schema first: reading it begins the snapshot.
-    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     application = db.execute("PRAGMA application_id").fetchone()[0]
-    return application, db.execute("PRAGMA user_version").fetchone()[0], tables
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application or version:
+        return application, version, 0
+    return 0, 0, db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
 
 
 def _create(db: sqlite3.Connection) -> None:

@@ -19,7 +19,6 @@ from typing import Self
 
 from mpq_compile.cost.database import BUSY_S, Database
 from mpq_compile.cost.jsonl import read_jsonl, write_jsonl
-from mpq_compile.lock import file_lock, make_cache_dir, user_cache_dir
 from mpq_compile.cost.measurement import (
     COLUMNS,
     KEY_FIELDS,
@@ -32,6 +31,7 @@ from mpq_compile.cost.measurement import (
 )
 from mpq_compile.cost.recovery import DamagedDatabaseError, readable_rows, set_aside
 from mpq_compile.errors import DeviceError, ProfileError
+from mpq_compile.lock import file_lock, make_cache_dir, user_cache_dir
 
 _SELECT = f"SELECT {', '.join(COLUMNS)} FROM measurements"
 _WHERE = " AND ".join(f"{name} = :{name}" for name in KEY_FIELDS)

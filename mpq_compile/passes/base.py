@@ -54,6 +54,12 @@ def is_call(node: object, *targets: object) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
+def target_name(node: fx.Node) -> str:
+    """Return the name of what ``node`` calls: ``aten.softmax.int``, or that of our function."""
+    is_aten = isinstance(node.target, torch._ops.OpOverload)
+    return str(node.target) if is_aten else getattr(node.target, "__name__", str(node.target))
+
+
 def only_user(node: fx.Node) -> fx.Node | None:
     """Return the single user of ``node``, or None."""
     return next(iter(node.users)) if len(node.users) == 1 else None

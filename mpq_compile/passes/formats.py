@@ -12,7 +12,7 @@ from torch import fx
 from mpq_compile.capture import source_line
 from mpq_compile.errors import UnsupportedOpError
 from mpq_compile.passes import ops
-from mpq_compile.passes.base import argument, is_call
+from mpq_compile.passes.base import argument, is_call, target_name
 from mpq_compile.passes.network import Network
 from mpq_compile.types import FORMAT_WIDTH, Candidate
 
@@ -31,6 +31,7 @@ class Kind(Enum):
     MAX_POOL = auto()
     TABLE = auto()  # unary function: a 256-entry table on codes
     MOVE = auto()  # values are moved, not changed: any format, the input's quantizer
+    PICK = auto()  # one of several results
     CONCAT = auto()
     FLOAT = auto()  # fp32 in, fp32 out
     SHAPE = auto()  # integers, not tensors
@@ -61,7 +62,6 @@ _MOVES = frozenset(
         aten.split.Tensor,
         aten.split_with_sizes.default,
         aten.unbind.int,
-        operator.getitem,
     }
 )
 PADS = (aten.pad.default, aten.constant_pad_nd.default)
@@ -120,7 +120,7 @@ def classify(network: Network, node: fx.Node) -> Kind | None:
     if is_call(node, *ops.SITE_OPS):
         return Kind.SITE
     if node.target is operator.getitem:
-        return Kind.MOVE
+        return Kind.PICK
     if node.name not in network.shapes and not _makes_tensors(node):
         return Kind.SHAPE
     for matches, kind in _RULES:
@@ -210,7 +210,7 @@ _RULES = (
 )
 
 # Sharing the quantizer of the input: codes move, scale and zero point stay.
-_SHARES_INPUT = (Kind.MOVE, Kind.MAX_POOL)
+_SHARES_INPUT = (Kind.MOVE, Kind.PICK, Kind.MAX_POOL)
 # Kinds that work on whatever format their result is stored in.
 _FOLLOWS_OUTPUT = (Kind.ADD, Kind.MULTIPLY, Kind.AFFINE, Kind.CLAMP, Kind.AVERAGE, Kind.TABLE)
 
@@ -229,10 +229,10 @@ def kinds(network: Network, allow_float: bool = False) -> dict[str, Kind]:
         if kind is Kind.UNSUPPORTED:
             if not allow_float:
                 raise UnsupportedOpError(
-                    f"operator {node.target} is not supported",
+                    f"operator {target_name(node)} is not supported",
                     where=f"node {node.name}, {source_line(node)}",
                     expected="an operator of the README's list",
-                    found=str(node.target),
+                    found=target_name(node),
                     remedy="replace it, or pass allow_float=True to run it in float on TVM",
                 )
             kind = Kind.FLOAT
@@ -249,7 +249,7 @@ def quantizer_roots(network: Network, table: Mapping[str, Kind]) -> dict[str, st
     roots: dict[str, str] = {}
     for node in network.module.graph.nodes:
         roots[node.name] = node.name
-        if table.get(node.name) in _SHARES_INPUT:
+        if table.get(node.name) in _SHARES_INPUT and not _is_new(node, table):
             roots[node.name] = roots[node.args[0].name]
     for node in network.module.graph.nodes:
         if table.get(node.name) is Kind.CONCAT:
@@ -257,6 +257,12 @@ def quantizer_roots(network: Network, table: Mapping[str, Kind]) -> dict[str, st
                 if table.get(part.name) is Kind.SITE and set(part.users) == {node}:
                     roots[part.name] = node.name
     return roots
+
+
+def _is_new(node: fx.Node, table: Mapping[str, Kind]) -> bool:
+    """Tell whether a picked result was computed by what it is picked from, not moved."""
+    source = table.get(node.args[0].name)  # type: ignore[union-attr]
+    return table[node.name] is Kind.PICK and source is not Kind.MOVE
 
 
 def stored_formats(
@@ -282,7 +288,8 @@ def stored_formats(
             (firm if demand[1] else soft).append(demand[0])
         averaged = bool(soft) and all(table.get(u.name) is Kind.AVERAGE for u in node.users)
         # Sums of codes are exact in any order; sums of floats are not.
-        wanted = [native[node.name]] if averaged else firm or soft or ["fp32"]
+        fixed = averaged or node.op == "get_attr"
+        wanted = [native[node.name]] if fixed else firm or soft or ["fp32"]
         formats[node.name] = max(wanted, key=FORMAT_WIDTH.__getitem__)
     return formats
 

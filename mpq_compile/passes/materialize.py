@@ -367,6 +367,11 @@ class _Builder:
         is_tensor = self.kinds.get(node.name) is not Kind.SHAPE
         return self.operand(node, fmt) if is_tensor else self._raw(node)
 
+    def pick(self, node: fx.Node) -> tuple[fx.Node, str]:
+        source, index = node.args
+        fmt = next(iter(self.made[source.name]))  # type: ignore[union-attr]
+        return self.graph.call_function(node.target, (self._raw(source), index)), fmt  # type: ignore[arg-type]
+
     def concat(self, node: fx.Node) -> tuple[fx.Node, str]:
         fmt = self.stored(node)
         after = self.qparams(node, fmt)
@@ -408,6 +413,7 @@ _RULES: dict[Kind, Callable[[_Builder, fx.Node], tuple[fx.Node, str]]] = {
     Kind.MAX_POOL: _Builder.max_pool,
     Kind.TABLE: _Builder.table,
     Kind.MOVE: _Builder.move,
+    Kind.PICK: _Builder.pick,
     Kind.CONCAT: _Builder.concat,
     Kind.FLOAT: _Builder.float_op,
     Kind.SHAPE: _Builder.shape,

@@ -41,6 +41,14 @@ def write_many(path: Path, barrier: Barrier, first: int, count: int) -> None:
             store.put(key(-1), measured(float(number + 1), second=number % 60))
 
 
+def create_many(folder: Path, barrier: Barrier, number: int, rounds: int) -> None:
+    """Create store after store at the same moment as the others, and write one row to each."""
+    for turn in range(rounds):
+        barrier.wait(timeout=20)
+        with Store(folder / f"{turn}.sqlite") as store:
+            store.put(key(number), measured())
+
+
 def open_store(path: Path, barrier: Barrier) -> None:
     """Open the store at the same moment as the others, and write one row."""
     barrier.wait(timeout=20)

@@ -10,12 +10,12 @@ import stat
 from pathlib import Path
 
 import pytest
-from measurements import key, measured, write_many
+from measurements import create_many, key, measured, write_many
 
 from mpq_compile.cost import database
-from mpq_compile.lock import file_lock
 from mpq_compile.cost.store import Store, default_path
 from mpq_compile.errors import ProfileError
+from mpq_compile.lock import file_lock
 
 
 @pytest.fixture
@@ -82,6 +82,23 @@ def test_two_processes_lose_nothing(path: Path) -> None:
         assert store.get_many(map(key, wanted)) == {key(n): measured(n + 1.0) for n in wanted}
         shared = store.get(key(-1))
     assert shared is not None and shared.time.startswith("2025-01-31T12:00:59")
+
+
+def test_processes_create_one_file_together(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    creators = [
+        context.Process(target=create_many, args=(tmp_path, barrier, number, 60))
+        for number in range(3)
+    ]
+    for creator in creators:
+        creator.start()
+    for creator in creators:
+        creator.join(timeout=25)
+        assert creator.exitcode == 0
+    for turn in range(60):
+        with Store(tmp_path / f"{turn}.sqlite") as store:
+            assert len(store) == 3
 
 
 def test_a_failed_transaction_leaves_nothing(path: Path) -> None:

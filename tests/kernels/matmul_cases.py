@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 from mpq_compile.quant import reference
 
 THREADS = 2
+# For emulated instructions: their loops take LLVM seconds to optimize.
+PLAIN_TARGET = {**host_tiers()[-1].target(THREADS), "opt-level": 0}
 RANGES = {8: (-127, 127), 4: (-8, 7), 2: (-2, 1)}
 
 
@@ -102,10 +104,12 @@ def computed(
     tier: Tier,
     case: Case,
     generate: Callable[[Workload, Tier, int], Any] = matmul.generate,
+    target: Mapping[str, Any] | None = None,
 ) -> np.ndarray:
-    """Compile and run the kernel; the output as ``expected`` gives it."""
+    """Compile for the tier, or for ``target``, and run; the output as ``expected`` gives it."""
     function = generate(workload, tier, THREADS)
-    program = tvm.compile(function, target=tvm.target.Target(_target(tier)))
+    spec = dict(target or tier.target(THREADS))
+    program = tvm.compile(function, target=tvm.target.Target(spec))
     scale = case.scale.T if case.scale.ndim == 2 else case.scale
     record = pack_epilogue(
         compensation(workload, tier, case.weight, case.zero_points[0]),
@@ -144,13 +148,6 @@ def assert_matches(workload: Workload, tier: Tier, seed: int = 0, **options: Any
         got.astype(np.float64), want.astype(np.float64), rtol=0, atol=tolerance,
         err_msg=f"{tier.name} {workload.key}",
     )  # fmt: skip
-
-
-def _target(tier: Tier) -> dict[str, Any]:
-    """Return the tier's target; a cheap one where the tier is emulated."""
-    if tier in host_tiers():
-        return tier.target(THREADS)
-    return {**host_tiers()[0].target(THREADS), "opt-level": 0}
 
 
 def _groups(workload: Workload) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mpq_compile import lock
-from mpq_compile.lock import file_lock, make_cache_dir, timing_lock, user_cache_dir
 from mpq_compile.errors import DeviceError, ProfileError
+from mpq_compile.lock import file_lock, make_cache_dir, timing_lock, user_cache_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = """

@@ -1,0 +1,119 @@
+"""The command line ``mpq``: one subcommand a file, in ``mpq_compile.commands``.
+
+Starting it imports neither torch nor TVM; each command imports what it needs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mpq_compile import __version__
+from mpq_compile.commands import (
+    compile,
+    demo,
+    doctor,
+    explain,
+    plan,
+    profile,
+    run,
+    solve,
+    targets,
+    verify,
+)
+from mpq_compile.commands.failures import INTERRUPTED, failure, interrupted
+from mpq_compile.commands.outcome import Outcome, console_on, json_text, reserved_stdout
+
+app = typer.Typer(
+    name="mpq",
+    help="Mixed-precision quantization that meets a measured budget.",
+    epilog="Exit codes: 0 done; 1 a budget or check failed; 2 wrong input.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.add_typer(targets.app, name="targets")
+app.add_typer(profile.app, name="profile")
+app.command("plan")(plan.plan)
+app.command("compile")(compile.compile_model)
+app.command("verify")(verify.verify)
+app.command("run")(run.run)
+app.command("explain")(explain.explain)
+app.command("solve")(solve.solve)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run one command, print what it ends with, and return the exit code."""
+    if not _wants_json(arguments):
+        outcome = _outcome(arguments)
+        outcome.show(console_on(sys.stderr if outcome.failed else sys.stdout))
+        return outcome.exit_code
+    with reserved_stdout() as stream:
+        outcome = _outcome(arguments)
+        print(json_text(outcome.data), file=stream, flush=True)
+    return outcome.exit_code
+
+
+def main() -> NoReturn:
+    """Entry point of ``mpq`` and of ``python -m mpq_compile``."""
+    debug = os.environ.get("MPQ_DEBUG", "0") not in ("", "0")
+    level = logging.INFO if debug else logging.WARNING
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(name)s: %(message)s")
+    if not debug:
+        # What torch says to its own authors about its own calls.
+        warnings.simplefilter("ignore", FutureWarning)
+    try:
+        code = execute(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:  # after the command itself had ended
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader is gone (`mpq explain … | head`): nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    sys.exit(code)
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    """Tell whether ``--json`` is among the options; help is for people."""
+    options = list(arguments)
+    if "--" in options:
+        options = options[: options.index("--")]
+    return "--json" in options and "--help" not in options
+
+
+def _outcome(arguments: Sequence[str]) -> Outcome:
+    try:
+        returned: Any = app(list(arguments) or ["--help"], prog_name="mpq", standalone_mode=False)
+    except BrokenPipeError:
+        raise
+    except (KeyboardInterrupt, typer.Abort):
+        return interrupted()
+    except Exception as error:
+        return failure(error)
+    if returned == INTERRUPTED:
+        return interrupted()
+    return returned if isinstance(returned, Outcome) else Outcome(exit_code=returned or 0)

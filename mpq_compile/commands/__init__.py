@@ -1,0 +1,1 @@
+"""The subcommands of ``mpq``, one a file."""

@@ -1,0 +1,110 @@
+"""Options that several commands share, as annotated types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_BUDGET = "Budget"
+_CHOICE = "Choice of bits"
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="file.py:factory (returns a module, or a module and example inputs), or a .pt2 file.",
+        show_default=False,
+    ),
+]
+DataFile = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        metavar="X.npz",
+        help="Samples: arrays batch-first, in the order of the model's inputs; labels optional.",
+    ),
+]
+Artifact = Annotated[
+    Path,
+    typer.Argument(metavar="DIR", help="Artifact that `mpq compile -o` wrote.", show_default=False),
+]
+Target = Annotated[
+    str, typer.Option("--target", help="Profile by name, or the path of its YAML file.")
+]
+AllowFloat = Annotated[
+    bool, typer.Option("--allow-float", help="Run operators without integer rule in float.")
+]
+
+LatencyMs = Annotated[
+    float | None,
+    typer.Option("--latency-ms", help="Bound on the median.", rich_help_panel=_BUDGET),
+]
+LatencyP95Ms = Annotated[
+    float | None,
+    typer.Option("--latency-p95-ms", help="On the 95th percentile.", rich_help_panel=_BUDGET),
+]
+SizeMb = Annotated[
+    float | None,
+    typer.Option("--size-mb", help="On the stored weights, 10⁶ bytes.", rich_help_panel=_BUDGET),
+]
+Bops = Annotated[
+    float | None,
+    typer.Option("--bops", help="On MACs × weight × activation bits.", rich_help_panel=_BUDGET),
+]
+PeakActivationMb = Annotated[
+    float | None,
+    typer.Option(
+        "--peak-activation-mb", help="On a site's inputs and outputs.", rich_help_panel=_BUDGET
+    ),
+]
+EnergyMj = Annotated[
+    float | None,
+    typer.Option("--energy-mj", help="Where the target knows it.", rich_help_panel=_BUDGET),
+]
+AvgBits = Annotated[
+    float | None,
+    typer.Option("--avg-bits", help="On the mean bits of a weight.", rich_help_panel=_BUDGET),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        help="On the share (%) of samples whose top-1 differs from float.",
+        rich_help_panel=_BUDGET,
+    ),
+]
+Minimize = Annotated[
+    str | None,
+    typer.Option(
+        "--minimize",
+        help="With --max-drop: latency, size, bops or energy.",
+        rich_help_panel=_BUDGET,
+    ),
+]
+Metric = Annotated[
+    str, typer.Option("--metric", help="Sensitivity metric.", rich_help_panel=_CHOICE)
+]
+Solver = Annotated[str, typer.Option("--solver", help="Solver.", rich_help_panel=_CHOICE)]
+Candidates = Annotated[
+    str | None,
+    typer.Option(
+        "--candidates",
+        metavar="A,B,…",
+        help="Such as w8a8,w4a8; else the target's defaults.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Constraint = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--constraint",
+        metavar="SITE=CAND",
+        help="Pin a site (id, module path or re:PATTERN); repeatable.",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Recorded in the plan.", rich_help_panel=_CHOICE)]

@@ -1,0 +1,137 @@
+"""What `plan`, `compile` and `profile` are asked for, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mpq_compile.commands.model import read_model
+from mpq_compile.commands.reading import Data, read_data
+from mpq_compile.cost.profile import load_profile
+from mpq_compile.errors import CalibrationError, PlanError
+from mpq_compile.registry import METRICS, SOLVERS
+from mpq_compile.types import Budget, Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model with its data as tensors.
+
+    Args:
+        model: ``nn.Module``, ``ExportedProgram``, or the path of a ``.pt2`` file.
+        example_inputs: Those of the factory or of the exported program (None), else the first
+            sample of the data.
+        calibration: One batch of inputs, with labels where the data has them.
+    """
+
+    model: Any
+    example_inputs: Any
+    calibration: Sequence[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Options that `plan` and `compile` share."""
+
+    model: str
+    data: Path
+    target: str = "local"
+    budget: Budget = field(default_factory=Budget)
+    minimize: str | None = None
+    metric: str = "sqnr"
+    solver: str = "exact"
+    candidates: Sequence[str] | None = None
+    constraints: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    allow_float: bool = False
+    seed: int = 0
+
+    def load(self) -> Loaded:
+        """Check the names, which takes no time, then read the data and the model."""
+        load_profile(self.target)
+        METRICS.load(self.metric)
+        SOLVERS.load(self.solver)
+        data = read_data(self.data)
+        model, example = read_model(self.model)
+        return _loaded(data, model, example)
+
+
+def _loaded(data: Data, model: Any, example: Any) -> Loaded:
+    import torch
+
+    _refuse_float64(data)
+    inputs = tuple(torch.from_numpy(array) for array in data.inputs.values())
+    # A path is a .pt2 file: its own example inputs say what shapes it was exported for.
+    if example is None and not isinstance(model, Path):
+        example = tuple(value[:1] for value in inputs)
+    if data.labels is None:
+        return Loaded(model=model, example_inputs=example, calibration=[inputs])
+    labels = torch.from_numpy(data.labels)
+    return Loaded(model=model, example_inputs=example, calibration=[(inputs, labels)])
+
+
+def _refuse_float64(data: Data) -> None:
+    for name, array in data.inputs.items():
+        if array.dtype == "float64":
+            raise CalibrationError(
+                "the array has NumPy's default type, which networks do not take",
+                where=f"{data.path}: array {name!r}",
+                expected="float32",
+                found="float64",
+                remedy=f"save {name}.astype(np.float32)",
+            )
+
+
+def read_budget(**bounds: float | None) -> Budget:
+    """Return the budget of the options; raise ``PlanError`` for a bound that is not above 0.
+
+    A drop of 0 is allowed: no sample may be classified differently.
+    """
+    for name, value in bounds.items():
+        least = 0.0 if name == "max_drop" else 5e-324
+        if value is not None and not least <= value < float("inf"):
+            raise PlanError(
+                "a budget must be a positive number",
+                where=f"--{name.replace('_', '-')}",
+                expected="a finite number ≥ 0" if name == "max_drop" else "a finite number above 0",
+                found=value,
+                remedy="correct the number, or leave the option out",
+            )
+    return Budget(**bounds)
+
+
+def read_candidates(text: str | None) -> list[str] | None:
+    """Return the names of ``a,b,…``; raise ``PlanError`` where one is not a candidate."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise PlanError(
+            "no candidate is named",
+            where="--candidates",
+            expected="names with commas between, such as w8a8,w4a8",
+            found=repr(text),
+            remedy="name some, or leave the option out for the target's defaults",
+        )
+    for name in names:
+        Candidate.parse(name)
+    return names
+
+
+def read_constraints(texts: Sequence[str] | None) -> dict[str, Sequence[str]]:
+    """Return the constraints of ``SITE=CANDIDATE[,CANDIDATE…]``, each once."""
+    constraints: dict[str, Sequence[str]] = {}
+    for text in texts or ():
+        # From the right: a pattern after re: may hold an equals sign, a candidate cannot.
+        site, _, names = text.rpartition("=")
+        if not site or not names or site in constraints:
+            raise PlanError(
+                "this constraint stands twice" if site in constraints else "not a constraint",
+                where="--constraint",
+                expected="SITE=CANDIDATE[,CANDIDATE…], each site once",
+                found=repr(text),
+                remedy="write for instance --constraint conv1=w8a8 or 're:.*fc=w8a8,w4a8'",
+            )
+        constraints[site] = read_candidates(names) or []
+    return constraints

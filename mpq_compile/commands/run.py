@@ -1,0 +1,119 @@
+"""``mpq run``: run an artifact on the samples of a file. Imports no torch."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from mpq_compile.commands import options
+from mpq_compile.commands.outcome import Outcome
+from mpq_compile.commands.reading import Data, read_data
+
+if TYPE_CHECKING:
+    from mpq_compile.runtime.network import CompiledNetwork
+
+
+def run(
+    artifact: options.Artifact,
+    data: options.DataFile,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="out.npz", help="Write the outputs."),
+    ] = None,
+    as_json: options.Json = False,
+) -> Outcome:
+    """Run all samples; print shapes, latency of a call, and top-1 where the file has labels."""
+    from mpq_compile.runtime.network import load
+
+    samples = read_data(data)
+    with torch_left_out():
+        network = load(artifact)
+    outputs, calls_ms = _run_all(network, samples)
+    if output is not None:
+        np.savez(output, **_named(outputs))  # type: ignore[arg-type]
+    return _outcome(network, samples, outputs, calls_ms, output)
+
+
+@contextmanager
+def torch_left_out() -> Iterator[None]:
+    """Keep TVM from importing torch, which it does on its own where it finds it."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
+def _run_all(network: CompiledNetwork, data: Data) -> tuple[list[np.ndarray], list[float]]:
+    """Run the samples in pieces of the compiled batch; return outputs and ms of each call."""
+    size = network.manifest.inputs[0]["shape"][0]
+    pieces: list[Sequence[np.ndarray]] = []
+    calls_ms = []
+    for start in range(0, data.samples, size):
+        part = [array[start : start + size] for array in data.inputs.values()]
+        begin = time.perf_counter()
+        made = network(*part)
+        calls_ms.append((time.perf_counter() - begin) * 1e3)
+        pieces.append(made if isinstance(made, tuple) else (made,))
+    return [np.concatenate(parts) for parts in zip(*pieces, strict=True)], calls_ms
+
+
+def _named(outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"output{index}": array for index, array in enumerate(outputs)}
+
+
+def top1_percent(scores: np.ndarray, labels: np.ndarray | None) -> float | None:
+    """Return the share of right classes; None without labels or where the shapes do not fit."""
+    if labels is None or scores.ndim < 2:
+        return None
+    found = scores.argmax(1)
+    return float((found == labels).mean() * 100) if found.shape == labels.shape else None
+
+
+def _outcome(
+    network: CompiledNetwork,
+    data: Data,
+    outputs: Sequence[np.ndarray],
+    calls_ms: Sequence[float],
+    output: Path | None,
+) -> Outcome:
+    # The first call wakes the threads and touches the memory for the first time.
+    latency = statistics.median(calls_ms[1:] or calls_ms)
+    batch = network.manifest.inputs[0]["shape"][0]
+    accuracy = top1_percent(outputs[0], data.labels)
+    shapes: list[dict[str, Any]] = [
+        {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+        for name, array in _named(outputs).items()
+    ]
+
+    def show(console: Console) -> None:
+        for entry in shapes:
+            console.print(f"{entry['name']}: {entry['dtype']}{entry['shape']}")
+        if accuracy is not None:
+            console.print(f"top-1: {accuracy:.2f} % of {data.samples} samples")
+        console.print(f"latency: {latency:.4g} ms, the median of {len(calls_ms)} calls of {batch}")
+        if output is not None:
+            console.print(f"outputs written to {output}")
+
+    record = {
+        "samples": data.samples,
+        "outputs": shapes,
+        "top1_percent": accuracy,
+        "latency_ms": latency,
+        "calls": len(calls_ms),
+        "batch": batch,
+        "output": output,
+    }
+    return Outcome(data=record, show=show)

@@ -1,0 +1,113 @@
+"""How plans, verifications and audits look on a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mpq_compile.types import AuditRow, Plan, Verification
+
+_UNITS = {
+    "latency_ms": "ms",
+    "latency_p95_ms": "ms",
+    "size_mb": "MB",
+    "peak_activation_mb": "MB",
+    "energy_mj": "mJ",
+    "max_drop": "% drop",
+}
+
+
+def number(value: float | None, scale: float = 1.0, digits: int = 4) -> str:
+    """Return a number with few digits, or a dash where it is not known (None or NaN)."""
+    return "–" if value is None or value != value else f"{value * scale:.{digits}g}"
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Print budget, prediction, loss, certificate and notes of a plan."""
+    predicted = plan.predicted
+    counts = Counter(plan.assignment.values())
+    certificate = plan.certificate
+    rows = {
+        "target": plan.target,
+        "budget": _bounds(plan.budget),
+        "sites": ", ".join(f"{count} × {name}" for name, count in counts.most_common()),
+        "predicted": f"{number(predicted.latency_ms)} ms, {number(predicted.size_bytes, 1e-6)} MB, "
+        f"{number(predicted.bops)} BOPs, {number(predicted.avg_bits)} bits a weight",
+        "loss": f"{number(plan.loss)} ({plan.metric})",
+        "certificate": f"{certificate.get('status', 'none')} by {plan.solver}, "
+        f"bound {number(certificate.get('bound'))}, gap {number(certificate.get('gap'))}",
+    }
+    for name, value in rows.items():
+        _line(console, name, value)
+    show_notes(console, plan.notes)
+
+
+def show_notes(console: Console, notes: Sequence[str]) -> None:
+    """Print notes, one a line."""
+    for note in notes:
+        _line(console, "note", note)
+
+
+def _line(console: Console, name: str, value: str) -> None:
+    console.print(Text.assemble((f"{name + ':':<13}", "bold"), value))
+
+
+def _bounds(budget: Mapping[str, float]) -> str:
+    parts = [f"{name} ≤ {value:g} {_UNITS.get(name, '')}".strip() for name, value in budget.items()]
+    return ", ".join(parts) or "none"
+
+
+def candidate_table(plan: Plan) -> Table:
+    """Return site × candidate: loss, latency, size, and what was chosen."""
+    table = Table("site", "candidate", "loss", "latency [µs]", "size [kB]", "chosen")
+    for column in table.columns[2:5]:
+        column.justify = "right"
+    table.columns[0].overflow = "fold"
+    last = None
+    for row in plan.table:
+        if last not in (None, row["site"]):
+            table.add_section()
+        table.add_row(*_cells(row, first=row["site"] != last), style="bold" * row["chosen"])
+        last = row["site"]
+    return table
+
+
+def _cells(row: Mapping[str, Any], first: bool) -> list[str]:
+    return [
+        row["site"] if first else "",
+        row["candidate"],
+        number(row["loss"]),
+        number(row["latency_us"]),
+        number(row["size_bytes"], 1e-3),
+        "●" if row["chosen"] else "",
+    ]
+
+
+def audit_table(rows: Sequence[AuditRow]) -> Table:
+    """Return what really runs at each site."""
+    table = Table("site", "requested", "bits stored", "computes in", "kernel", "tier")
+    for row in rows:
+        cells = (row.site, row.requested, str(row.stored_bits), row.compute, row.kernel, row.tier)
+        table.add_row(*cells)
+    return table
+
+
+def show_verification(console: Console, verification: Verification | None) -> None:
+    """Print the measured latency and the verdict."""
+    if verification is None:
+        _line(console, "measured", "not measured")
+        return
+    v = verification
+    _line(
+        console,
+        "measured",
+        f"{number(v.latency_ms)} ms (95 %: {number(v.latency_ms_lower95)} to "
+        f"{number(v.latency_ms_upper95)} ms; p95 {number(v.latency_p95_ms)} ms) over "
+        f"{v.samples} calls in {v.processes} processes",
+    )
+    _line(console, "verdict", v.status)

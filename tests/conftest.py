@@ -1,0 +1,30 @@
+"""What all tests share: the thread count before TVM is imported, and a database of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpq_compile.runtime.threads import thread_count
+
+# TVM reads its thread count when it is first imported.
+thread_count()
+# Benchmarks and tests read the same real networks.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measurements_database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep measurements of tests away from the user's."""
+    path = tmp_path_factory.mktemp("measurements") / "db.sqlite"
+    before = os.environ.get("MPQ_DB")
+    os.environ["MPQ_DB"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["MPQ_DB"]
+    else:
+        os.environ["MPQ_DB"] = before
