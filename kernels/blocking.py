@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from math import gcd
 
 from mpq_compile.kernels.geometry import Geometry
 
@@ -15,6 +16,9 @@ BLOCK_CYCLES = 24
 # Weights of a block that exceed this stream from L2, at so many cycles a vector.
 L1_BYTES = 16 * 1024
 STREAM_CYCLES = 2
+# Inputs a multiple of a page apart fall into one set of the L1 cache, which holds so many lines.
+PAGE = 4096
+L1_WAYS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,9 @@ class StepCost:
         accumulators: Accumulators per output vector (2 where groups are scaled).
     """
 
-    dot: int = 1
-    pixel: int = 1
-    weight: int = 1
+    dot: float = 1
+    pixel: float = 1
+    weight: float = 1
     spare: int = 1
     accumulators: int = 1
 
@@ -63,15 +67,16 @@ class Split:
 
 
 def choose_block(
-    shape: Geometry, vectors: int, registers: int, cost: StepCost, panel_bytes: int
+    shape: Geometry, vectors: int, registers: int, cost: StepCost, panel_bytes: int, element_bytes: int
 ) -> Block:
     """Return the register block with the least modelled time.
 
-    ``vectors`` is those of one group of channels, ``panel_bytes`` the weights of one vector.
+    ``vectors`` is those of one group of channels, ``panel_bytes`` the weights of one vector and
+    ``element_bytes`` the size of an input element.
     """
     best, best_time = Block(rows=1, columns=1, vectors=1), float("inf")
     for block in _blocks(shape, vectors, registers, cost):
-        time = _block_time(block, shape, vectors, cost, panel_bytes)
+        time = _block_time(block, shape, vectors, cost, panel_bytes, element_bytes)
         if time < best_time:
             best, best_time = block, time
     return best
@@ -92,7 +97,7 @@ def _blocks(shape: Geometry, vectors: int, registers: int, cost: StepCost) -> li
 
 
 def _block_time(
-    block: Block, shape: Geometry, vectors: int, cost: StepCost, panel_bytes: int
+    block: Block, shape: Geometry, vectors: int, cost: StepCost, panel_bytes: int, element_bytes: int
 ) -> float:
     """Return modelled cycles per step of k, summed over all blocks of one image and group."""
     total = 0.0
@@ -101,6 +106,7 @@ def _block_time(
         _parts(shape.out_width, block.columns),
         _parts(vectors, block.vectors),
     )
+    apart = pixel_bytes(shape, element_bytes)
     steps = max(1, shape.run // 4 * shape.runs[0] * shape.runs[1])
     for (rows, n_rows), (columns, n_columns), (width, n_width) in spans:
         pixels = rows * columns
@@ -109,8 +115,17 @@ def _block_time(
         time = max(dots, loads, LATENCY) + 0.1 * loads + BLOCK_CYCLES / steps
         if width * panel_bytes > L1_BYTES:
             time += width * STREAM_CYCLES
+        if rows * columns * gcd(apart, PAGE) > L1_WAYS * PAGE:
+            time += pixels
         total += time * n_rows * n_columns * n_width
     return total
+
+
+def pixel_bytes(shape: Geometry, element_bytes: int) -> int:
+    """Return the bytes between the inputs of two neighbouring pixels of a block."""
+    if shape.out_width == 1:
+        return shape.stride[0] * shape.row_size * element_bytes
+    return shape.stride[1] * shape.channels * element_bytes
 
 
 def _parts(extent: int, size: int) -> list[tuple[int, int]]:

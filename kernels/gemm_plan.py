@@ -132,7 +132,8 @@ def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
     vectors = -(-shape.group_outputs // step.lanes)
     size, dtype = packed_weight_size(workload, tier)
     panel_bytes = size * ELEMENT_BYTES[dtype] // (shape.groups * vectors)
-    block = choose_block(shape, vectors, tier.registers, step.cost, panel_bytes)
+    input_bytes = ELEMENT_BYTES[step.input_dtype]
+    block = choose_block(shape, vectors, tier.registers, step.cost, panel_bytes, input_bytes)
     return GemmPlan(
         shape=shape,
         step=step,

@@ -151,7 +151,7 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
             input_dtype="uint16",
             weight_dtype="uint16",
             accumulator="float32",
-            cost=StepCost(),
+            cost=StepCost(pixel=1.4),
             llvm_ir=DPBF16PS_IR,
         )
     return _float_step(workload, tier)

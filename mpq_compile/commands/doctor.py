@@ -21,10 +21,10 @@ from rich.table import Table
 
 from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
-from mpq_compile.lock import user_cache_dir
 from mpq_compile.cost.store import Store, default_path
 from mpq_compile.errors import MpqError
 from mpq_compile.kernels.tier import detect_tier, host_flags, host_tiers
+from mpq_compile.lock import user_cache_dir
 from mpq_compile.runtime.threads import physical_cores, thread_count
 
 # As in setup.py.

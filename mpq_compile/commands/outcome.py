@@ -61,9 +61,11 @@ def json_text(data: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def console_on(stream: TextIO) -> Console:
-    """Return a console that prints text as it is: brackets are shapes, not markup."""
+    """Return a console that prints text as it is: brackets are shapes, and no path is cut."""
     width = None if stream.isatty() else _PLAIN_WIDTH
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+    return Console(
+        file=stream, width=width, soft_wrap=True, markup=False, emoji=False, highlight=False
+    )
 
 
 @contextlib.contextmanager

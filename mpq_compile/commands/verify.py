@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,10 +12,12 @@ from rich.console import Console
 from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.request import read_budget
-from mpq_compile.commands.views import show_verification
+from mpq_compile.commands.views import show_notes, show_verification
+from mpq_compile.cost.profile import load_profile
+from mpq_compile.errors import MpqError
 from mpq_compile.runtime.artifact import WEIGHTS, open_artifact
 from mpq_compile.runtime.verify import PROCESSES, verify_artifact
-from mpq_compile.types import Verification
+from mpq_compile.types import Plan, Verification
 
 
 def verify(
@@ -34,19 +36,42 @@ def verify(
     """
     given = read_budget(latency_ms=latency_ms, latency_p95_ms=latency_p95_ms).given()
     _, plan = open_artifact(artifact)
-    budget = given or dict(plan.budget)
+    budget, notes = (given, []) if given else own_budget(plan)
     size_bytes = (artifact / WEIGHTS).stat().st_size
     fits = size_bytes <= budget.get("size_mb", float("inf")) * 1e6
-    return _outcome(verify_artifact(artifact, budget, processes), budget, size_bytes, fits)
+    verification = verify_artifact(artifact, budget, processes)
+    return _outcome(verification, budget, size_bytes, fits, notes)
+
+
+def own_budget(plan: Plan) -> tuple[Mapping[str, float], list[str]]:
+    """Return what can be checked here of a plan's budget, and what is to be said of the rest.
+
+    Latencies on an analytic target are those of another device: this one cannot keep or miss them.
+    """
+    try:
+        analytic = load_profile(plan.target).kind == "analytic"
+    except MpqError:  # its profile's file is elsewhere
+        analytic = False
+    if not analytic:
+        return plan.budget, []
+    kept = {name: value for name, value in plan.budget.items() if "latency" not in name}
+    if kept == plan.budget:
+        return kept, []
+    return kept, [f"the latency budget is for {plan.target}, which cannot be measured here"]
 
 
 def _outcome(
-    verification: Verification, budget: Mapping[str, float], size_bytes: int, fits: bool
+    verification: Verification,
+    budget: Mapping[str, float],
+    size_bytes: int,
+    fits: bool,
+    notes: Sequence[str],
 ) -> Outcome:
     kept = fits and verification.status in ("accepted", "unbounded")
 
     def show(console: Console) -> None:
         show_verification(console, verification)
+        show_notes(console, notes)
         if "size_mb" in budget:
             verdict = "within" if fits else "above"
             console.print(f"size: {size_bytes / 1e6:.4g} MB, {verdict} {budget['size_mb']:g} MB")
@@ -58,5 +83,6 @@ def _outcome(
         "size_bytes": size_bytes,
         "size_within_budget": fits if "size_mb" in budget else None,
         "kept": kept,
+        "notes": notes,
     }
     return Outcome(data=data, show=show, exit_code=0 if kept else 1)
