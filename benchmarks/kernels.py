@@ -24,10 +24,7 @@ import tvm
 
 from mpq_compile.kernels.matmul import generate
 from mpq_compile.kernels.packing import (
-    pack_epilogue,
-    pack_weight,
     packed_weight_size,
-    padded_channels,
     record_words,
 )
 from mpq_compile.kernels.tier import Tier, detect_tier, tier_named

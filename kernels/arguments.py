@@ -40,9 +40,7 @@ def declare_arguments(workload: Workload, tier: Tier) -> Buffers:
         dtype = FORMAT_DTYPE[workload.residual]
         residual = T.arg("R", T.buffer((workload.output_size,), dtype))
     output = T.arg("O", T.buffer((workload.output_size,), FORMAT_DTYPE[workload.out]))
-    return Buffers(
-        inputs=inputs, weights=packed, record=record, residual=residual, output=output
-    )
+    return Buffers(inputs=inputs, weights=packed, record=record, residual=residual, output=output)
 
 
 def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:

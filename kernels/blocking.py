@@ -67,7 +67,12 @@ class Split:
 
 
 def choose_block(
-    shape: Geometry, vectors: int, registers: int, cost: StepCost, panel_bytes: int, element_bytes: int
+    shape: Geometry,
+    vectors: int,
+    registers: int,
+    cost: StepCost,
+    panel_bytes: int,
+    element_bytes: int,
 ) -> Block:
     """Return the register block with the least modelled time.
 
@@ -97,7 +102,12 @@ def _blocks(shape: Geometry, vectors: int, registers: int, cost: StepCost) -> li
 
 
 def _block_time(
-    block: Block, shape: Geometry, vectors: int, cost: StepCost, panel_bytes: int, element_bytes: int
+    block: Block,
+    shape: Geometry,
+    vectors: int,
+    cost: StepCost,
+    panel_bytes: int,
+    element_bytes: int,
 ) -> float:
     """Return modelled cycles per step of k, summed over all blocks of one image and group."""
     total = 0.0

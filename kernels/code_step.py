@@ -61,7 +61,8 @@ class CodeStep:
             return packed
         if step:
             packed = T.shift_right(packed, splat(T.uint32(self.bits * step), self.lanes))
-        return T.bitwise_and(packed, splat(T.uint32(_repeated(2**self.bits - 1, fields)), self.lanes))
+        mask = T.uint32(_repeated(2**self.bits - 1, fields))
+        return T.bitwise_and(packed, splat(mask, self.lanes))
 
 
 class VpdpbusdCodes(CodeStep):

@@ -129,9 +129,7 @@ def shared_range(extent: int, threads: int, body: Callable[[Any], None]) -> None
     shared_spans(extent, threads, span)
 
 
-def over_elements(
-    size: int, lanes: int, threads: int, body: Callable[[Any, int], None]
-) -> None:
+def over_elements(size: int, lanes: int, threads: int, body: Callable[[Any, int], None]) -> None:
     """Emit ``body(offset, lanes)`` over ``size`` contiguous elements: full vectors, then ever
     narrower ones. ``threads`` above 1 shares the vectors out, if there are enough elements."""
     vectors, tail = divmod(size, lanes)

@@ -146,9 +146,7 @@ def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
     )
 
 
-def split_of(
-    workload: Workload, tier: Tier, block: Block, line_rows: int, threads: int
-) -> Split:
+def split_of(workload: Workload, tier: Tier, block: Block, line_rows: int, threads: int) -> Split:
     """Split the channel blocks and the lines of a workload over ``threads``."""
     shape = geometry(workload)
     vectors = -(-shape.group_outputs // tier.lanes)

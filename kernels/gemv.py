@@ -36,13 +36,12 @@ PREFETCH_BYTES = 8192
 def generate(workload: LinearWorkload, tier: Tier, threads: int) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a few-row linear layer."""
     layout, step = code_layout(workload, tier), code_step(workload, tier)
-    with IRBuilder() as builder:
-        with prim_func(s_tir=True):
-            T.func_name("main")
-            buffers = declare_arguments(workload, tier)
-            epilogue = epilogue_of(workload, tier, buffers)
-            with llvm_functions(step.llvm_ir):
-                _emit(workload, layout, step, buffers, epilogue, threads)
+    with IRBuilder() as builder, prim_func(s_tir=True):
+        T.func_name("main")
+        buffers = declare_arguments(workload, tier)
+        epilogue = epilogue_of(workload, tier, buffers)
+        with llvm_functions(step.llvm_ir):
+            _emit(workload, layout, step, buffers, epilogue, threads)
     return builder.get()
 
 

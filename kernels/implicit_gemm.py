@@ -25,7 +25,6 @@ from mpq_compile.kernels.register_block import RegisterBlock
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
-
 BlockKind = Callable[..., PixelBlock]
 
 
@@ -36,13 +35,12 @@ def generate(workload: Workload, tier: Tier, threads: int) -> Any:
 
 def build(plan: GemmPlan, kind: BlockKind, workload: Workload, tier: Tier) -> Any:
     """Return the PrimFunc of a planned workload whose blocks are of ``kind``."""
-    with IRBuilder() as builder:
-        with prim_func(s_tir=True):
-            T.func_name("main")
-            buffers = declare_arguments(workload, tier)
-            epilogue = epilogue_of(workload, tier, buffers)
-            with llvm_functions(plan.step.llvm_ir):
-                _emit(plan, kind, buffers, epilogue)
+    with IRBuilder() as builder, prim_func(s_tir=True):
+        T.func_name("main")
+        buffers = declare_arguments(workload, tier)
+        epilogue = epilogue_of(workload, tier, buffers)
+        with llvm_functions(plan.step.llvm_ir):
+            _emit(plan, kind, buffers, epilogue)
     return builder.get()
 
 
@@ -72,9 +70,8 @@ def _emit(plan: GemmPlan, kind: BlockKind, buffers: Buffers, epilogue: Epilogue)
             tile=tile,
             tile_base=task * plan.tile_size,
         )
-        block.begin()
-        _BlockLoops(plan=plan, block=block, origin=origin).emit(across, first)
-        block.end()
+        with block.task():
+            _BlockLoops(plan=plan, block=block, origin=origin).emit(across, first)
 
 
 def _blank(plan: GemmPlan, buffers: Buffers) -> Any:

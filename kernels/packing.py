@@ -1,5 +1,4 @@
-"""Parameters in the order in which the kernels read them. NumPy only: loading needs no TVM script.
-"""
+"""Parameters in the order in which the kernels read them. NumPy only: no tvm is loaded."""
 
 from __future__ import annotations
 
@@ -90,9 +89,7 @@ def pack_pool(zero_point_in: int, bounds: Sequence[float], zero_point: int) -> n
     return pack_scalars((zero_point_in, 0, zero_point), 0.0, bounds)
 
 
-def pack_windows(
-    rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]
-) -> np.ndarray:
+def pack_windows(rows: Sequence[tuple[int, int]], columns: Sequence[tuple[int, int]]) -> np.ndarray:
     """Return pooling windows as int32[2 · (OH + OW)]: [start, end) of rows, then of columns."""
     return np.array([*rows, *columns], np.int32).reshape(-1)
 
@@ -127,9 +124,7 @@ def record_words(workload: Workload, tier: Tier) -> int:
     return SCALAR_WORDS + rows * padded_channels(workload, tier)
 
 
-def compensation(
-    workload: Workload, tier: Tier, weight: np.ndarray, zero_point: int
-) -> np.ndarray:
+def compensation(workload: Workload, tier: Tier, weight: np.ndarray, zero_point: int) -> np.ndarray:
     """Return the int32 start of the accumulators: −zp·Σw, or (128 − zp)·Σw where the kernel
     multiplies x − 128. Shape [N], or [groups, N] where weights are scaled by groups; zeros for
     float compute. ``weight`` is the integer tensor in PyTorch's shape."""
@@ -181,9 +176,8 @@ def pack_codes(weight: np.ndarray, layout: CodeLayout) -> np.ndarray:
     codes = np.zeros((max(outputs, lanes), layout.groups, layout.run), np.int64)
     codes[:outputs, :, : grouped.shape[2]] = grouped
     fields = codes.reshape(-1, layout.groups, layout.words, layout.steps, layout.k_group)
-    places = (
-        layout.bits * np.arange(layout.steps)[:, None]
-        + 32 // layout.k_group * np.arange(layout.k_group)
+    places = layout.bits * np.arange(layout.steps)[:, None] + 32 // layout.k_group * np.arange(
+        layout.k_group
     )
     masked = fields & (2**layout.bits - 1)
     words = (masked << places).sum((3, 4)).astype(np.uint32)

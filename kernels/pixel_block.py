@@ -7,7 +7,8 @@ pixel: unrolled epilogues would make kernels of 50 KB that take a second to comp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,11 +57,10 @@ class PixelBlock(ABC):
     tile: Any
     tile_base: Any
 
-    def begin(self) -> None:
-        """Prepare a task."""
-
-    def end(self) -> None:
-        """Clean up after a task."""
+    @contextmanager
+    def task(self) -> Iterator[None]:
+        """Surround the blocks of one task; nothing to prepare here."""
+        yield
 
     def emit(self, place: Place) -> None:
         """Emit the block at ``place``."""

@@ -50,9 +50,7 @@ def _flat_rows(shape: Geometry, vectors: int, threads: int) -> int:
     return -(-shape.out_height // shares)
 
 
-def _candidates(
-    shape: Geometry, vectors: int, flat_rows: int
-) -> Iterator[tuple[Block, int]]:
+def _candidates(shape: Geometry, vectors: int, flat_rows: int) -> Iterator[tuple[Block, int]]:
     for pixels, channels in SHAPES:
         width = min(channels, vectors)
         limit = pixels * TILE_ROWS

@@ -8,7 +8,8 @@ of k are exactly one tile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,12 +52,11 @@ def amx_permission() -> Any:
     exported library and on remote devices.
     """
     arch_prctl, request, tile_data = T.int64(158), T.int64(0x1023), T.int64(18)
-    with IRBuilder() as builder:
-        with prim_func(s_tir=True):
-            T.func_name("main")
-            status = T.arg("status", T.buffer((1,), "int64"))
-            granted = T.call_extern("int64", "syscall", arch_prctl, request, tile_data)
-            store(status, 0, 1, granted)
+    with IRBuilder() as builder, prim_func(s_tir=True):
+        T.func_name("main")
+        status = T.arg("status", T.buffer((1,), "int64"))
+        granted = T.call_extern("int64", "syscall", arch_prctl, request, tile_data)
+        store(status, 0, 1, granted)
     return builder.get()
 
 
@@ -86,12 +86,12 @@ class TileBlock(PixelBlock):
 
     unit: TileUnit
 
-    def begin(self) -> None:
+    @contextmanager
+    def task(self) -> Iterator[None]:
         self.unit.begin()
         if not self._varies():
             self._configure()
-
-    def end(self) -> None:
+        yield
         self.unit.end()
 
     def _varies(self) -> bool:

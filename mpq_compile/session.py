@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from mpq_compile.allocate import Allocation, constrained, solve_allocation
@@ -267,29 +267,18 @@ class Session:
         )
         return CompiledNetwork(folder, reference_of(materialized), owner)
 
-    def reference(self, assignment: Mapping[str, str]) -> nn.Module:
+    def reference(self, assignment: Mapping[str, str]) -> fx.GraphModule:
         """Return the oracle of an assignment, without building anything."""
         return reference_of(materialize(self.network, self.ranges, assignment, self.allow_float))
 
 
-class Reference(nn.Module):
-    """The materialized graph, called like the model; ``graph_module`` is the GraphModule."""
-
-    def __init__(self, materialized: Materialized) -> None:
-        super().__init__()
-        self.graph_module = materialized.module
-        self._spec = materialized.network.captured.out_spec
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Run the oracle; outputs have the structure that the model returns."""
-        with torch.no_grad():
-            flat = self.graph_module(*pytree.tree_leaves(inputs))
-        return pytree.tree_unflatten(list(flat), self._spec)
-
-
-def reference_of(materialized: Materialized) -> Reference:
-    """Wrap a materialized graph so that it returns what the model returns."""
-    return Reference(materialized)
+def reference_of(materialized: Materialized) -> fx.GraphModule:
+    """Return the materialized graph with the structure of outputs that the model returns."""
+    graph = fx.Graph()
+    outputs = graph.graph_copy(materialized.module.graph, val_map={})
+    spec = materialized.network.captured.out_spec
+    graph.output(pytree.tree_unflatten(list(outputs), spec))
+    return fx.GraphModule(materialized.module, graph)
 
 
 def _certificate(solution: Solution | None) -> dict[str, Any]:

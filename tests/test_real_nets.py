@@ -1,30 +1,35 @@
-"""Trained networks on real data: the device equals the oracle, accuracy and size are as promised."""
+"""Trained networks on real data: the device equals the oracle; accuracy and size hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 import pytest
-import real_data
+import shared_nets
 import torch
 
 import mpq_compile as mpq
-from mpq_compile.pipeline import Session, assign_session, compile_session
+from mpq_compile.pipeline import assign_session, compile_session
+from mpq_compile.session import Session
 
 pytestmark = pytest.mark.skipif(
-    not real_data.DATA.is_dir(), reason=f"no real networks in {real_data.DATA} (set MPQ_DATA)"
+    not shared_nets.data_folder().is_dir(),
+    reason=f"no networks in {shared_nets.data_folder()} (set MPQ_DATA)",
 )
-# Samples on which the oracle, which is slow, is run in the default tests.
-COMPARED = {"resnet20": 60, "resnet32": 60, "squeezenet": 12, "dscnn": 400}
+# Samples on which the oracle, which is slow, is run by default; and all there are.
+COMPARED = {"resnet20": 40, "resnet32": 40, "squeezenet": 12, "dscnn": 200}
+EVERYTHING = {"resnet20": 5000, "resnet32": 5000, "squeezenet": 400, "dscnn": 400}
 CANDIDATES = ("w8a8", "w4a8")
 
 
 @cache
+def net_of(name: str) -> shared_nets.SharedNet:
+    return shared_nets.load_net(name, EVERYTHING[name])
+
+
+@cache
 def session_of(name: str) -> Session:
-    net = real_data.NETS[name]()
-    # Fifty samples give the same ranges for what is tested here, in less time.
+    net = net_of(name)
     return Session(net.model, net.example, [net.calibration[:50]])
 
 
@@ -33,49 +38,53 @@ def network_of(name: str, candidate: str) -> mpq.CompiledNetwork:
     return assign_session(session_of(name), candidate)
 
 
-def equal_samples(network: mpq.CompiledNetwork, name: str, count: int, batch: int = 20) -> int:
+def equal_samples(network: mpq.CompiledNetwork, images: torch.Tensor) -> int:
     """Count samples whose outputs agree bit for bit with the oracle's."""
-    net, equal = real_data.NETS[name](), 0
-    for start in range(0, count, batch):
-        x = net.inputs(start, min(start + batch, count))
+    equal = 0
+    for x in images.split(50):
         same = network(x) == network.reference(x)
         equal += int(same.flatten(1).all(1).sum())
     return equal
 
 
+def drop_of(name: str, candidate: str, count: int) -> tuple[float, float]:
+    """Return the drop of top-1 from float and its paired standard error, in %."""
+    net, network = net_of(name), network_of(name, candidate)
+    right = {}
+    for label, run in (("float", net.model), ("quantized", network)):
+        with torch.no_grad():
+            scores = torch.cat([run(x).flatten(1) for x in net.images[:count].split(50)])
+        right[label] = shared_nets.top1(scores, net.labels[:count])
+    drop = 100 * float(right["float"].double().mean() - right["quantized"].double().mean())
+    return drop, shared_nets.paired_standard_error(right["quantized"], right["float"])
+
+
 @pytest.mark.parametrize("candidate", CANDIDATES)
 @pytest.mark.parametrize("name", COMPARED)
 def test_device_equals_oracle(name: str, candidate: str) -> None:
-    count = COMPARED[name]
-    assert equal_samples(network_of(name, candidate), name, count) == count
+    images = net_of(name).images[: COMPARED[name]]
+    assert equal_samples(network_of(name, candidate), images) == len(images)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("candidate", CANDIDATES)
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_device_equals_oracle_on_everything(name: str, candidate: str) -> None:
-    count = len(real_data.NETS[name]().labels)
-    assert equal_samples(network_of(name, candidate), name, count) == count
+    images = net_of(name).images
+    assert len(images) == EVERYTHING[name]
+    assert equal_samples(network_of(name, candidate), images) == len(images)
 
 
-@pytest.mark.parametrize(
-    ("name", "count"), [("dscnn", 400), ("resnet20", 500), ("resnet32", 500)]
-)
+@pytest.mark.parametrize(("name", "count"), [("dscnn", 400), ("resnet20", 500), ("resnet32", 500)])
 def test_w8a8_keeps_the_accuracy(name: str, count: int) -> None:
-    net = real_data.NETS[name]()
-    exact = real_data.correct(net.model, net, count)
-    quantized = real_data.correct(network_of(name, "w8a8"), net, count)
-    drop, error = real_data.paired_drop(exact, quantized)
+    drop, error = drop_of(name, "w8a8", count)
     assert abs(drop) <= 2 * error
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("name", EVERYTHING)
 def test_w8a8_keeps_the_accuracy_on_everything(name: str) -> None:
-    net = real_data.NETS[name]()
-    exact = real_data.correct(net.model, net)
-    quantized = real_data.correct(network_of(name, "w8a8"), net)
-    drop, error = real_data.paired_drop(exact, quantized)
+    drop, error = drop_of(name, "w8a8", EVERYTHING[name])
     assert abs(drop) <= 2 * error
 
 
@@ -83,39 +92,29 @@ def test_w8a8_keeps_the_accuracy_on_everything(name: str) -> None:
 @pytest.mark.parametrize("name", COMPARED)
 def test_stored_size_is_that_of_the_bits(name: str, candidate: str) -> None:
     network = network_of(name, candidate)
+    bits = mpq.Candidate.parse(candidate).weight_bits
     expected = sum(
-        site.weight_count * int(candidate[1]) / 8 + 4 * site.out_channels
+        site.weight_count * bits / 8 + 4 * site.out_channels
         for site in session_of(name).network.sites
     ) + sum(4 * site.shape[0] for site in network.manifest.sites.values() if site.has_bias)
-    assert real_data.stored_bytes(network) == pytest.approx(expected)
     assert network.size_bytes == pytest.approx(expected, rel=0.02)
     assert network.plan.predicted.size_bytes == pytest.approx(expected, rel=0.02)
 
 
-def test_audit_has_no_fallback() -> None:
-    for name in COMPARED:
-        audit = network_of(name, "w4a8").audit
-        sites = {site.id for site in session_of(name).network.sites}
-        assert {row.site for row in audit if row.requested != "float"} == sites
-        assert {row.compute for row in audit if row.requested != "float"} == {"int8"}
+@pytest.mark.parametrize("name", COMPARED)
+def test_every_site_runs_in_int8(name: str) -> None:
+    rows = {row.site: row for row in network_of(name, "w4a8").audit if row.requested != "float"}
+    assert set(rows) == {site.id for site in session_of(name).network.sites}
+    assert {(row.requested, row.stored_bits, row.compute) for row in rows.values()} == {
+        ("w4a8", 4, "int8")
+    }
 
 
-def test_size_budget_mixes_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpq_compile.anchors.network_anchors", _no_anchors)
-    net = real_data.NETS["resnet20"]()
-    session = Session(
-        net.model, net.example, [net.calibration[:32]], candidates=["w8a8", "w4a8", "w2a8"]
-    )
-    network = compile_session(session, mpq.Budget(size_mb=0.2), verify=False)
-    assert network.size_bytes <= 0.2e6
-    assert network.plan.predicted.size_bytes <= 0.2e6
-    assert len(set(network.plan.assignment.values())) > 1
-    x = net.inputs(0, 20)
-    assert torch.equal(network(x), network.reference(x))
-    exact, quantized = (real_data.correct(f, net, 200) for f in (net.model, network))
-    assert np.mean(quantized) >= np.mean(exact) - 0.05
-
-
-def _no_anchors(*_: Callable[..., object]) -> dict[str, float]:
-    """Latency plays no part under a size budget, and timing whole networks takes long."""
-    return {}
+def test_size_budget_mixes_bits() -> None:
+    net = net_of("dscnn")
+    session = Session(net.model, net.example, [net.calibration[:32]], candidates=["w8a8", "w4a8"])
+    network = compile_session(session, mpq.Budget(size_mb=0.02), verify=False)
+    assert network.size_bytes <= 0.02e6
+    assert network.plan.predicted.size_bytes <= 0.02e6
+    assert set(network.plan.assignment.values()) == {"w8a8", "w4a8"}
+    assert equal_samples(network, net.images[:50]) == 50

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import tvm
+
 from mpq_compile.kernels import matmul
 from mpq_compile.kernels.packing import (
     bf16_bits,

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import matmul_cases as cases
+import numpy as np
 import pytest
-from mpq_compile.kernels.tier import host_tiers
-from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
+
+from mpq_compile.kernels import tiles
+from mpq_compile.kernels.geometry import uses_tiles
+from mpq_compile.kernels.tier import TIERS, host_tiers
+from mpq_compile.kernels.tile_instructions import EmulatedTiles
+from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 
 TIERS = pytest.mark.parametrize("tier", host_tiers(), ids=lambda tier: tier.name)
 
@@ -134,3 +141,55 @@ def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
         out="fp32",
     )
     cases.assert_matches(workload, tier)
+
+
+def random_workload(rng: np.random.Generator) -> Workload:
+    """Draw a small convolution or linear layer with any mix of options."""
+    compute = str(rng.choice(["int8", "int8", "fp32", "bf16"]))
+    formats = {
+        "compute": compute,
+        "out": str(rng.choice(["u8", "bf16", "fp32"] if compute == "int8" else ["bf16", "fp32"])),
+        "residual": [None, "u8", "bf16", "fp32"][rng.integers(4)],
+    }
+    if rng.random() < 0.3:
+        return LinearWorkload(
+            rows=int(rng.integers(1, 40)),
+            in_features=int(rng.integers(1, 200)),
+            out_features=int(rng.integers(1, 100)),
+            **formats,
+        )
+    groups = int(rng.choice([1, 1, 1, 2, 3]))
+    channels = groups * int(rng.integers(1, 40))
+    outputs = channels if rng.random() < 0.2 else groups * int(rng.integers(1, 50))
+    if outputs == channels and rng.random() < 0.7:
+        groups = channels
+    workload = ConvWorkload(
+        batch=int(rng.integers(1, 3)),
+        height=int(rng.integers(3, 14)),
+        width=int(rng.integers(3, 30)),
+        in_channels=channels,
+        out_channels=outputs,
+        kernel=tuple(int(k) for k in rng.integers(1, 5, 2)),
+        stride=tuple(int(s) for s in rng.integers(1, 4, 2)),
+        padding=tuple(int(p) for p in rng.integers(-1, 3, 4)),
+        dilation=tuple(int(d) for d in rng.integers(1, 3, 2)),
+        groups=groups,
+        input_dilation=tuple(int(d) for d in rng.choice([1, 1, 2], 2)),
+        **formats,
+    )
+    if workload.out_height < 1 or workload.out_width < 1:
+        return random_workload(rng)
+    return workload
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(150))
+def test_random_workloads(seed):
+    workload = random_workload(np.random.default_rng(seed))
+    for tier in host_tiers():
+        cases.assert_matches(workload, tier, seed=seed)
+    amx = TIERS["amx"]
+    if uses_tiles(workload, amx):
+        emulated = partial(tiles.generate, unit=EmulatedTiles)
+        options = {"generate": emulated, "target": cases.PLAIN_TARGET}
+        cases.assert_matches(workload, amx, seed=seed, **options)

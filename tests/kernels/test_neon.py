@@ -5,10 +5,11 @@ from __future__ import annotations
 import matmul_cases as cases
 import pytest
 import tvm
+from tvm.script import tirx as T
+
 from mpq_compile.kernels import code_step, matmul, microkernel
 from mpq_compile.kernels.tier import TIERS
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
-from tvm.script import tirx as T
 
 NEON = TIERS["neon"]
 CONV = ConvWorkload(

@@ -9,6 +9,7 @@ import matmul_cases as cases
 import numpy as np
 import pytest
 import tvm
+
 from mpq_compile.kernels import tiles
 from mpq_compile.kernels.geometry import uses_tiles
 from mpq_compile.kernels.tier import TIERS, host_tiers
@@ -36,9 +37,7 @@ WORKLOADS: dict[str, Workload] = {
         height=9, width=20, in_channels=40, out_channels=20, dilation=(2, 2), padding=(2, 2, 2, 2)
     ),
     "grouped": conv(height=6, width=9, in_channels=96, out_channels=40, groups=2),
-    "transposed": conv(
-        height=5, width=6, in_channels=32, out_channels=16, input_dilation=(2, 2)
-    ),
+    "transposed": conv(height=5, width=6, in_channels=32, out_channels=16, input_dilation=(2, 2)),
     "pointwise": conv(
         height=6, width=7, in_channels=128, out_channels=80, kernel=(1, 1), padding=(0, 0, 0, 0)
     ),
@@ -59,9 +58,7 @@ def test_emulated_tiles_equal_the_oracle(name, compute):
 @pytest.mark.parametrize("residual", ["u8", "fp32"])
 @pytest.mark.parametrize("out", ["u8", "bf16"])
 def test_emulated_tiles_with_residual(out, residual):
-    workload = conv(
-        height=7, width=7, in_channels=32, out_channels=40, out=out, residual=residual
-    )
+    workload = conv(height=7, width=7, in_channels=32, out_channels=40, out=out, residual=residual)
     cases.assert_matches(workload, AMX, generate=emulated, target=cases.PLAIN_TARGET)
 
 

@@ -1,0 +1,197 @@
+"""`mpq compile`, `verify`, `run` and `explain` of an artifact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Mpq
+
+
+def summary(latency_ms: float) -> list[dict[str, Any]]:
+    """What a process that times the network reports."""
+    blocks = [latency_ms] * 6
+    return [{"medians_ms": blocks, "p95_ms": blocks, "calls": 60}] * 3
+
+
+def test_compile_a_plan(artifact: Path, plan_file: Path) -> None:
+    names = {path.name for path in artifact.iterdir()}
+    assert names >= {"manifest.json", "network.so", "weights.bin", "plan.json"}
+    plan = json.loads(plan_file.read_text(encoding="utf-8"))
+    stored = json.loads((artifact / "plan.json").read_text(encoding="utf-8"))
+    assert stored["assignment"] == plan["assignment"]
+
+
+def test_a_rejected_network_exits_with_one(
+    mpq: Mpq,
+    job: tuple[str, ...],
+    plan_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mpq_compile.pipeline.measure_artifact", lambda folder: summary(9.0))
+    plan = json.loads(plan_file.read_text(encoding="utf-8"))
+    plan.update(target="local", budget={"latency_ms": 1.0})
+    (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    words = ("--plan", tmp_path / "plan.json", "-o", tmp_path / "out", "--json")
+    result = mpq("compile", *job, *words)
+    assert result.code == 1
+    assert result.json["verification"]["status"] == "rejected"
+    assert result.json["size_bytes"] == result.json["plan"]["predicted"]["size_bytes"]
+    assert {row["requested"] for row in result.json["audit"]} >= set(plan["assignment"].values())
+    assert (tmp_path / "out" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("option", [("--size-mb", "1"), ("--candidates", "w8a8")])
+def test_a_plan_has_decided_already(
+    mpq: Mpq, job: tuple[str, ...], plan_file: Path, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    result = mpq("compile", *job, "--plan", plan_file, *option, "-o", tmp_path / "out", "--json")
+    assert (result.code, result.json["where"]) == (2, "--plan")
+
+
+def test_compile_keeps_other_files(mpq: Mpq, job: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("", encoding="utf-8")
+    result = mpq("compile", *job, "-o", tmp_path, "--json")
+    assert (result.code, result.json["error"]) == (2, "ArtifactError")
+
+
+def test_verify_measures(mpq: Mpq, artifact: Path) -> None:
+    result = mpq("verify", artifact, "--processes", "1", "--latency-ms", "1e-9", "--json")
+    assert result.code == 1
+    assert result.json["status"] == "rejected"
+    assert result.json["processes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "size_mb", "code"),
+    [
+        (("--latency-ms", "10"), None, 0),
+        (("--latency-ms", "8"), None, 1),
+        (("--latency-p95-ms", "8"), None, 1),
+        ((), None, 0),
+        ((), 1e-6, 1),
+    ],
+)
+def test_verdicts(
+    mpq: Mpq,
+    artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    size_mb: float | None,
+    code: int,
+) -> None:
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: summary(9.0))
+    if size_mb is not None:
+        budget = {"size_mb": size_mb}
+        monkeypatch.setattr("mpq_compile.commands.verify.own_budget", lambda plan: (budget, []))
+    result = mpq("verify", artifact, *options, "--json")
+    assert result.code == code
+    assert result.json["kept"] == (code == 0)
+
+
+def test_an_inconclusive_measurement_is_no_success(
+    mpq: Mpq, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noisy = [{"medians_ms": [0.5, 5.0], "p95_ms": [0.5, 5.0], "calls": 60}] * 3
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: noisy)
+    result = mpq("verify", artifact, "--latency-ms", "3", "--json")
+    assert (result.code, result.json["status"]) == (1, "inconclusive")
+
+
+def test_the_latency_of_another_device_is_not_judged_here() -> None:
+    from mpq_compile.commands.verify import own_budget
+    from mpq_compile.types import Plan, Predicted
+
+    predicted = Predicted(
+        latency_ms=1.0, size_bytes=1, bops=1, avg_bits=8.0, peak_activation_bytes=1
+    )
+    plan = Plan(
+        version=1,
+        assignment={},
+        loss=0.0,
+        predicted=predicted,
+        budget={"latency_ms": 1.0, "size_mb": 2.0},
+        target="bit_serial",
+        metric="sqnr",
+        solver="exact",
+        certificate={},
+        table=[],
+        constraints={},
+        notes=[],
+        seed=0,
+        provenance={},
+    )
+    budget, notes = own_budget(plan)
+    assert budget == {"size_mb": 2.0}
+    assert "bit_serial" in notes[0]
+
+
+def test_run(mpq: Mpq, artifact: Path, place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.npz"
+    result = mpq("run", artifact, "--data", place / "data.npz", "-o", output, "--json")
+    assert result.code == 0
+    assert result.json["outputs"] == [{"name": "output0", "shape": [16, 4], "dtype": "float32"}]
+    scores = np.load(output)["output0"]
+    labels = np.load(place / "data.npz")["labels"]
+    assert result.json["top1_percent"] == 100 * (scores.argmax(1) == labels).mean()
+    assert "top-1" in mpq("run", artifact, "--data", place / "data.npz").out
+
+
+def test_run_imports_no_torch(fresh: Mpq, artifact: Path, place: Path) -> None:
+    words = ["run", str(artifact), "--data", str(place / "data.npz"), "--json"]
+    result = fresh(
+        "-c",
+        "import sys; from mpq_compile.cli import execute\n"
+        f"code = execute({words!r})\n"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else code)",
+    )
+    assert (result.code, result.err) == (0, "")
+    assert result.json["samples"] == 16
+
+
+@pytest.mark.parametrize("arrays", [{"x": (4, 3, 9, 8)}, {"x": (4, 3, 8, 8), "y": (4, 2)}])
+def test_run_refuses_wrong_shapes(
+    mpq: Mpq, artifact: Path, tmp_path: Path, arrays: dict[str, tuple[int, ...]]
+) -> None:
+    np.savez(tmp_path / "x.npz", **{k: np.zeros(s, np.float32) for k, s in arrays.items()})  # type: ignore[arg-type]
+    result = mpq("run", artifact, "--data", tmp_path / "x.npz", "--json")
+    assert result.code == 2
+    assert "[1, 3, 8, 8]" in result.json["expected"]
+
+
+def test_run_refuses_nan(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.full((2, 3, 8, 8), np.nan, np.float32))
+    result = mpq("run", artifact, "--data", tmp_path / "x.npz", "--json")
+    assert (result.code, result.json["error"]) == (2, "CalibrationError")
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "network.so", "plan.json", "manifest.json"])
+def test_damage_is_named(mpq: Mpq, artifact: Path, place: Path, tmp_path: Path, name: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    for words in (["run", copy, "--data", place / "data.npz"], ["verify", copy], ["explain", copy]):
+        result = mpq(*words, "--json")
+        assert (result.code, result.json["error"]) == (2, "ArtifactError")
+        assert name in result.json["where"]
+        assert "hash" in result.json["expected"] or "sha256" in result.json["expected"]
+
+
+def test_not_an_artifact(mpq: Mpq, tmp_path: Path) -> None:
+    for verb in (["verify"], ["explain"]):
+        result = mpq(*verb, tmp_path, "--json")
+        assert (result.code, result.json["message"]) == (2, "not an artifact")
+
+
+def test_explain_an_artifact(mpq: Mpq, artifact: Path) -> None:
+    result = mpq("explain", artifact)
+    assert result.code == 0
+    assert "computes in" in result.out
+    assert mpq("explain", artifact, "--json").json["audit"]

@@ -1,0 +1,116 @@
+"""`mpq solve`: the problem in, the answer out, as the published schemas say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Mpq
+from jsonschema import Draft202012Validator
+
+from mpq_compile.commands.reading import schema
+from mpq_compile.registry import SOLVERS
+
+KEYS = {"status", "assignment", "loss", "usage", "bound", "gap", "solver", "wall_s"}
+
+
+def write(path: Path, data: Any) -> Path:
+    path.write_text(data if isinstance(data, str) else json.dumps(data), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_solves(mpq: Mpq, tmp_path: Path, problem: dict[str, Any], solver: str) -> None:
+    file = write(tmp_path / "problem.json", problem)
+    answer = mpq("solve", file, "--solver", solver, "--json")
+    assert answer.code == 0
+    assert set(answer.json) >= KEYS
+    assert answer.json["assignment"] == {"conv": "w8a8", "fc": "w4a8"}
+    assert answer.json["usage"] == {"size_bytes": 12.0}
+
+
+def test_prints_a_table(mpq: Mpq, tmp_path: Path, problem: dict[str, Any]) -> None:
+    answer = mpq("solve", write(tmp_path / "problem.json", problem))
+    assert answer.code == 0
+    assert "optimal by exact" in answer.out
+    assert "w4a8" in answer.out
+
+
+def test_reads_standard_input(fresh: Mpq, problem: dict[str, Any]) -> None:
+    answer = fresh("solve", "-", "--solver", "milp", "--json", stdin=json.dumps(problem))
+    assert answer.code == 0
+    assert answer.out.count("\n") == 1
+    assert answer.json["status"] == "optimal"
+
+
+def test_infeasible_exits_with_one(mpq: Mpq, tmp_path: Path, problem: dict[str, Any]) -> None:
+    file = write(tmp_path / "problem.json", {**problem, "budget": {"size_bytes": 7.0}})
+    answer = mpq("solve", file, "--json")
+    assert answer.code == 1
+    assert answer.json["status"] == "infeasible"
+    assert answer.json["loss"] is None
+    assert "8" in mpq("solve", file).out
+
+
+def test_unknown_solver_suggests_the_nearest(
+    mpq: Mpq, tmp_path: Path, problem: dict[str, Any]
+) -> None:
+    answer = mpq("solve", write(tmp_path / "p.json", problem), "--solver", "exakt", "--json")
+    assert answer.code == 2
+    assert "'exact'" in answer.json["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"groups": [],\n "budget": }', "p.json:2"),
+        ("[" * 100_000, "p.json"),
+        ("[]", "problem"),
+        ('{"groups": []}', "budget"),
+        ("", "p.json:1"),
+    ],
+)
+def test_what_is_no_problem(mpq: Mpq, tmp_path: Path, text: str, found: str) -> None:
+    answer = mpq("solve", write(tmp_path / "p.json", text), "--json")
+    assert answer.code == 2
+    assert answer.json["error"] == "PlanError"
+    assert found in f"{answer.json['where']} {answer.json['message']}"
+
+
+def test_missing_file(mpq: Mpq, tmp_path: Path) -> None:
+    answer = mpq("solve", tmp_path / "none.json", "--json")
+    assert (answer.code, answer.json["message"]) == (2, "no such file")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf"])
+def test_time_limit_must_be_positive(
+    mpq: Mpq, tmp_path: Path, problem: dict[str, Any], value: str
+) -> None:
+    answer = mpq("solve", write(tmp_path / "p.json", problem), "--time-limit-s", value, "--json")
+    assert answer.code == 2
+    assert answer.json["where"] == "--time-limit-s"
+
+
+def accepted(problem: dict[str, Any]) -> bool:
+    return Draft202012Validator(schema("problem")).is_valid(problem)
+
+
+def test_the_schema_agrees_with_the_reader(problem: dict[str, Any]) -> None:
+    from mpq_compile.solve.problem import Problem
+
+    Draft202012Validator.check_schema(schema("problem"))
+    pair = {"a": "conv", "b": "fc", "loss": [[0, 1], [None, 0]], "costs": {}}
+    full = {**problem, "pairs": [pair]}
+    assert accepted(problem)
+    assert accepted(full)
+    assert accepted(json.loads(json.dumps(Problem.from_json(full).to_json())))
+    for broken in (
+        {**problem, "extra": 1},
+        {"groups": problem["groups"]},
+        {**problem, "groups": []},
+        {**problem, "budget": {"size_bytes": "12"}},
+        {**problem, "pairs": [{**pair, "loss": [["1"]]}]},
+    ):
+        assert not accepted(broken)
