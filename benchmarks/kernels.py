@@ -1,9 +1,10 @@
 """Time of the matrix-multiply kernels, and of torch float32, on one set of shapes.
 
 Prints one row a workload: median microseconds of int8, bf16 and fp32 here and of torch eager
-fp32, all interleaved in one run, GMAC/s of each of ours, and the ratio of torch to int8.
+fp32, all interleaved in one run, GMAC/s of each of ours, and torch's time over each of ours.
+Then one row a few-row linear layer: 8-, 4- and 2-bit weights, in cache and from memory.
 
-    python benchmarks/kernels.py [--only TEXT] [--rounds 7] [--tier NAME] [--threads 2]
+    python benchmarks/kernels.py [--only TEXT] [--rounds 5] [--tier NAME] [--no-torch]
 """
 
 from __future__ import annotations
@@ -84,6 +85,16 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
+LOW_BIT_SIZES = ((1024, 1024), (2048, 2048), (4096, 4096), (4096, 11008))
+LOW_BIT_KINDS: dict[str, dict] = {
+    "int8": {},
+    "int8 g128": {"group_size": 128},
+    "weight-only": {"compute": "weight_only"},
+}
+# Weights in rotation, so that each call reads them from memory.
+ROTATION_BYTES = 128 * 2**20
+
+
 def kernel_call(workload: Workload, tier: Tier) -> Callable[[int], float]:
     """Compile a kernel; return a function that gives the seconds of one call over n calls."""
     program = tvm.compile(generate(workload, tier, int(THREADS)), target=target_of(tier))
@@ -153,6 +164,50 @@ def contestants(workload: Workload, tier: Tier, with_torch: bool) -> dict[str, C
     return calls
 
 
+def low_bit_call(workload: LinearWorkload, tier: Tier, copies: int) -> Callable[[int], float]:
+    """Compile a kernel; return the seconds of one call, over ``copies`` sets of weights."""
+    program = tvm.compile(generate(workload, tier, int(THREADS)), target=target_of(tier))
+    inputs = "uint8" if workload.compute == "int8" else "uint16"
+    size, dtype = packed_weight_size(workload, tier)
+    weights = [tvm.runtime.tensor(np.ones(size, dtype)) for _ in range(copies)]
+    x = tvm.runtime.tensor(np.ones(workload.input_size, inputs))
+    record = tvm.runtime.tensor(np.zeros(record_words(workload, tier), np.int32))
+    out = tvm.runtime.tensor(np.zeros(workload.output_size, np.float32))
+    function = program["main"]
+
+    def timed(calls: int) -> float:
+        rounds = -(-calls // copies)
+        start = time.perf_counter()
+        for _ in range(rounds):
+            for packed in weights:
+                function(x, packed, record, out)
+        return (time.perf_counter() - start) / (rounds * copies)
+
+    return timed
+
+
+def print_low_bit(tier: Tier, rounds: int) -> None:
+    """Print the few-row layers: µs at 8, 4 and 2 bits, and the ratio of 8 bits to each."""
+    print("one row, µs at 8, 4, 2 bits in cache | from memory | 8 bits ÷ 4, 2 bits from memory")
+    for inputs, outputs in LOW_BIT_SIZES:
+        for kind, options in LOW_BIT_KINDS.items():
+            calls = {}
+            for bits in (8, 4, 2):
+                workload = LinearWorkload(
+                    rows=1, in_features=inputs, out_features=outputs, weight_bits=bits,
+                    out="fp32", **options,
+                )  # fmt: skip
+                copies = -(-ROTATION_BYTES // (inputs * outputs * bits // 8))
+                calls[f"cache {bits}"] = low_bit_call(workload, tier, 1)
+                calls[f"memory {bits}"] = low_bit_call(workload, tier, copies)
+            micros = {name: value * 1e6 for name, value in medians(calls, rounds).items()}
+            cache, memory = ([micros[f"{p} {b}"] for b in (8, 4, 2)] for p in ("cache", "memory"))
+            ratios = [memory[0] / value for value in memory[1:]]
+            columns = [" ".join(f"{v:8.1f}" for v in group) for group in (cache, memory)]
+            text = " ".join(f"{ratio:5.2f}" for ratio in ratios)
+            print(f"{inputs}x{outputs} {kind:12s} {columns[0]} | {columns[1]} | {text}", flush=True)
+
+
 def print_row(name: str, macs: int, seconds: dict[str, float]) -> None:
     """Print times and rates of one workload."""
     times = " ".join(f"{value * 1e6:9.1f}" for value in seconds.values())
@@ -181,6 +236,8 @@ def main() -> None:
         if options.only in name:
             calls = contestants(workload, tier, not options.no_torch)
             print_row(name, workload.macs, medians(calls, options.rounds))
+    if options.only in "low-bit":
+        print_low_bit(tier, options.rounds)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,12 @@ class StepCost:
         pixel: To broadcast one pixel's input.
         weight: To load one vector of weights.
         spare: Registers beyond accumulators and one weight vector per column.
-        accumulators: Accumulators per output vector (2 where groups are scaled).
     """
 
     dot: float = 1
     pixel: float = 1
     weight: float = 1
     spare: int = 1
-    accumulators: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ def _blocks(shape: Geometry, vectors: int, registers: int, cost: StepCost) -> li
     """A block spans several rows only where it spans the whole width: one tail at a time."""
     fits = []
     for width in range(1, min(vectors, 8) + 1):
-        limit = (registers - width - cost.spare) // (width * cost.accumulators)
+        limit = (registers - width - cost.spare) // width
         columns = [(1, c) for c in range(1, min(limit, shape.out_width) + 1)]
         rows = [
             (r, shape.out_width)

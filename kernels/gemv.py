@@ -29,9 +29,6 @@ from mpq_compile.kernels.implicit_gemm import whole_or_tail
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import LinearWorkload
 
-# Bytes ahead of the load: beyond L2 the hardware prefetcher alone is too slow.
-PREFETCH_BYTES = 8192
-
 
 def generate(workload: LinearWorkload, tier: Tier, threads: int) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a few-row linear layer."""
@@ -209,7 +206,8 @@ class _FewRows:
                 for row in range(rows)
             ]
             for v in range(vectors):
-                self._prefetch(at + v * size)
+                if layout.prefetch_bytes:
+                    self._prefetch(at + v * size)
                 packed = T.bind(
                     T.reinterpret(
                         vector("uint32", layout.lanes),
@@ -228,7 +226,7 @@ class _FewRows:
                 store(cell, 0, lanes, step.add(load(cell, 0, lanes), codes, x))
 
     def _prefetch(self, at: Any) -> None:
-        address = self.buffers.weights.access_ptr("r", offset=at + PREFETCH_BYTES)
+        address = self.buffers.weights.access_ptr("r", offset=at + self.layout.prefetch_bytes)
         hints = T.int32(0), T.int32(3), T.int32(1)
         T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *hints))
 

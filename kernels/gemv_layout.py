@@ -36,6 +36,7 @@ class CodeLayout:
         vectors: Vectors of ``lanes`` channels.
         block: Vectors interleaved in one block; the last block holds the remainder.
         offset: What was added to a weight to make its code.
+        prefetch_bytes: How far ahead the kernel prefetches.
     """
 
     bits: int
@@ -46,6 +47,7 @@ class CodeLayout:
     vectors: int
     block: int
     offset: int
+    prefetch_bytes: int
 
     @property
     def codes_per_word(self) -> int:
@@ -82,6 +84,7 @@ def code_layout(workload: LinearWorkload, tier: Tier) -> CodeLayout:
         vectors=vectors,
         block=min(vectors, _block(workload, tier)),
         offset=0 if bits == 8 and tier.dot == "sdot" else 1 << (bits - 1),
+        prefetch_bytes=tier.prefetch_bytes,
     )
 
 

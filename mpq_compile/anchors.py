@@ -6,13 +6,13 @@ import statistics
 from typing import TYPE_CHECKING
 
 from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
-from mpq_compile.lock import timing_lock
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.table import workload_of
+from mpq_compile.lock import timing_lock
 from mpq_compile.progress import track
 from mpq_compile.runtime.threads import thread_count
-from mpq_compile.runtime.timing import time_blocks
+from mpq_compile.runtime.timing import time_in_turns
 from mpq_compile.types import Candidate, CostTable
 
 if TYPE_CHECKING:
@@ -23,22 +23,39 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> dict[st
     """Return the latency in µs of each uniform assignment, measured once and then stored.
 
     Candidates whose kernels are the same at every site share one measurement. A candidate that
-    some sites cannot have is completed there by the site's own fastest.
+    some sites cannot have is completed there by the site's own fastest. What is not known is
+    built first and then timed in turns: anchors are compared with each other.
     """
-    anchors: dict[str, float] = {}
+    assignments = _distinct(session, costs)
+    keys = {name: _key(session, name, chosen) for name, chosen in assignments.items()}
+    known = store.get_many(keys.values())
+    missing = [name for name in assignments if keys[name] not in known]
+    networks = [
+        session.build(session.bare_plan(assignments[name]))
+        for name in track(missing, "build uniform networks")
+    ]
+    if networks:
+        with timing_lock():
+            times = time_in_turns([network.executor for network in networks])
+        for name, medians_ms in zip(missing, times, strict=True):
+            known[keys[name]] = _measurement([ms * 1e3 for ms in medians_ms])
+        store.put_many([(keys[name], known[keys[name]]) for name in missing])
+    return {name: known[key].median_us for name, key in keys.items()}
+
+
+def _distinct(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:
+    """Return uniform assignments by candidate, one for each set of kernels."""
     by_kernels: dict[tuple[str, ...], str] = {}
-    names = dict.fromkeys(name for choice in session.choices.values() for name in choice)
-    for name in track(list(names), "profile whole networks"):
+    assignments = {}
+    for name in dict.fromkeys(n for choice in session.choices.values() for n in choice):
         assignment = _uniform(session, costs, name)
         kernels = tuple(
             workload_of(session.network, site, Candidate.parse(assignment[site.id])).key
             for site in session.network.sites
         )
-        if kernels in by_kernels:
-            continue
-        by_kernels[kernels] = name
-        anchors[name] = _measured(session, store, name, assignment)
-    return anchors
+        if by_kernels.setdefault(kernels, name) == name:
+            assignments[name] = assignment
+    return assignments
 
 
 def _uniform(session: Session, costs: CostTable, name: str) -> dict[str, str]:
@@ -49,34 +66,25 @@ def _uniform(session: Session, costs: CostTable, name: str) -> dict[str, str]:
     return {s: name if name in names else fastest(s) for s, names in session.choices.items()}
 
 
-def _measured(session: Session, store: Store, name: str, assignment: dict[str, str]) -> float:
-    constraints = "".join(sorted(f"{s}={c};" for s, c in assignment.items() if c != name))
-    key = MeasurementKey(
+def _key(session: Session, name: str, assignment: dict[str, str]) -> MeasurementKey:
+    others = "".join(sorted(f"{s}={c};" for s, c in assignment.items() if c != name))
+    return MeasurementKey(
         device=device_fingerprint(tier=session.tier.name, threads=thread_count()),
         toolchain=toolchain_hash(),
         kernels=kernel_hash(),
         operator="network",
-        shape=session.digest() + (f"/{constraints}" if constraints else ""),
+        shape=session.digest() + (f"/{others}" if others else ""),
         candidate=name,
     )
-    known = store.get(key)
-    if known is None:
-        known = _measure(session, assignment)
-        store.put(key, known)
-    return known.median_us
 
 
-def _measure(session: Session, assignment: dict[str, str]) -> Measurement:
-    network = session.build(session.bare_plan(assignment))
-    with timing_lock():
-        blocks = time_blocks(network._executor, blocks=5)
-    medians = [statistics.median(block) * 1e3 for block in blocks]
+def _measurement(medians_us: list[float]) -> Measurement:
     return Measurement(
-        count=len(medians),
-        median_us=statistics.median(medians),
-        mean_us=statistics.fmean(medians),
-        variance=statistics.variance(medians),
-        min_us=min(medians),
+        count=len(medians_us),
+        median_us=statistics.median(medians_us),
+        mean_us=statistics.fmean(medians_us),
+        variance=statistics.variance(medians_us),
+        min_us=min(medians_us),
         clock_mhz=None,
         time=utc_now(),
     )

@@ -162,7 +162,7 @@ def _export_dynamic(
 def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:
     if any(_writes_into_alias(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # makes every write a value of its own
-    module = program.module(check_guards=False)
+    module = program.module(check_guards=False).requires_grad_(False)
     module.graph.set_codegen(CodeGen())
     for node in module.graph.nodes:
         if _is_in_place(node):
@@ -191,7 +191,7 @@ def _is_in_place(node: fx.Node) -> bool:
 
 def _is_view(node: fx.Node) -> bool:
     if node.target is operator.getitem:
-        return _is_view(node.args[0])  # type: ignore[arg-type]
+        return _is_view(node.args[0])
     schema = _schema(node)
     aliases = [value.alias_info for value in schema.returns] if schema else []
     return any(alias is not None and not alias.is_write for alias in aliases)

@@ -5,6 +5,7 @@ Starting it imports neither torch nor TVM; each command imports what it needs.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -85,6 +86,9 @@ def main() -> NoReturn:
     if not debug:
         # What torch says to its own authors about its own calls.
         warnings.simplefilter("ignore", FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks "≤" shows "?"
     try:
         code = execute(sys.argv[1:])
         sys.stdout.flush()

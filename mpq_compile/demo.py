@@ -19,7 +19,7 @@ from mpq_compile.progress import track
 from mpq_compile.report.demo_table import print_plan, print_title
 from mpq_compile.report.plot import save_plan_picture
 from mpq_compile.runtime.network import CompiledNetwork
-from mpq_compile.runtime.timing import time_blocks
+from mpq_compile.runtime.timing import time_in_turns
 from mpq_compile.sensitivity.sqnr import decibels, noise_to_signal
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan
@@ -154,17 +154,6 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return 100.0 * float((scores.argmax(1) == labels).float().mean())
 
 
-def interleaved_ms(networks: Sequence[CompiledNetwork], rounds: int = 5) -> list[float]:
-    """Return the median latency of each network, all timed in turns."""
-    samples: list[list[float]] = [[] for _ in networks]
-    with timing_lock():
-        for _ in track(range(rounds), "time all networks"):
-            for sample, network in zip(samples, networks, strict=True):
-                blocks = time_blocks(network._executor, blocks=1, block_s=0.05)
-                sample.append(statistics.median(blocks[0]))
-    return [statistics.median(sample) for sample in samples]
-
-
 class Part:
     """One plan of the demo: its session, its rows and what it must show.
 
@@ -203,7 +192,7 @@ class Part:
             name=name,
             accuracy=accuracy(scores, labels),
             sqnr_db=None if ratio == 0 else decibels(ratio),
-            loss=plan.loss,
+            loss=plan.loss or 0.0,
             size_kb=plan.predicted.size_bytes / 1e3,
             predicted_ms=plan.predicted.latency_ms,
             measured_ms=None,
@@ -237,7 +226,9 @@ def run_measured(part: Part, budget: Budget, output: Path, name: str) -> dict[st
     built = {
         c: assign_session(part.session, c) for c in track(part.candidates, "build uniform networks")
     }
-    times = interleaved_ms([*built.values(), network])
+    with timing_lock():
+        turns = time_in_turns([net.executor for net in (*built.values(), network)])
+    times = [statistics.median(turn) for turn in turns]
     baseline = times[list(built).index("fp32")]
     rows = []
     for c, net in built.items():
@@ -338,8 +329,8 @@ def run_demo(output: Path, quick: bool = False) -> dict[str, Any]:
     torch.manual_seed(0)
     output.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
-    net = train(DigitsNet(), digits, 4 if quick else 12, "the convolutional net")
-    mlp = train(WideMlp(1024 if quick else 2048), digits, 2 if quick else 6, "the wide linear net")
+    net = train(DigitsNet(), digits, 4 if quick else 10, "the convolutional net")
+    mlp = train(WideMlp(1024 if quick else 2048), digits, 2 if quick else 4, "the wide linear net")
     print_title(len(digits.held_out[0]))
     first = Part(
         "(a) convolutional net on this CPU, latency and size budgets together",

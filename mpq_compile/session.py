@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -197,7 +196,7 @@ class Session:
         return Plan(
             version=PLAN_VERSION,
             assignment=dict(assignment),
-            loss=math.nan,
+            loss=None,
             predicted=self._predicted(totals, max(peaks)),
             budget={},
             target=self.target,

@@ -243,11 +243,14 @@ class CostTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """An assignment with all that is needed to rebuild and to audit it."""
+    """An assignment with all that is needed to rebuild and to audit it.
+
+    ``loss`` is the sum of the metric's losses; None where nothing was measured (``mpq.assign``).
+    """
 
     version: int
     assignment: Mapping[str, str]
-    loss: float
+    loss: float | None
     predicted: Predicted
     budget: Mapping[str, float]
     target: str

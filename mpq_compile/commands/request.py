@@ -89,8 +89,8 @@ def read_budget(**bounds: float | None) -> Budget:
     A drop of 0 is allowed: no sample may be classified differently.
     """
     for name, value in bounds.items():
-        least = 0.0 if name == "max_drop" else 5e-324
-        if value is not None and not least <= value < float("inf"):
+        allowed = value is None or 0 < value < float("inf") or (name == "max_drop" and value == 0)
+        if not allowed:
             raise PlanError(
                 "a budget must be a positive number",
                 where=f"--{name.replace('_', '-')}",

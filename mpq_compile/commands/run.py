@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +15,7 @@ from rich.console import Console
 from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import Data, read_data
+from mpq_compile.runtime.torch_free import torch_left_out
 
 if TYPE_CHECKING:
     from mpq_compile.runtime.network import CompiledNetwork
@@ -39,21 +38,10 @@ def run(
         network = load(artifact)
     outputs, calls_ms = _run_all(network, samples)
     if output is not None:
-        np.savez(output, **_named(outputs))  # type: ignore[arg-type]
+        # A stream: to a path without suffix NumPy would add one.
+        with output.open("wb") as stream:
+            np.savez(stream, **_named(outputs))  # type: ignore[arg-type]
     return _outcome(network, samples, outputs, calls_ms, output)
-
-
-@contextmanager
-def torch_left_out() -> Iterator[None]:
-    """Keep TVM from importing torch, which it does on its own where it finds it."""
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["torch"]
 
 
 def _run_all(network: CompiledNetwork, data: Data) -> tuple[list[np.ndarray], list[float]]:

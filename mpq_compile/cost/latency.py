@@ -1,9 +1,12 @@
 """Latency of a network from its sites, anchored on whole networks that were measured.
 
 A site measured alone tells nothing of what lies between sites. For each uniform assignment c that
-was measured as a whole, the difference to the sum of its sites is spread evenly over them:
+was measured as a whole, T(c) is compared with the sum of its L sites. What is missing is spread
+evenly; where the sum is too large (a kernel in a loop of its own finds colder caches than in the
+network, or the other way round), every site shrinks alike:
 
-    t'_l(c) = t_l(c) + (T(c) − Σ_l t_l(c)) / L        [derived]
+    t'_l(c) = t_l(c) + (T(c) − Σ_l t_l(c)) / L    where T(c) ≥ Σ_l t_l(c)        [derived]
+    t'_l(c) = t_l(c) · T(c) / Σ_l t_l(c)          elsewhere
 
 so that every anchored assignment is predicted exactly, and mixed ones in between.
 """
@@ -11,7 +14,7 @@ so that every anchored assignment is predicted exactly, and mixed ones in betwee
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mpq_compile.types import Candidate, CostTable
 
@@ -27,26 +30,32 @@ def anchored(costs: CostTable, anchors_us: Mapping[str, float]) -> CostTable:
     """
     if not anchors_us:
         return costs
-    share = {name: _share(costs, name, total) for name, total in anchors_us.items()}
+    correct = {name: _correction(costs, name, total) for name, total in anchors_us.items()}
     corrected: dict[str, dict[str, dict[str, float]]] = {}
     for site, entries in costs.costs.items():
         corrected[site] = {}
         for name, entry in entries.items():
-            nearest = min(share, key=lambda anchor, name=name: _distance(anchor, name))  # type: ignore[misc]
-            # A correction never makes a site free: what it costs is at least a tenth of its own.
-            latency = max(entry["latency_us"] + share[nearest], 0.1 * entry["latency_us"])
+            latency = correct[_nearest(correct, name)](entry["latency_us"])
             corrected[site][name] = {**entry, "latency_us": latency}
     return dataclasses.replace(costs, costs=corrected)
 
 
-def _share(costs: CostTable, name: str, total_us: float) -> float:
-    alone = [entries[name]["latency_us"] for entries in costs.costs.values() if name in entries]
-    rest = [
-        min(entry["latency_us"] for entry in entries.values())
+def _correction(costs: CostTable, name: str, total_us: float) -> Callable[[float], float]:
+    """Return t → t' for the assignment of ``name``; sites without it are at their fastest."""
+    alone = [
+        entries[name]["latency_us"]
+        if name in entries
+        else min(entry["latency_us"] for entry in entries.values())
         for entries in costs.costs.values()
-        if name not in entries
     ]
-    return (total_us - sum(alone) - sum(rest)) / len(costs.costs)
+    missing = total_us - sum(alone)
+    if missing >= 0:
+        return lambda latency_us: latency_us + missing / len(alone)
+    return lambda latency_us: latency_us * total_us / sum(alone)
+
+
+def _nearest(anchors: Mapping[str, object], name: str) -> str:
+    return min(anchors, key=lambda anchor: _distance(anchor, name))
 
 
 def _distance(anchor: str, name: str) -> tuple[bool, int]:

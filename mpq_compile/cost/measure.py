@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
-from mpq_compile.lock import timing_lock
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.errors import DeviceError
@@ -20,6 +19,7 @@ from mpq_compile.kernels import packing
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
+from mpq_compile.lock import timing_lock
 from mpq_compile.progress import track
 from mpq_compile.runtime.threads import thread_count
 

@@ -16,7 +16,6 @@ from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import site_workload
 from mpq_compile.passes.formats import Kind, kinds
-from mpq_compile.passes.insert_quantizers import site_bias
 from mpq_compile.passes.network import Network
 from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
 
@@ -30,7 +29,7 @@ def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[st
     BOPs = MACs · w · a. ``weight_bits`` = weights · bits, whose mean is ``avg_bits``. Peak is the
     site's own input, output and residual, in the format of the candidate.
     """
-    biased = bool(site_bias(network, site.id).any())
+    biased = bool(network.bias(site.id).any())
     size = weight_bytes(site, candidate) + (4 * site.out_channels if biased else 0)
     item = format_bits(storage(candidate.input_format)) / 8
     node = network.node(network.node_of[site.id])

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from tvm import relax
 
 from mpq_compile.capture import source_line
-from mpq_compile.errors import LoweringError
+from mpq_compile.errors import LoweringError, UnsupportedOpError
 from mpq_compile.kernels import packing
 from mpq_compile.kernels.elementwise_workload import (
     AddWorkload,
@@ -133,6 +133,13 @@ class _Lowering:
             return rule(self, node) if rule else self.float_op(node)
         except LoweringError:
             raise
+        except UnsupportedOpError as error:
+            raise UnsupportedOpError(
+                error.message,
+                where=f"node {node.name}, {source_line(node)}",
+                found=error.found,
+                remedy=error.remedy,
+            ) from error
         except Exception as error:
             raise LoweringError(
                 f"cannot lower {node.target}",

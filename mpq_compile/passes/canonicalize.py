@@ -152,7 +152,9 @@ def _is_float_tensor(node: fx.Node) -> bool:
 def _stack(module: fx.GraphModule, node: fx.Node) -> None:
     axis = argument(node, 1, "dim", 0)
     with module.graph.inserting_before(node):
-        parts = [module.graph.call_function(aten.unsqueeze.default, (p, axis)) for p in node.args[0]]  # type: ignore[union-attr]
+        parts = [
+            module.graph.call_function(aten.unsqueeze.default, (p, axis)) for p in node.args[0]
+        ]
     replace(module, node, aten.cat.default, (parts, axis))
 
 

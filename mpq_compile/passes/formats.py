@@ -121,7 +121,7 @@ def classify(network: Network, node: fx.Node) -> Kind | None:
         return Kind.SITE
     if node.target is operator.getitem:
         return Kind.PICK
-    if node.name not in network.shapes and not _makes_tensors(node):
+    if node.name not in network.shapes and not _has_several_results(node):
         return Kind.SHAPE
     for matches, kind in _RULES:
         if matches(network, node):
@@ -129,8 +129,8 @@ def classify(network: Network, node: fx.Node) -> Kind | None:
     return Kind.UNSUPPORTED
 
 
-def _makes_tensors(node: fx.Node) -> bool:
-    return node.target in _MOVES
+def _has_several_results(node: fx.Node) -> bool:
+    return any(user.target is operator.getitem for user in node.users)
 
 
 def _shape(network: Network, node: object) -> tuple[int, ...] | None:
@@ -261,7 +261,7 @@ def quantizer_roots(network: Network, table: Mapping[str, Kind]) -> dict[str, st
 
 def _is_new(node: fx.Node, table: Mapping[str, Kind]) -> bool:
     """Tell whether a picked result was computed by what it is picked from, not moved."""
-    source = table.get(node.args[0].name)  # type: ignore[union-attr]
+    source = table.get(node.args[0].name)
     return table[node.name] is Kind.PICK and source is not Kind.MOVE
 
 

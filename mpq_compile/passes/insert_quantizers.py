@@ -8,37 +8,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, fx, nn
 
 from mpq_compile.errors import PlanError, nearest
-from mpq_compile.passes.base import constant
 from mpq_compile.passes.formats import kinds, quantizer_roots
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.observers import fake_quantize
-from mpq_compile.quant.weights import quantize_weight, weight_spec
 from mpq_compile.types import Candidate
 
 
 class WeightQuantizer(nn.Module):
     """Returns the site's weight as its candidate rounds it, in float32."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Network, site_id: str) -> None:
         super().__init__()
         self.candidate = Candidate.parse("fp32")
-        self._rounded: dict[str, Tensor] = {}
+        self._network = network
+        self._site_id = site_id
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.candidate.weight_bits == 32:
             return weight
         if self.candidate.weight_bits == 16:
             return weight.bfloat16().float()
-        # Rounding depends on the weight part only: w4a8 and w4a4 share it.
-        key = f"{self.candidate.weight_bits}g{self.candidate.group_size}"
-        if key not in self._rounded:
-            self._rounded[key] = quantize_weight(weight, weight_spec(self.candidate)).dequantize()
-        return self._rounded[key]
+        return self._network.rounded(self._site_id, self.candidate).dequantize()
 
 
 class ActivationQuantizer(nn.Module):
@@ -80,7 +74,7 @@ class InsertQuantizers:
             pair = nn.ModuleDict(
                 {
                     "input": ActivationQuantizer(self.calibration, roots[x.name]),
-                    "weight": WeightQuantizer(),
+                    "weight": WeightQuantizer(self.network, site.id),
                 }
             )
             module.add_submodule(name, pair)
@@ -107,18 +101,3 @@ def set_assignment(module: fx.GraphModule, network: Network, assignment: Mapping
         pair = module.get_submodule(f"quantizer_{index}")
         pair["input"].candidate = candidate
         pair["weight"].candidate = candidate
-
-
-def site_weight(network: Network, site_id: str) -> Tensor:
-    """Return the float weight of a site, batch norm folded in."""
-    node = network.node(network.node_of[site_id])
-    weight = constant(network.module, node.args[1])
-    assert weight is not None
-    return weight
-
-
-def site_bias(network: Network, site_id: str) -> Tensor:
-    """Return the float bias of a site, float32 [N]; zeros where it has none."""
-    node = network.node(network.node_of[site_id])
-    bias = constant(network.module, node.args[2])
-    return torch.zeros(site_weight(network, site_id).shape[0]) if bias is None else bias.float()

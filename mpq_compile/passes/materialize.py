@@ -14,7 +14,6 @@ from mpq_compile.errors import LoweringError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, constant, is_call
 from mpq_compile.passes.formats import PADS, Kind, kinds, quantizer_roots, stored_formats
-from mpq_compile.passes.insert_quantizers import site_bias, site_weight
 from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.calibration import Calibration
@@ -26,7 +25,7 @@ from mpq_compile.quant.multipliers import (
     zero_point_of,
 )
 from mpq_compile.quant.pooling import pool_windows
-from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
+from mpq_compile.quant.weights import QuantizedWeight
 from mpq_compile.types import Candidate, QParams, Site, format_bits, storage
 
 aten = torch.ops.aten
@@ -208,7 +207,7 @@ class _Builder:
         x, residual = node.args[0], node.args[3]
         fmt = self.stored(node)
         before, after = self.qparams(x, candidate.input_format), self.qparams(node, fmt)
-        weight, bias = self._weight(site, candidate), site_bias(self.network, site.id)
+        weight, bias = self._weight(site, candidate), self.network.bias(site.id)
         codes, weight_scale = _codes_and_scale(weight, candidate)
         _check_accumulator(site, codes, before)
         scale, shift = channel_multipliers(
@@ -246,11 +245,11 @@ class _Builder:
         return new, fmt
 
     def _weight(self, site: Site, candidate: Candidate) -> QuantizedWeight | Tensor:
-        weight = site_weight(self.network, site.id).float()
+        weight = self.network.weight(site.id).float()
         if candidate.is_float:
             return weight if candidate.weight_bits == 32 else weight.bfloat16()
         made = self.task.rounded.get((site.id, candidate.name))
-        return made or quantize_weight(weight, weight_spec(candidate))
+        return made or self.network.rounded(site.id, candidate)
 
     def _residual(self, residual: Any) -> tuple[fx.Node | None, QParams | None]:
         if residual is None:
@@ -369,8 +368,8 @@ class _Builder:
 
     def pick(self, node: fx.Node) -> tuple[fx.Node, str]:
         source, index = node.args
-        fmt = next(iter(self.made[source.name]))  # type: ignore[union-attr]
-        return self.graph.call_function(node.target, (self._raw(source), index)), fmt  # type: ignore[arg-type]
+        fmt = next(iter(self.made[source.name]))
+        return self.graph.call_function(node.target, (self._raw(source), index)), fmt
 
     def concat(self, node: fx.Node) -> tuple[fx.Node, str]:
         fmt = self.stored(node)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mpq_compile.capture import CapturedGraph, source_line
 from mpq_compile.passes import ops
@@ -17,7 +17,8 @@ from mpq_compile.passes.fold_batchnorm import FoldBatchnorm
 from mpq_compile.passes.fold_constants import FoldConstants
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
 from mpq_compile.passes.remove_identity import RemoveIdentity
-from mpq_compile.types import Site
+from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
+from mpq_compile.types import Candidate, QSpec, Site
 
 _DERIVED = re.compile(r"(_folded|_transposed)\w*$")
 _WEIGHT_SUFFIX = re.compile(r"\.?(in_proj_)?(weight)?((_folded|_transposed)\w*)*$")
@@ -40,6 +41,7 @@ class Network:
     sites: tuple[Site, ...]
     node_of: Mapping[str, str]
     shapes: Shapes = field(repr=False)
+    _rounded: dict[tuple[str, QSpec], QuantizedWeight] = field(default_factory=dict, repr=False)
 
     @property
     def site_of(self) -> dict[str, Site]:
@@ -50,6 +52,24 @@ class Network:
     def node(self, name: str) -> fx.Node:
         """Return the node of that name."""
         return next(node for node in self.module.graph.nodes if node.name == name)
+
+    def weight(self, site_id: str) -> Tensor:
+        """Return the float weight of a site, batch norm folded in."""
+        weight = constant(self.module, self.node(self.node_of[site_id]).args[1])
+        assert weight is not None
+        return weight
+
+    def bias(self, site_id: str) -> Tensor:
+        """Return the float bias of a site, float32 [N]; zeros where it has none."""
+        bias = constant(self.module, self.node(self.node_of[site_id]).args[2])
+        return torch.zeros(self.weight(site_id).shape[0]) if bias is None else bias.float()
+
+    def rounded(self, site_id: str, candidate: Candidate) -> QuantizedWeight:
+        """Return a site's weight rounded to nearest; computed once for each width and grouping."""
+        spec = weight_spec(candidate)
+        if (site_id, spec) not in self._rounded:
+            self._rounded[site_id, spec] = quantize_weight(self.weight(site_id), spec)
+        return self._rounded[site_id, spec]
 
 
 def prepare(captured: CapturedGraph) -> Network:

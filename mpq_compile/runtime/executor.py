@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,33 +84,27 @@ class Executor:
         Raises:
             MpqError: Number, shape or dtype of the inputs is wrong.
         """
-        batches = self._check(inputs)
+        self._check(inputs)
         as_torch = _is_torch(inputs[0])
-        if batches == 1:
+        compiled = [tuple(spec["shape"]) for spec in self.manifest.inputs]
+        if [tuple(value.shape) for value in inputs] == compiled:
             return self._run_once(inputs, as_torch)
         return self._run_slices(inputs, as_torch)
 
-    def _check(self, inputs: Sequence[Any]) -> int:
-        expected = self.manifest.inputs
-        batches = 1
-        wrong = len(inputs) != len(expected)
-        for value, spec in zip(inputs, expected, strict=False):
-            shape, compiled = tuple(value.shape), tuple(spec["shape"])
-            dtype = str(value.dtype).removeprefix("torch.")
-            batches = max(batches, 0 if shape == compiled else 2)
-            same_rest = shape[1:] == compiled[1:] and len(shape) == len(compiled)
-            free = self.manifest.dynamic_batch and same_rest and shape[:1] > (0,)
-            wrong = wrong or dtype != spec["dtype"] or not (shape == compiled or free)
-        if wrong:
+    def _check(self, inputs: Sequence[Any]) -> None:
+        expected, dynamic = self.manifest.inputs, self.manifest.dynamic_batch
+        fits = len(inputs) == len(expected) and all(
+            _fits(value, spec, dynamic) for value, spec in zip(inputs, expected, strict=True)
+        )
+        fits = fits and len({_is_torch(value) for value in inputs}) == 1
+        if not fits or (dynamic and len({value.shape[0] for value in inputs}) > 1):
             raise MpqError(
                 "wrong input",
                 expected=", ".join(f"{s['dtype']}{list(s['shape'])}" for s in expected),
-                found=", ".join(f"{v.dtype}{list(v.shape)}" for v in inputs),
-                remedy="pass inputs like the example inputs; the batch may differ"
-                if self.manifest.dynamic_batch
-                else "pass inputs like the example inputs",
+                found=", ".join(_described(value) for value in inputs),
+                remedy="pass inputs like the example inputs"
+                + ("; the batch may differ, the same for all of them" if dynamic else ""),
             )
-        return batches
 
     def _run_once(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
         flat = [_contiguous(value, as_torch) for value in inputs]
@@ -127,6 +121,24 @@ class Executor:
             pieces.append(self._run_once(part, as_torch))
         joined = _joiner(as_torch)
         return [joined([piece[i] for piece in pieces])[:total] for i in range(len(pieces[0]))]
+
+
+def _fits(value: Any, spec: Mapping[str, Any], dynamic: bool) -> bool:
+    """Tell whether an array is one that the network takes, of any batch where that is free."""
+    if not hasattr(value, "shape") or str(getattr(value, "device", "cpu")) != "cpu":
+        return False
+    shape, compiled = tuple(value.shape), tuple(spec["shape"])
+    rest = len(shape) == len(compiled) and shape[1:] == compiled[1:]
+    same_dtype = str(value.dtype).removeprefix("torch.") == spec["dtype"]
+    return same_dtype and (shape == compiled or (dynamic and rest and shape[0] > 0))
+
+
+def _described(value: Any) -> str:
+    if not hasattr(value, "shape"):
+        return type(value).__name__
+    device = str(getattr(value, "device", "cpu"))
+    kind = f"{value.dtype}{list(value.shape)}"
+    return kind if device == "cpu" else f"{kind} on {device}"
 
 
 def request_amx() -> None:

@@ -29,6 +29,7 @@ class CompiledNetwork:
         audit: One row a site: requested, stored bits, compute, kernel, tier.
         verification: What was measured; None before ``verify``.
         folder: Its artifact.
+        executor: Runs it on flat arrays.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class CompiledNetwork:
         self.folder = Path(folder)
         self.manifest, self.plan = open_artifact(self.folder)
         self.verification: Verification | None = read_verification(self.folder)
-        self._executor = Executor(self.folder, self.manifest)
+        self.executor = Executor(self.folder, self.manifest)
         self._reference = reference
         self._owner = owner  # keeps a temporary artifact for as long as the network lives
 
@@ -69,7 +70,7 @@ class CompiledNetwork:
         """Run the network; a single output comes alone, several as the model returns them."""
         if not inputs:
             raise MpqError("no input", expected=f"{len(self.manifest.inputs)} tensors")
-        outputs = self._executor.run(list(inputs))
+        outputs = self.executor.run(list(inputs))
         return _as_returned(outputs, self.manifest.out_spec, _torch(inputs[0]))
 
     def save(self, folder: str | Path) -> Path:

@@ -9,7 +9,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.executor import Executor
+from mpq_compile.runtime.torch_free import torch_left_out
 
 _WARM_S = 0.4
 _BLOCK_S = 0.12
@@ -38,16 +39,39 @@ def time_blocks(
     executor: Executor, blocks: int = _BLOCKS, block_s: float = _BLOCK_S
 ) -> list[list[float]]:
     """Return the latency of single calls in ms, block by block, after warming up."""
+    block = _block_timer(executor, _WARM_S, block_s)
+    return [block() for _ in range(blocks)]
+
+
+def time_in_turns(
+    executors: Sequence[Executor], rounds: int = 7, block_s: float = 0.04
+) -> list[list[float]]:
+    """Return block medians in ms of each network; every round visits all of them.
+
+    What disturbs the machine for a while then disturbs all alike, so that ratios hold.
+    """
+    blocks = [_block_timer(executor, 0.1, block_s) for executor in executors]
+    rows = [[statistics.median(block()) for block in blocks] for _ in range(rounds)]
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _block_timer(executor: Executor, warm_s: float, block_s: float) -> Callable[[], list[float]]:
+    """Warm up; return a function that gives the latencies (ms) of a block of calls."""
     import tvm
 
     tensors = [tvm.runtime.tensor(value) for value in example_inputs(executor)]
     call = _call(executor, tensors)
-    end = time.perf_counter() + _WARM_S
+    end = time.perf_counter() + warm_s
     once = [call()]
     while time.perf_counter() < end:
         once.append(call())
     number = max(5, min(2000, int(block_s * 1e3 / max(statistics.median(once), 1e-4))))
-    return [[call() for _ in range(number)] for _ in range(blocks)]
+
+    def block() -> list[float]:
+        call()  # the first call finds caches that another network filled
+        return [call() for _ in range(number)]
+
+    return block
 
 
 def _call(executor: Executor, tensors: Sequence[Any]) -> Any:
@@ -72,7 +96,9 @@ def main(arguments: Sequence[str]) -> None:
     """Time the artifact named first; print one JSON object."""
     folder = Path(arguments[0])
     manifest, _ = open_artifact(folder)
-    print(json.dumps(summary(time_blocks(Executor(folder, manifest)))))
+    with torch_left_out():
+        executor = Executor(folder, manifest)
+    print(json.dumps(summary(time_blocks(executor))))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mpq_compile.lock import timing_lock
 from mpq_compile.errors import DeviceError
+from mpq_compile.lock import timing_lock
 from mpq_compile.progress import track
 from mpq_compile.types import Verification
 

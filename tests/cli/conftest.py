@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from verbs import Mpq, Result
 
 from mpq_compile import cli
 
@@ -49,27 +47,6 @@ def make_text():
 def make_trouble():
     raise RuntimeError("the weights are missing")
 """
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run of the command line left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one object on standard output."""
-        return json.loads(self.out, parse_constant=_refuse)
-
-
-def _refuse(name: str) -> None:
-    raise AssertionError(f"{name} is not JSON")
-
-
-Mpq = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")

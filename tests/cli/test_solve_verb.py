@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Mpq
 from jsonschema import Draft202012Validator
+from verbs import Mpq
 
 from mpq_compile.commands.reading import schema
 from mpq_compile.registry import SOLVERS

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Mpq, Result
+from verbs import Mpq, Result
 
-NAMES = "python torch tvm tvm-ffi cpu amx threads compiler linker database".split()
+NAMES = ["python", "torch", "tvm", "tvm-ffi", "cpu", "amx", "threads"]
+NAMES += ["compiler", "linker", "database"]
 
 
 def status(result: Result) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Mpq
+from verbs import Mpq
 
 NAMES = ("--candidates", "w8a8")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mpq
 from jsonschema import Draft202012Validator
+from verbs import Mpq
 
 from mpq_compile.commands.reading import read_plan, schema
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Mpq
+from verbs import Mpq
 
 ERROR_KEYS = {"error", "message", "where", "expected", "found", "remedy"}
 VERBS = (
-    "demo doctor targets profile plan compile verify run explain solve".split()
+    ["demo", "doctor", "targets", "profile", "plan"]
+    + ["compile", "verify", "run", "explain", "solve"]
     + [("targets", verb) for verb in ("list", "show", "validate")]
     + [("profile", verb) for verb in ("measure", "export", "import")]
 )
@@ -136,19 +137,22 @@ def test_the_demo_refuses_a_file(mpq: Mpq, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("option", [(), ("--json",)])
 def test_interrupt(option: tuple[str, ...]) -> None:
-    command = (sys.executable, "-m", "mpq_compile", "solve", "-", *option)
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     code = (
         "import os, signal, sys, threading; from mpq_compile import cli\n"
         "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        f"sys.argv = {list(command[2:])!r}; cli.main()"
+        f"sys.argv = {['mpq', 'solve', '-', *option]!r}; cli.main()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:  # type: ignore[call-overload]
-        # Standard input stays open: the command waits for its problem.
-        assert process.wait(timeout=60) == 128 + signal.SIGINT
-        out, err = process.stdout.read(), process.stderr.read()
-    assert "Traceback" not in err
-    assert (json.loads(out)["error"] == "Interrupted") if option else ("interrupted" in err)
+    reader, writer = os.pipe()  # stays open: the command waits for its problem
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdin=reader, capture_output=True, text=True, timeout=60)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in done.stderr
+    if option:
+        assert json.loads(done.stdout)["error"] == "Interrupted"
+    else:
+        assert "interrupted" in done.stderr
 
 
 def test_a_reader_that_leaves(plan_file: Path) -> None:

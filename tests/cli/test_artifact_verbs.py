@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Mpq
+from verbs import Mpq
 
 
 def summary(latency_ms: float) -> list[dict[str, Any]]:
