@@ -30,7 +30,9 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["mpq_compile*"]) + ["mpq_compile.kernels"],
-    package_data={"mpq_compile": ["hw_profiles/*.yaml", "hw_profiles/*.json", "schemas/*.json", "py.typed"]},
+    package_data={
+        "mpq_compile": ["hw_profiles/*.yaml", "hw_profiles/*.json", "schemas/*.json", "py.typed"]
+    },
     install_requires=RUNTIME,
     extras_require={"dev": DEVELOPMENT},
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
