@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
+from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload, Workload
 
 # Elements of k in one row of an AMX tile: 64 bytes.
 TILE_DEPTH = {"int8": 64, "bf16": 32}
@@ -169,7 +169,16 @@ def k_group(workload: Workload, tier: Tier) -> int:
         return 1
     if workload.compute == "int8":
         return tier.k_group
-    return 2 if workload.compute == "bf16" and tier.bf16_dot else 1
+    return 2 if uses_bf16_dot(workload, tier) else 1
+
+
+def uses_bf16_dot(workload: Workload, tier: Tier) -> bool:
+    """Tell whether pairs of bf16 are multiplied; converting int8 weights pays from a few rows."""
+    if not tier.bf16_dot or is_depthwise(workload):
+        return False
+    if workload.compute == "weight_only":
+        return not isinstance(workload, LinearWorkload) or workload.rows > FEW_ROWS
+    return workload.compute == "bf16"
 
 
 def uses_tiles(workload: Workload, tier: Tier) -> bool:

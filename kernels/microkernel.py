@@ -13,6 +13,7 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.blocking import StepCost
 from mpq_compile.kernels.emit import load, splat, vector, widen
+from mpq_compile.kernels.geometry import uses_bf16_dot
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
@@ -136,6 +137,23 @@ define linkonce_odr <16 x float> @mpq_dpbf16ps(
 """
 
 
+class Vdpbf16psIntegers(Vdpbf16ps):
+    """vdpbf16ps over int8 weights, which bf16 holds exactly: converted once for a whole block."""
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        return T.call_pure_extern("uint16x32", "mpq_bf16_of_s8", load(buffer, offset, 32))
+
+
+BF16_OF_S8_IR = """
+define linkonce_odr <32 x i16> @mpq_bf16_of_s8(<32 x i8> %w) alwaysinline {
+  %wide = sitofp <32 x i8> %w to <32 x float>
+  %short = fptrunc <32 x float> %wide to <32 x bfloat>
+  %bits = bitcast <32 x bfloat> %short to <32 x i16>
+  ret <32 x i16> %bits
+}
+"""
+
+
 def _format(dtype: str) -> str:
     return "bf16" if dtype == "uint16" else "fp32"
 
@@ -144,7 +162,13 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
     if workload.compute == "int8":
         return _integer_step(tier)
-    if workload.compute == "bf16" and tier.bf16_dot:
+    if uses_bf16_dot(workload, tier):
+        return _bf16_step(workload)
+    return _float_step(workload, tier)
+
+
+def _bf16_step(workload: Workload) -> DotStep:
+    if workload.compute == "bf16":
         return Vdpbf16ps(
             lanes=16,
             k_group=2,
@@ -154,7 +178,14 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
             cost=StepCost(pixel=1.4),
             llvm_ir=DPBF16PS_IR,
         )
-    return _float_step(workload, tier)
+    return Vdpbf16psIntegers(
+        lanes=16,
+        k_group=2,
+        input_dtype="uint16",
+        accumulator="float32",
+        cost=StepCost(pixel=1.4, weight=6),
+        llvm_ir=DPBF16PS_IR + BF16_OF_S8_IR,
+    )
 
 
 def _integer_step(tier: Tier) -> DotStep:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mpq_compile.errors import LoweringError
+
 Compute = Literal["int8", "fp32", "bf16", "weight_only"]
 Format = Literal["u8", "bf16", "fp32"]
 
@@ -113,6 +115,25 @@ class LinearWorkload:
     group_size: int | None = None
     out: Format = "u8"
     residual: Format | None = None
+
+    def __post_init__(self) -> None:
+        integer = self.compute in ("int8", "weight_only")
+        if self.weight_bits < 8 and (not integer or self.rows > FEW_ROWS):
+            raise LoweringError(
+                "no kernel reads packed weights here",
+                where=self.key,
+                expected=f"integer weights and at most {FEW_ROWS} rows, or weight_bits=8",
+                found=f"{self.compute}, {self.rows} rows, weight_bits={self.weight_bits}",
+                remedy="unpack the weights to 8 bits",
+            )
+        if self.group_size and (self.compute != "int8" or self.in_features % self.group_size):
+            raise LoweringError(
+                "weights cannot be scaled by groups here",
+                where=self.key,
+                expected="int8 compute and input features that are a multiple of the group",
+                found=f"{self.compute}, {self.in_features} features in groups of {self.group_size}",
+                remedy="choose another group size, or one scale per channel",
+            )
 
     @property
     def macs(self) -> int:

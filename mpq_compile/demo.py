@@ -330,7 +330,7 @@ def run_demo(output: Path, quick: bool = False) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     net = train(DigitsNet(), digits, 4 if quick else 10, "the convolutional net")
-    mlp = train(WideMlp(1024 if quick else 2048), digits, 2 if quick else 4, "the wide linear net")
+    mlp = train(WideMlp(1024 if quick else 2048), digits, 2 if quick else 5, "the wide linear net")
     print_title(len(digits.held_out[0]))
     first = Part(
         "(a) convolutional net on this CPU, latency and size budgets together",

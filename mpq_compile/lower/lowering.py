@@ -30,6 +30,7 @@ from mpq_compile.lower.moves import MOVES
 from mpq_compile.lower.parameters import Recipe, StoredSite, stored_arrays
 from mpq_compile.lower.workloads import conv_workload, linear_workload
 from mpq_compile.passes.base import constant, value_shapes
+from mpq_compile.passes.formats import RESHAPES
 from mpq_compile.passes.materialize import Materialized, SiteRecord
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.pooling import pooled_size
@@ -459,17 +460,6 @@ def _stored_site(record: SiteRecord) -> tuple[StoredSite, dict[str, np.ndarray]]
     return site, stored_arrays(site, weight, scale, record.bias.numpy())
 
 
-_RESHAPES = (
-    aten.reshape.default,
-    aten.view.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.squeeze.default,
-    aten.unsqueeze.default,
-)
-
 _RULES: dict[Any, Callable[[_Lowering, fx.Node], Any]] = {
     qops.QCONV2D: _Lowering.conv2d,
     qops.QLINEAR: _Lowering.linear,
@@ -481,6 +471,6 @@ _RULES: dict[Any, Callable[[_Lowering, fx.Node], Any]] = {
     qops.MAX_POOL2D: _Lowering.max_pool,
     aten.cat.default: _Lowering.concat,
     operator.getitem: _Lowering.pick,
-    **dict.fromkeys(_RESHAPES, _Lowering.reshape),
+    **dict.fromkeys(RESHAPES, _Lowering.reshape),
     **dict.fromkeys(MOVES, _Lowering.move),
 }

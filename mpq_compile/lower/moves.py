@@ -76,14 +76,14 @@ def _select(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], _
 
 def _pad(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], kw: Any) -> Value:
     amounts = list(args[0])
-    fill = args[-1] if len(args) > 1 and not isinstance(args[-1], str) else kw.get("value", 0)
+    fill = args[1] if len(args) > 1 else kw.get("value", 0)
     pairs = {len(value.shape) - 1 - i: amounts[2 * i : 2 * i + 2] for i in range(len(amounts) // 2)}
     if any(amount < 0 for amount in amounts):
         value, pairs = _cropped(emitter, value, pairs)
     widths = [w for axis in _axes(value) for w in pairs.get(axis, (0, 0))]
 
     def widen(v: Any) -> Any:
-        return relax.op.nn.pad(v, widths, "constant", float(fill or 0))
+        return relax.op.nn.pad(v, widths, "constant", float(fill))
 
     return emitter.relax_op(value, widen, shape, _physical(value))
 
@@ -192,7 +192,6 @@ MOVES: dict[Any, Callable[..., Any]] = {
     aten.t.default: _transpose,
     aten.slice.Tensor: _slice,
     aten.select.int: _select,
-    aten.pad.default: _pad,
     aten.constant_pad_nd.default: _pad,
     aten.upsample_nearest2d.vec: _nearest,
     aten.upsample_nearest2d.default: _nearest,

@@ -106,4 +106,6 @@ def site_workload(
     if site.op == "linear":
         return linear_workload(site.input_shape, site.weight_shape, candidate, out, added)
     compute = compute_of(candidate)
-    return conv_workload(site.input_shape, site.weight_shape, geometry, compute, out, added)
+    # A transposed convolution runs as one over its spread input: [C, N/g, …] → [N, C/g, …].
+    weight_shape = (site.out_channels, site.input_shape[1] // site.groups, *site.weight_shape[2:])
+    return conv_workload(site.input_shape, weight_shape, geometry, compute, out, added)

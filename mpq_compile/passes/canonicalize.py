@@ -158,6 +158,12 @@ def _stack(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.cat.default, (parts, axis))
 
 
+def _pad(module: fx.GraphModule, node: fx.Node) -> None:
+    if argument(node, 2, "mode", "constant") == "constant":
+        value = argument(node, 3, "value", None) or 0
+        replace(module, node, aten.constant_pad_nd.default, (node.args[0], node.args[1], value))
+
+
 def _view(module: fx.GraphModule, node: fx.Node) -> None:
     # Identities are gone, a copy that made memory contiguous among them: views may not hold.
     replace(module, node, aten.reshape.default, tuple(node.args))
@@ -168,7 +174,7 @@ def _absorb_padding(module: fx.GraphModule, node: fx.Node) -> None:
     if not is_call(node, ops.site_conv2d):
         return
     pad: Any = node.args[0]
-    if not is_call(pad, aten.pad.default, aten.constant_pad_nd.default):
+    if not is_call(pad, aten.constant_pad_nd.default):
         return
     source, amounts = pad.args[0], [*pad.args[1], 0, 0][:4]
     spread = tuple(node.args[8]) != (1, 1)
@@ -180,14 +186,9 @@ def _absorb_padding(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _pads_with_zeros(pad: fx.Node) -> bool:
-    mode: object
-    if is_call(pad, aten.constant_pad_nd.default):
-        mode, value = "constant", argument(pad, 2, "value", 0)
-    else:
-        mode, value = argument(pad, 2, "mode", "constant"), argument(pad, 3, "value", None)
     amounts = pad.args[1]
-    fits = len(amounts) in (2, 4) and all(isinstance(a, int) and a >= 0 for a in amounts)
-    return fits and mode == "constant" and value in (None, 0, 0.0)
+    fits = len(amounts) in (2, 4) and all(isinstance(a, int) and a >= 0 for a in amounts)  # type: ignore[union-attr,arg-type]
+    return fits and argument(pad, 2, "value", 0) == 0
 
 
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
@@ -199,6 +200,7 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.mm.default: _matmul,
     aten.addmm.default: _addmm,
     aten.stack.default: _stack,
+    aten.pad.default: _pad,
     aten.view.default: _view,
     aten.relu.default: _bounded(0.0, INF),
     aten.relu6.default: _bounded(0.0, 6.0),

@@ -38,16 +38,19 @@ class Kind(Enum):
     UNSUPPORTED = auto()
 
 
+RESHAPES = (
+    aten.reshape.default,
+    aten.view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.squeeze.default,
+    aten.unsqueeze.default,
+)
 _MOVES = frozenset(
     {
-        aten.reshape.default,
-        aten.view.default,
-        aten.flatten.using_ints,
-        aten.unflatten.int,
-        aten.squeeze.dim,
-        aten.squeeze.dims,
-        aten.squeeze.default,
-        aten.unsqueeze.default,
+        *RESHAPES,
         aten.permute.default,
         aten.transpose.int,
         aten.t.default,
@@ -64,7 +67,7 @@ _MOVES = frozenset(
         aten.unbind.int,
     }
 )
-PADS = (aten.pad.default, aten.constant_pad_nd.default)
+PAD = aten.constant_pad_nd.default
 _TABLES = frozenset(
     {
         aten.sigmoid.default,
@@ -179,10 +182,8 @@ def _is_float(network: Network, node: fx.Node) -> bool:
 
 
 def _is_move(network: Network, node: fx.Node) -> bool:
-    if is_call(node, *PADS):
-        mode = argument(node, 2, "mode", "constant") if is_call(node, PADS[0]) else "constant"
-        value = argument(node, 3 if is_call(node, PADS[0]) else 2, "value", 0)
-        return mode == "constant" and value in (None, 0, 0.0)
+    if is_call(node, PAD):
+        return argument(node, 2, "value", 0) == 0
     return node.target in _MOVES
 
 

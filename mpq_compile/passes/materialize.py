@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from mpq_compile.errors import LoweringError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, constant, is_call
-from mpq_compile.passes.formats import PADS, Kind, kinds, quantizer_roots, stored_formats
+from mpq_compile.passes.formats import PAD, Kind, kinds, quantizer_roots, stored_formats
 from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.calibration import Calibration
@@ -355,10 +355,9 @@ class _Builder:
         fmt = self.stored(node)
         qparams = self.qparams(node, fmt)
         args = fx.node.map_arg(node.args, lambda n: self._moved(n, fmt))
-        if is_call(node, *PADS):
-            mode = ("constant",) if is_call(node, PADS[0]) else ()
-            args = (args[0], args[1], *mode, zero_point_of(qparams))
-            return self.graph.call_function(node.target, args), fmt
+        if is_call(node, PAD):
+            padded = (args[0], args[1], zero_point_of(qparams))
+            return self.graph.call_function(PAD, padded), fmt
         kwargs = fx.node.map_arg(node.kwargs, lambda n: self._moved(n, fmt))
         return self.graph.call_function(node.target, args, kwargs), fmt
 

@@ -21,7 +21,9 @@ from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_s
 from mpq_compile.types import Candidate, QSpec, Site
 
 _DERIVED = re.compile(r"(_folded|_transposed)\w*$")
-_WEIGHT_SUFFIX = re.compile(r"\.?(in_proj_)?(weight)?((_folded|_transposed)\w*)*$")
+_WEIGHT_SUFFIX = re.compile(
+    r"(\.parametrizations)?\.?(in_proj_)?(weight)?((\.|^)folded_\w+|((_folded|_transposed)\w*)*)$"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +103,13 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
     path = site_path(str(weight_node.target)) or node.name
     stem = f"{path}:{kind}"
     seen[stem] = seen.get(stem, -1) + 1
+    groups = int(node.args[7]) if kind != "linear" else 1  # type: ignore[arg-type]
     output_shape = shapes[node.name][0]
     macs = _macs(node, kind, weight, output_shape, shapes)
     return Site(
         id=f"{stem}#{seen[stem]}",
         op=kind,  # type: ignore[arg-type]
-        weight_shape=tuple(weight.shape),
+        weight_shape=_torch_shape(weight, kind, groups),
         input_shape=shapes[node.args[0].name][0],
         output_shape=output_shape,
         macs=macs,
@@ -115,6 +118,14 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
         groups=int(node.args[7]) if kind != "linear" else 1,
         source=source_line(node),
     )
+
+
+def _torch_shape(weight: Tensor, kind: str, groups: int) -> tuple[int, ...]:
+    """[N, C/g, …] of the canonical graph → [C, N/g, …] where PyTorch stores it so."""
+    outputs, inputs, *rest = weight.shape
+    if kind != "conv_transpose2d":
+        return tuple(weight.shape)
+    return (inputs * groups, outputs // groups, *rest)
 
 
 def site_path(weight_name: str) -> str:
@@ -129,7 +140,8 @@ def site_path(weight_name: str) -> str:
 def _operator(node: fx.Node) -> str:
     if is_call(node, ops.site_linear):
         return "linear"
-    transposed = "_transposed" in str(node.args[1].target)
+    leaf = str(node.args[1].target).rpartition(".")[2]  # type: ignore[union-attr]
+    transposed = "_transposed" in leaf
     return "conv_transpose2d" if transposed else "conv2d"
 
 

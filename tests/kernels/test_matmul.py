@@ -8,6 +8,7 @@ import matmul_cases as cases
 import numpy as np
 import pytest
 
+from mpq_compile.errors import LoweringError
 from mpq_compile.kernels import tiles
 from mpq_compile.kernels.geometry import uses_tiles
 from mpq_compile.kernels.tier import host_tiers, tier_named
@@ -146,6 +147,20 @@ def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
         out="fp32",
     )
     cases.assert_matches(workload, tier)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rows": 5, "weight_bits": 4},
+        {"rows": 1, "weight_bits": 4, "compute": "bf16"},
+        {"rows": 1, "group_size": 24},
+        {"rows": 1, "group_size": 32, "compute": "weight_only"},
+    ],
+)
+def test_workloads_without_a_kernel_are_refused(options):
+    with pytest.raises(LoweringError, match="expected"):
+        LinearWorkload(in_features=64, out_features=8, **options)
 
 
 def random_workload(rng: np.random.Generator) -> Workload:
