@@ -186,11 +186,24 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_verification(folder: Path) -> Verification | None:
-    """Return the measurement that accepted the artifact, or None."""
+    """Return the measurement that accepted the artifact, or None.
+
+    Raises:
+        ArtifactError: The file is damaged.
+    """
     path = folder / VERIFICATION
     if not path.is_file():
         return None
-    return Verification(**json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return Verification(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ArtifactError(
+            "the verification beside the artifact is damaged",
+            where=str(path),
+            expected="what a verification wrote",
+            found=str(error)[:200],
+            remedy="delete the file; `mpq verify` measures again",
+        ) from error
 
 
 def write_verification(folder: Path, verification: Verification) -> None:
@@ -199,15 +212,19 @@ def write_verification(folder: Path, verification: Verification) -> None:
     (folder / VERIFICATION).write_text(text, encoding="utf-8")
 
 
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def copy_artifact(source: Path, target: Path) -> None:
     """Copy an artifact so that ``target`` is there as a whole or not at all.
 
     Raises:
         ArtifactError: ``target`` is there and is no artifact.
     """
-    if target.exists() and not (target / MANIFEST).is_file() and any(target.iterdir()):
+    if target.exists() and not (_is_empty(target) or (target / MANIFEST).is_file()):
         raise ArtifactError(
-            "the folder is not empty and no artifact",
+            "there is something else than an artifact",
             where=str(target),
             expected="a new or empty folder, or an artifact to replace",
             found="other files",

@@ -32,7 +32,8 @@ def after(module: fx.GraphModule, *passes: Pass) -> fx.GraphModule:
 def calls(module: fx.GraphModule) -> Counter[str]:
     """Count what a graph calls, by name."""
     nodes = [node for node in module.graph.nodes if node.op == "call_function"]
-    return Counter(target_name(node).removeprefix("aten.").partition(".")[0] for node in nodes)
+    names = [target_name(node).removeprefix("aten.").removeprefix("mpq.") for node in nodes]
+    return Counter(name.partition(".")[0] for name in names)
 
 
 def only(module: fx.GraphModule, *targets: Any) -> fx.Node:

@@ -1,0 +1,158 @@
+"""Metrics: one battery for all, and each against what it is defined as."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mpq_compile.calibrate import Batch, calibrate, read_batches
+from mpq_compile.capture import capture
+from mpq_compile.errors import CalibrationError
+from mpq_compile.passes.network import Network, prepare
+from mpq_compile.quant.calibration import Calibration
+from mpq_compile.registry import METRICS
+from mpq_compile.sensitivity.base import QuantizedGraph, pairs
+from mpq_compile.sensitivity.sqnr import SqnrMetric, decibels, noise_to_signal
+from mpq_compile.types import SensitivityTable
+
+NAMES = ("fp32", "bf16", "w8a8", "w4a8", "w2a8")
+
+
+class Branches(nn.Module):
+    """Residuals, two branches and an in-place activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.c, self.fc = nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.a(x), inplace=True)
+        x = F.relu(self.b(x) + self.c(x))
+        return self.fc(x.mean((2, 3)))
+
+
+@cache
+def setting() -> tuple[Network, Calibration, tuple[Batch, ...]]:
+    torch.manual_seed(0)
+    x, y = torch.randn(48, 3, 6, 6), torch.randint(0, 4, (48,))
+    network = prepare(capture(Branches(), x[:1]))
+    batches = read_batches([(x, y)], network)
+    return network, calibrate(network, batches), batches
+
+
+@cache
+def table(name: str) -> SensitivityTable:
+    network, calibration, batches = setting()
+    choices = {site.id: NAMES for site in network.sites}
+    return METRICS.load(name)()(network, calibration, batches, choices)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_pair_has_a_loss(name: str) -> None:
+    loss = table(name).loss
+    assert table(name).metric == name
+    assert list(loss) == [site.id for site in setting()[0].sites]
+    for entries in loss.values():
+        assert tuple(entries) == NAMES
+        assert all(math.isfinite(value) for value in entries.values())
+        assert entries["fp32"] == 0.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_fewer_bits_lose_more(name: str) -> None:
+    totals = {c: sum(row[c] for row in table(name).loss.values()) for c in NAMES}
+    assert totals["bf16"] < totals["w4a8"] < totals["w2a8"]
+    assert 0 <= totals["w8a8"] < totals["w4a8"]
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_same_input_gives_the_same_table(name: str) -> None:
+    network, calibration, batches = setting()
+    choices = {site.id: NAMES for site in network.sites}
+    assert METRICS.load(name)()(network, calibration, batches, choices) == table(name)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_candidates_do_not_influence_each_other(name: str) -> None:
+    network, calibration, batches = setting()
+    site = network.sites[1].id
+    alone = METRICS.load(name)()(network, calibration, batches, {site: ["w4a8"]})
+    assert alone.loss[site]["w4a8"] == pytest.approx(table(name).loss[site]["w4a8"], rel=1e-9)
+
+
+def test_evaluation_from_a_site_on_equals_the_whole_run() -> None:
+    network, calibration, batches = setting()
+    graph = QuantizedGraph(network, calibration)
+    values = graph.float_values(batches[0])
+    for site in network.sites:
+        partial = graph.outputs_with(values, site.id, "w4a8")
+        whole = graph.module(*batches[0].inputs)  # still switched to this site
+        assert torch.equal(partial[0], whole[0])
+
+
+def test_float_values_are_not_changed_by_what_follows() -> None:
+    network, calibration, batches = setting()
+    graph = QuantizedGraph(network, calibration)
+    values = graph.float_values(batches[0])
+    first = network.node_of[network.sites[0].id]
+    x = batches[0].inputs[0]
+    model_weight = network.weight(network.sites[0].id)
+    expected = F.conv2d(x, model_weight, network.bias(network.sites[0].id), padding=1)
+    torch.testing.assert_close(values[first], expected)
+
+
+def test_sqnr_is_the_ratio_of_powers() -> None:
+    exact, noisy = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.5]])
+    assert noise_to_signal([noisy], [exact]) == pytest.approx(0.25 / 25)
+    assert noise_to_signal([exact, noisy], [exact, exact]) == pytest.approx(0.125 / 25)
+    assert noise_to_signal([torch.ones(2)], [torch.zeros(2)]) == 1.0
+    assert decibels(0.01) == pytest.approx(20) and decibels(0.0) == math.inf
+
+
+def test_sqnr_by_hand() -> None:
+    network, calibration, batches = setting()
+    site = network.sites[-1].id
+    graph = QuantizedGraph(network, calibration)
+    total = 0.0
+    for batch in batches:
+        values = graph.float_values(batch)
+        outputs = graph.outputs_with(values, site, "w2a8")
+        total += noise_to_signal(outputs, values["output"])
+    found = SqnrMetric()(network, calibration, batches, {site: ["w2a8"]})
+    assert found.loss[site]["w2a8"] == pytest.approx(total / len(batches))
+
+
+def test_taylor_by_hand() -> None:
+    """½ · mean (gₙ · Δzₙ)² with gₙ by autograd through the float network."""
+    network, calibration, batches = setting()
+    site = network.sites[-1].id
+    graph = QuantizedGraph(network, calibration)
+    total, count = 0.0, 0
+    for batch in batches:
+        values = graph.float_values(batch)
+        exact = values[network.node_of[site]]
+        change = graph.site_output(values, site, "w4a8") - exact
+        logits = exact.clone().requires_grad_()
+        F.cross_entropy(logits, batch.labels, reduction="sum").backward()
+        total += float((logits.grad * change).sum(1).double().square().sum())
+        count += len(exact)
+    assert table("taylor").loss[site]["w4a8"] == pytest.approx(total / (2 * count), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in METRICS if METRICS.load(n)().needs_labels])
+def test_metrics_that_need_labels_say_so(name: str) -> None:
+    network, calibration, batches = setting()
+    plain = [Batch(inputs=batch.inputs) for batch in batches]
+    with pytest.raises(CalibrationError, match="needs labels") as caught:
+        METRICS.load(name)()(network, calibration, plain, {network.sites[0].id: ["w8a8"]})
+    assert "metric='sqnr'" in str(caught.value.remedy)
+
+
+def test_pairs_leave_fp32_out() -> None:
+    assert list(pairs({"a": ["fp32", "w8a8"], "b": ["bf16"]})) == [("a", "w8a8"), ("b", "bf16")]

@@ -1,0 +1,212 @@
+"""Capture: modules, exported programs and files become one flat graph; errors say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from operator_nets import CASES, TwoInputs
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from mpq_compile.capture import as_inputs, capture, source_line
+from mpq_compile.errors import CaptureError
+
+
+class Small(nn.Module):
+    """One convolution, with parts that subclasses use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+X = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+def assert_captures(model: nn.Module, *inputs: Tensor) -> None:
+    graph = capture(model, inputs)
+    with torch.no_grad():
+        expected = pytree.tree_leaves(model.eval()(*(x.clone() for x in inputs)))
+        found = graph.module(*(x.clone() for x in inputs))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_model_is_not_changed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    graph = capture(model, X)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_outputs_are_flat_and_their_tree_is_kept() -> None:
+    graph = capture(TwoInputs(), CASES["two_inputs"].inputs(2))
+    outputs = graph.module(*CASES["two_inputs"].inputs(2))
+    assert isinstance(outputs, tuple) and len(outputs) == 2
+    assert set(pytree.tree_unflatten(list(outputs), graph.out_spec)) == {"logits", "aux"}
+
+
+def test_the_batch_is_free_where_the_model_allows_it() -> None:
+    graph = capture(Small(), X[:1])
+    assert graph.dynamic_batch
+    assert graph.module(torch.randn(7, 3, 5, 5))[0].shape[0] == 7
+
+
+class FixedBatch(Small):
+    """Names its batch size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).reshape(2, -1)
+
+
+class Mixed(Small):
+    """Samples change each other's results."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x - x.mean(0, keepdim=True)
+
+
+class Turned(Small):
+    """The batch is not the first dimension of the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).transpose(0, 1)
+
+
+class Constant(Small):
+    """One output does not depend on the batch."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(x), self.conv.weight * 2
+
+
+@pytest.mark.parametrize("model", [FixedBatch, Mixed, Turned, Constant])
+def test_the_batch_is_fixed_where_samples_are_not_apart(model: type[nn.Module]) -> None:
+    assert not capture(model().eval(), X).dynamic_batch
+    assert_captures(model(), X)
+
+
+class Inplace(Small):
+    """Writes into its own values, and reads them again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        z = F.relu(y, inplace=True)
+        y += 1.0
+        return self.other(z) + y
+
+
+class WritesView(Small):
+    """Writes through a slice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y[:, :2].mul_(2.0)
+        y[:, :, 0] = 0.5
+        return self.other(y)
+
+
+class WritesBase(Small):
+    """Writes into a tensor of which a view is read later."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        v = y.flatten(2)
+        F.silu(y, inplace=True)
+        return self.other(y).flatten(2) + v
+
+
+class WritesInput(Small):
+    """Changes what it was given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.mul_(2.0))
+
+
+@pytest.mark.parametrize("model", [Inplace, WritesView, WritesBase, WritesInput])
+def test_in_place_operators(model: type[nn.Module]) -> None:
+    assert_captures(model(), X)
+
+
+def test_no_in_place_operator_is_left() -> None:
+    for model in (Inplace, WritesView, WritesBase):
+        graph = capture(model(), X).module.graph
+        names = [n.target._schema.name for n in graph.nodes if hasattr(n.target, "_schema")]
+        assert not [name for name in names if name.endswith("_")]
+
+
+def test_an_exported_program_and_its_file(tmp_path: Path) -> None:
+    program = torch.export.export(Small().eval(), (X,))
+    direct = capture(program)
+    torch.export.save(program, tmp_path / "net.pt2")
+    loaded = capture(tmp_path / "net.pt2")
+    assert torch.equal(direct.module(X)[0], loaded.module(X)[0])
+    assert torch.equal(loaded.example_inputs[0], X)
+    assert capture(str(tmp_path / "net.pt2"), X[:2]).example_inputs[0].shape[0] == 2
+
+
+def test_source_lines_point_at_the_model() -> None:
+    graph = capture(Small(), X).module.graph
+    lines = [source_line(n) for n in graph.nodes if n.op == "call_function"]
+    assert all("test_capture.py" in line and "F.relu(self.conv(x))" in line for line in lines)
+
+
+def test_as_inputs() -> None:
+    assert as_inputs(X) == (X,) and as_inputs([X]) == (X,) and as_inputs((X, X)) == (X, X)
+
+
+class Branching(Small):
+    """Chooses by the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) if x.sum() > 0 else x
+
+
+class Strange(Small):
+    """Returns a number."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return self.conv(x), 3
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (Small, X, "not a model"),
+        (Small(), None, "must be tensors"),
+        (Small(), (X, 3), "must be tensors"),
+        (Small(), (), "must be tensors"),
+        (Small(), torch.randn(2, 4, 5, 5), "cannot trace"),
+        (Branching(), X, "cannot trace"),
+        (Strange(), X, "something else than tensors"),
+        ("missing.pt2", None, "cannot read"),
+        ("net.onnx", None, "cannot read"),
+    ],
+)
+def test_errors_say_what_to_do(model: object, inputs: object, message: str) -> None:
+    with pytest.raises(CaptureError, match=message) as caught:
+        capture(model, inputs)  # type: ignore[arg-type]
+    assert caught.value.remedy and caught.value.found and caught.value.expected
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"not an archive")
+    with pytest.raises(CaptureError, match="cannot be loaded") as caught:
+        capture(path)
+    assert str(path) in str(caught.value)
+
+
+def test_inputs_that_do_not_fit_an_exported_program() -> None:
+    program = torch.export.export(Small().eval(), (X,))
+    with pytest.raises(CaptureError, match="does not run") as caught:
+        capture(program, torch.randn(2, 4, 5, 5))
+    assert "shapes" in str(caught.value.remedy)
