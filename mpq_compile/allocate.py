@@ -276,7 +276,7 @@ _UNITS = {
     "size_bytes": ("size", 1e-6, "MB"),
     "bops": ("BOPs", 1.0, "BOPs"),
     "energy_mj": ("energy", 1.0, "mJ"),
-    "weight_bits": ("weight bits", 1.0, "bits"),
+    "weight_bits": ("average weight", 1.0, "bits"),
 }
 
 
@@ -287,6 +287,8 @@ def infeasible(
     parts, least_values = [], []
     for axis, limit in limits.items():
         name, factor, unit = _UNITS[axis]
+        if axis == "weight_bits":  # the budget names their mean
+            factor = 1 / sum(site.weight_count for site in allocation.sites)
         overhead = allocation.costs.overhead_us if axis == "latency_us" else 0.0
         least, assignment = _cheapest(allocation, axis)
         least_values.append(f"{name} {(least + overhead) * factor:.4g} {unit}")

@@ -187,7 +187,7 @@ def _absorb_padding(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _pads_with_zeros(pad: fx.Node) -> bool:
     amounts = pad.args[1]
-    fits = len(amounts) in (2, 4) and all(isinstance(a, int) and a >= 0 for a in amounts)  # type: ignore[union-attr,arg-type]
+    fits = len(amounts) in (2, 4) and all(isinstance(a, int) and a >= 0 for a in amounts)
     return fits and argument(pad, 2, "value", 0) == 0
 
 

@@ -103,7 +103,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
     path = site_path(str(weight_node.target)) or node.name
     stem = f"{path}:{kind}"
     seen[stem] = seen.get(stem, -1) + 1
-    groups = int(node.args[7]) if kind != "linear" else 1  # type: ignore[arg-type]
+    groups = int(node.args[7]) if kind != "linear" else 1
     output_shape = shapes[node.name][0]
     macs = _macs(node, kind, weight, output_shape, shapes)
     return Site(
@@ -140,7 +140,7 @@ def site_path(weight_name: str) -> str:
 def _operator(node: fx.Node) -> str:
     if is_call(node, ops.site_linear):
         return "linear"
-    leaf = str(node.args[1].target).rpartition(".")[2]  # type: ignore[union-attr]
+    leaf = str(node.args[1].target).rpartition(".")[2]
     transposed = "_transposed" in leaf
     return "conv_transpose2d" if transposed else "conv2d"
 

@@ -61,7 +61,6 @@ def test_a_loaded_network_gives_the_same_bits(saved: Path) -> None:
     network, loaded = network_of("mobile"), mpq.load(saved)
     (x,) = CASES["mobile"].inputs(5, seed=3)
     assert torch.equal(loaded(x), network(x))
-    assert loaded.plan == network.plan or loaded.plan.to_json().keys() == network.plan.to_json().keys()
     assert loaded.plan.assignment == network.plan.assignment
     assert list(loaded.audit) == list(network.audit)
     assert loaded.verification is None

@@ -1,0 +1,128 @@
+"""Convolutions and linears: the workload, the stored weights, the epilogue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from mpq_compile.lower.emit import Value
+from mpq_compile.lower.parameters import StoredSite, stored_arrays
+from mpq_compile.lower.workloads import conv_workload, linear_workload
+from mpq_compile.passes.materialize import SiteRecord
+from mpq_compile.quant.weights import QuantizedWeight
+from mpq_compile.types import Candidate
+
+if TYPE_CHECKING:
+    from mpq_compile.lower.lowering import Lowering
+
+
+def conv2d(lowering: Lowering, node: fx.Node) -> Value:
+    x, weight = lowering.emitter.channels_last(lowering.value(node.args[0])), node.args[1]
+    stride, padding, dilation, groups, input_dilation = node.args[5:10]
+    out = node.args[13]
+    residual = None if node.args[4] is None else lowering.value(node.args[4])
+    compute = {"u8": "int8", "bf16": "bf16", "fp32": "fp32"}[x.fmt]
+    workload = conv_workload(
+        x.shape,
+        tuple(lowering.tensor(weight).shape),
+        (stride, padding, dilation, groups, input_dilation),
+        compute,
+        str(out),
+        residual.fmt if residual else None,
+    )
+    if residual is not None:
+        residual = lowering.emitter.channels_last(residual)
+    return _matmul(lowering, node, workload, x, residual, node.args[10:13], nhwc=True)
+
+
+def linear(lowering: Lowering, node: fx.Node) -> Value:
+    x = lowering.emitter.logical(lowering.value(node.args[0]))
+    residual = None if node.args[4] is None else lowering.value(node.args[4])
+    record = lowering.records[node.name]
+    workload = linear_workload(
+        x.shape,
+        lowering.tensor(node.args[1]).shape,
+        record.candidate,
+        str(node.args[8]),
+        residual.fmt if residual else None,
+    )
+    if residual is not None:
+        residual = lowering.emitter.logical(residual)
+    return _matmul(lowering, node, workload, x, residual, node.args[5:8], nhwc=False)
+
+
+def _matmul(
+    lowering: Lowering,
+    node: fx.Node,
+    workload: Any,
+    x: Value,
+    residual: Value | None,
+    epilogue: tuple[Any, ...],
+    nhwc: bool,
+) -> Value:
+    zero_points, residual_scale, bounds = epilogue
+    name, scales = _store(lowering, node)
+    values = {
+        "input_scale": scales[0],
+        "output_scale": scales[1],
+        "zero_points": [int(z) for z in zero_points],
+        "residual_scale": float(residual_scale),
+        "bounds": [str(float(b)) for b in bounds],
+    }
+    weight, record = lowering.emitter.matmul_parameters(name, workload, values)
+    arguments = [x.var, weight, record, *([residual.var] if residual else [])]
+    if node.name in lowering.records:
+        lowering.kernel_of[lowering.records[node.name].site.id] = workload.key
+    return lowering.emitter.kernel(workload, arguments, lowering.shape(node), workload.out, nhwc)
+
+
+def _store(lowering: Lowering, node: fx.Node) -> tuple[str, tuple[float, float]]:
+    """Put the weights of a node among the stored arrays; return name and (input, output)."""
+    record = lowering.records.get(node.name)
+    if record is None:
+        return _store_affine(lowering, node), (1.0, 1.0)
+    site, arrays = stored_site(record)
+    lowering.sites[site.name] = site
+    lowering.emitter.arrays.update(arrays)
+    return site.name, (record.input_scale, record.output_scale)
+
+
+def _store_affine(lowering: Lowering, node: fx.Node) -> str:
+    # A lone batch norm: weights of one, its factors are already in units of the output.
+    weight, scale, bias = (lowering.tensor(n) for n in node.args[1:4])
+    integer = weight.dtype == np.int8
+    site = StoredSite(
+        name=node.name,
+        kind="int",
+        bits=2,
+        shape=weight.shape,
+        has_bias=True,
+    )
+    lowering.sites[node.name] = site
+    lowering.emitter.arrays.update(stored_arrays(site, weight.astype(np.int8), scale, bias))
+    assert integer or weight.dtype == np.float32
+    return node.name
+
+
+def stored_site(record: SiteRecord) -> tuple[StoredSite, dict[str, np.ndarray]]:
+    candidate: Candidate = record.candidate
+    if isinstance(record.weight, QuantizedWeight):
+        kind, bits = "int", candidate.weight_bits
+        weight, scale = record.weight.codes.numpy(), record.weight.scale.numpy()
+    else:
+        kind, bits = candidate.name, candidate.weight_bits
+        scale = np.ones(len(record.weight), np.float32)
+        bits16 = record.weight.dtype == torch.bfloat16
+        raw = record.weight.contiguous()
+        weight = raw.view(torch.int16).numpy().view(np.uint16) if bits16 else raw.numpy()
+    site = StoredSite(
+        name=record.site.id,
+        kind=kind,
+        bits=bits,
+        shape=tuple(weight.shape),
+        has_bias=record.has_bias,
+    )
+    return site, stored_arrays(site, weight, scale, record.bias.numpy())
