@@ -140,7 +140,8 @@ def calibrate(network: Network, batches: Sequence[Batch], observer: str = "mse")
     histograms: dict[str, Histogram] = {}
 
     def observe(node, value) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point() and node.op != "get_attr":
+        seen = node.op == "get_attr" and node.name in histograms  # constants are seen once
+        if isinstance(value, Tensor) and value.is_floating_point() and not seen:
             histograms.setdefault(node.name, Histogram()).observe(value)
 
     recorder = ValueRecorder(network.module, observe)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,36 @@ def capture(
         )
     inputs = as_inputs(example_inputs)
     tensors = _tensors(inputs)
-    model = copy.deepcopy(model).eval().requires_grad_(False)
-    program = _export_dynamic(model, inputs, tensors) or _export(model, inputs, None)
+    _check_float32(model, tensors)
+    with _in_eval_mode(model):
+        program = _export_dynamic(model, inputs, tensors) or _export(model, inputs, None)
     return _flatten(program, tensors)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode and give every module its own mode back: nothing is copied."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _check_float32(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    named: dict[str, Tensor] = dict(model.named_parameters())
+    named.update({f"example input {i}": value for i, value in enumerate(inputs)})
+    for name, value in named.items():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise CaptureError(
+                "the model does not compute in float32",
+                where=name,
+                expected="float32 parameters and inputs",
+                found=str(value.dtype),
+                remedy="pass model.float() and inputs.float(); bf16 is a candidate to choose",
+            )
 
 
 def _load(path: Path) -> ExportedProgram:
@@ -231,11 +258,19 @@ def _samples_are_apart(
 ) -> bool:
     """Tell whether the samples of a batch do not change each other's results."""
     size = len(inputs[0])
-    longer = _run(module, tuple(torch.cat([value, value.flip(-1)]) for value in inputs))
+    longer = _run(module, tuple(torch.cat([value, _other_sample(value)]) for value in inputs))
     return all(
         torch.allclose(more[:size], value, rtol=1e-3, atol=1e-3 * float(value.abs().max()))
         for more, value in zip(longer, outputs, strict=True)
     )
+
+
+def _other_sample(value: Tensor) -> Tensor:
+    """Return a sample that differs from ``value``, even where that is constant."""
+    if not value.is_floating_point():
+        return value.flip(-1)
+    generator = torch.Generator().manual_seed(0)
+    return value + torch.randn(value.shape, generator=generator) * (value.abs().mean() + 1)
 
 
 def _run(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:

@@ -11,7 +11,6 @@ from torch.utils import _pytree as pytree
 from mpq_compile.errors import LoweringError, PlanError, nearest
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.base import target_name
-from mpq_compile.passes.formats import Kind, kinds
 from mpq_compile.passes.materialize import Materialized, materialize
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
@@ -98,11 +97,12 @@ def write_artifact(
     index = write_weights(folder / WEIGHTS, lowered.arrays)
     (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
     inputs = zip(lowered.input_shapes, lowered.input_dtypes, strict=True)
+    outputs = zip(lowered.output_shapes, lowered.output_dtypes, strict=True)
     manifest = Manifest(
         tier=tier.name,
         threads=threads,
         inputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in inputs],
-        outputs=[{"shape": list(shape), "dtype": "float32"} for shape in lowered.output_shapes],
+        outputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in outputs],
         out_spec=pytree.treespec_dumps(network.captured.out_spec),
         dynamic_batch=network.captured.dynamic_batch,
         sites=lowered.sites,
@@ -145,18 +145,16 @@ def audit_rows(
                 tier=tier.name,
             )
         )
-    network = materialized.network
-    floats = {name for name, kind in kinds(network, allow_float=True).items() if kind is Kind.FLOAT}
-    for node in network.module.graph.nodes:
-        if node.name in floats:
-            rows.append(
-                AuditRow(
-                    site=node.name,
-                    requested="float",
-                    stored_bits=32,
-                    compute="fp32",
-                    kernel=f"TVM: {target_name(node)}",
-                    tier=tier.name,
-                )
+    nodes = {node.name: node for node in materialized.module.graph.nodes}
+    for name in materialized.floats:
+        rows.append(
+            AuditRow(
+                site=name,
+                requested="float",
+                stored_bits=32,
+                compute="fp32",
+                kernel=f"TVM: {target_name(nodes[name])}",
+                tier=tier.name,
             )
+        )
     return rows

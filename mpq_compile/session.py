@@ -33,6 +33,7 @@ from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.network import CompiledNetwork
+from mpq_compile.selfcheck import check_against_oracle
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import (
     PLAN_VERSION,
@@ -264,7 +265,17 @@ class Session:
         materialized = write_artifact(
             self.network, self.ranges, plan, folder, self.tier, self.allow_float
         )
-        return CompiledNetwork(folder, reference_of(materialized), owner)
+        network = CompiledNetwork(folder, reference_of(materialized), owner)
+        check_against_oracle(network, self._first_inputs())
+        return network
+
+    def _first_inputs(self) -> list[Any]:
+        """Return calibration inputs of the compiled shapes."""
+        sizes = [len(e) if e.dim() else 0 for e in self.network.captured.example_inputs]
+        values = self.batches[0].inputs
+        if not self.network.captured.dynamic_batch or len(values[0]) < sizes[0]:
+            return list(self.network.captured.example_inputs)
+        return [value[:size] for value, size in zip(values, sizes, strict=True)]
 
     def reference(self, assignment: Mapping[str, str]) -> fx.GraphModule:
         """Return the oracle of an assignment, without building anything."""

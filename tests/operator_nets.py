@@ -334,8 +334,10 @@ class Resized(nn.Module):
         y = self.a(x)
         z = self.b(self.up(y))
         small = F.interpolate(z, size=(5, 3))
-        return self.c(small), F.interpolate(F.relu(y), size=(13, 7)), F.interpolate(
-            z, scale_factor=(1.7, 0.6)
+        return (
+            self.c(small),
+            F.interpolate(F.relu(y), size=(13, 7)),
+            F.interpolate(z, scale_factor=(1.7, 0.6)),
         )
 
 

@@ -34,11 +34,9 @@ def two_inputs() -> Network:
 
 @pytest.mark.parametrize(
     "data",
-    [X, [X], [X[:2], X[2:]], (X[:3], X[3:]), [(X,)], [[X]], iter([X]), torch.utils.data.DataLoader(X)],
+    [X, [X], [X[:2], X[2:]], [(X,)], [[X]], iter([X]), torch.utils.data.DataLoader(X)],
 )
 def test_batches_of_one_input(data: Any) -> None:
-    if isinstance(data, tuple):
-        data = list(data)
     batches = read_batches(data, network())
     assert sum(len(batch.inputs[0]) for batch in batches) == 5
     assert all(batch.labels is None for batch in batches)
@@ -108,9 +106,10 @@ def test_calibration_sees_every_float_tensor() -> None:
     batches = read_batches([X[:2], X[2:]], network())
     found = calibrate(network(), batches)
     assert found.samples == 5
-    floats = [n.name for n in network().module.graph.nodes if n.op in ("placeholder", "call_function")]
-    assert set(found.histograms) == set(floats)
-    assert found.histograms["x" if "x" in floats else floats[0]].maximum == X.max().item()
+    nodes = network().module.graph.nodes
+    floats = [n.name for n in nodes if n.op in ("placeholder", "call_function")]
+    assert list(found.histograms) == floats
+    assert found.histograms[floats[0]].maximum == X.max().item()
     assert all(h.counts.sum() > 0 for h in found.histograms.values())
 
 

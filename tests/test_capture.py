@@ -41,7 +41,7 @@ def assert_captures(model: nn.Module, *inputs: Tensor) -> None:
 def test_the_model_is_not_changed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    graph = capture(model, X)
+    capture(model, X)
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

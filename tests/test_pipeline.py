@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mpq_compile as mpq
-from mpq_compile.passes.network import prepare
 from mpq_compile.capture import capture
+from mpq_compile.passes.network import prepare
 
 ANALYTIC = "bit_serial"
 WIDE = ["w8a8", "w4a8", "w2a8"]

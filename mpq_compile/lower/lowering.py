@@ -38,7 +38,7 @@ class Lowered:
         sites: Stored weights by name.
         arrays: What the artifact stores, by name.
         kernel_of: Site id to the key of the kernel that computes it.
-        input_shapes, input_dtypes, output_shapes: What a caller passes and gets.
+        input_shapes, input_dtypes, output_shapes, output_dtypes: What a caller passes and gets.
     """
 
     module: Any
@@ -49,6 +49,7 @@ class Lowered:
     input_shapes: Sequence[tuple[int, ...]]
     input_dtypes: Sequence[str]
     output_shapes: Sequence[tuple[int, ...]]
+    output_dtypes: Sequence[str]
 
 
 def lower(
@@ -83,7 +84,7 @@ class Lowering:
         variables = []
         for node, example in zip(nodes, self.inputs, strict=True):
             fmt = STORAGE[example.dtype]
-            kind = relax.TensorType((example.numel(),), str(example.dtype).removeprefix("torch."))
+            kind = relax.TensorType((example.numel(),), _dtype_name(example.dtype))
             variables.append(relax.Var(node.name, kind))
             self.values[node] = Value(var=variables[-1], shape=tuple(example.shape), fmt=fmt)
         module = self.emitter.finish(variables, self._body)
@@ -95,8 +96,9 @@ class Lowering:
             arrays=self.emitter.arrays,
             kernel_of=self.kernel_of,
             input_shapes=[tuple(example.shape) for example in self.inputs],
-            input_dtypes=[str(example.dtype).removeprefix("torch.") for example in self.inputs],
+            input_dtypes=[_dtype_name(example.dtype) for example in self.inputs],
             output_shapes=[self.shape(node) for node in output.args[0]],
+            output_dtypes=[_dtype_name(self.shapes[node.name][1]) for node in output.args[0]],
         )
 
     def _body(self) -> list[Any]:
@@ -151,6 +153,10 @@ class Lowering:
         if tensor.dtype == torch.bfloat16:
             return tensor.view(torch.int16).numpy().view(np.uint16)
         return tensor.contiguous().numpy()
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _integer_values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, int]:

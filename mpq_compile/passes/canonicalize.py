@@ -40,14 +40,30 @@ def _pair(value: Any) -> tuple[int, int]:
 def _conv2d(module: fx.GraphModule, node: fx.Node) -> None:
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     kernel = constant(module, weight)
-    if kernel is None:
-        return  # a weight computed from the input is no site; it stays a float operator
+    if kernel is None or not _is_constant(module, bias):
+        return  # weights computed from the input are no site; the operator stays float
     stride = _pair(argument(node, 3, "stride", 1))
     dilation = _pair(argument(node, 5, "dilation", 1))
     padding = _padding(argument(node, 4, "padding", 0), kernel.shape[2:], dilation)
     groups = argument(node, 6, "groups", 1)
     args = (x, weight, bias, None, stride, padding, dilation, groups, (1, 1), -INF, INF)
-    replace(module, node, ops.site_conv2d, args)
+    _batched_site(module, node, args)
+
+
+def _is_constant(module: fx.GraphModule, bias: Any) -> bool:
+    return bias is None or constant(module, bias) is not None
+
+
+def _batched_site(module: fx.GraphModule, node: fx.Node, args: tuple[Any, ...]) -> None:
+    """Emit the convolution; an input [C, H, W] gets a batch of one around it."""
+    value = node.meta.get("val")
+    if value is None or value.dim() == 4:
+        replace(module, node, ops.site_conv2d, args)
+        return
+    with module.graph.inserting_before(node):
+        batched = module.graph.call_function(aten.unsqueeze.default, (args[0], 0))
+        site = module.graph.call_function(ops.site_conv2d, (batched, *args[1:]))
+    replace(module, node, aten.squeeze.dim, (site, 0))
 
 
 def _padding(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -63,7 +79,7 @@ def _padding(padding: Any, kernel: Any, dilation: tuple[int, int]) -> tuple[int,
 def _conv_transpose2d(module: fx.GraphModule, node: fx.Node) -> None:
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
     kernel = constant(module, weight)
-    if kernel is None:
+    if kernel is None or not _is_constant(module, bias):
         return
     stride = _pair(argument(node, 3, "stride", 1))
     padding = _pair(argument(node, 4, "padding", 0))
@@ -75,7 +91,7 @@ def _conv_transpose2d(module: fx.GraphModule, node: fx.Node) -> None:
     name = f"{weight.target}_transposed"
     flipped = add_constant(module, node, name, _as_convolution(kernel, groups))
     args = (x, flipped, bias, None, (1, 1), pads, dilation, groups, stride, -INF, INF)
-    replace(module, node, ops.site_conv2d, args)
+    _batched_site(module, node, args)
 
 
 def _as_convolution(kernel: Tensor, groups: int) -> Tensor:
@@ -87,7 +103,7 @@ def _as_convolution(kernel: Tensor, groups: int) -> Tensor:
 
 def _linear(module: fx.GraphModule, node: fx.Node) -> None:
     x, weight, bias = node.args[0], node.args[1], argument(node, 2, "bias")
-    if constant(module, weight) is None:
+    if constant(module, weight) is None or not _is_constant(module, bias):
         return
     replace(module, node, ops.site_linear, (x, weight, bias, None, -INF, INF))
 
@@ -117,7 +133,8 @@ def _transposed_linear(
 
 def _bounded(lo: float, hi: float) -> Callable[[fx.GraphModule, fx.Node], None]:
     def rule(module: fx.GraphModule, node: fx.Node) -> None:
-        replace(module, node, ops.clamp, (node.args[0], lo, hi))
+        if _is_float_tensor(node):
+            replace(module, node, ops.clamp, (node.args[0], lo, hi))
 
     return rule
 
@@ -128,7 +145,7 @@ def _clamp(module: fx.GraphModule, node: fx.Node) -> None:
     lo = argument(node, 1, first, -1.0 if hardtanh else None)
     hi = argument(node, 2, second, 1.0 if hardtanh else None)
     bounds = (-INF if lo is None else lo, INF if hi is None else hi)
-    if all(isinstance(bound, (int, float)) for bound in bounds):
+    if _is_float_tensor(node) and all(isinstance(b, (int, float)) for b in bounds):
         args = (node.args[0], float(bounds[0]), float(bounds[1]))  # type: ignore[arg-type]
         replace(module, node, ops.clamp, args)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,12 +67,14 @@ class Materialized:
         records: By node name.
         network: The float network it came from.
         formats: Storage format by node name of the float graph.
+        floats: Names of the nodes that TVM computes in float, in order of execution.
     """
 
     module: fx.GraphModule
     records: Mapping[str, SiteRecord]
     network: Network
     formats: Mapping[str, str]
+    floats: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,7 @@ class _Builder:
         self.formats = stored_formats(task.network, self.kinds, self.candidates)
         self.made: dict[str, dict[str, fx.Node]] = {}
         self.records: dict[str, SiteRecord] = {}
+        self.floats: list[str] = []
         self._anchor = self.graph.output((None,))
 
     def build(self) -> Materialized:
@@ -136,8 +139,13 @@ class _Builder:
         self.graph.eliminate_dead_code()
         self.graph.lint()
         self.new.recompile()
+        kept = {node.name for node in self.graph.nodes}
         return Materialized(
-            module=self.new, records=self.records, network=self.network, formats=self.formats
+            module=self.new,
+            records=self.records,
+            network=self.network,
+            formats=self.formats,
+            floats=[name for name in self.floats if name in kept],
         )
 
     def _visit(self, node: fx.Node) -> None:
@@ -390,7 +398,9 @@ class _Builder:
 
         args = fx.node.map_arg(node.args, operand)
         kwargs = fx.node.map_arg(node.kwargs, operand)
-        return self.graph.call_function(node.target, args, kwargs), "fp32"
+        new = self.graph.call_function(node.target, args, kwargs)
+        self.floats.append(new.name)
+        return new, "fp32"
 
     def _is_float(self, node: fx.Node) -> bool:
         entry = self.network.shapes.get(node.name)

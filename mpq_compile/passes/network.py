@@ -13,6 +13,7 @@ from mpq_compile.capture import CapturedGraph, source_line
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
 from mpq_compile.passes.canonicalize import Canonicalize
+from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
 from mpq_compile.passes.fold_batchnorm import FoldBatchnorm
 from mpq_compile.passes.fold_constants import FoldConstants
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
@@ -77,7 +78,13 @@ class Network:
 def prepare(captured: CapturedGraph) -> Network:
     """Run the float passes and find the sites."""
     module = run_passes(
-        captured.module, [RemoveIdentity(), FoldConstants(), Canonicalize(), FoldBatchnorm()]
+        captured.module, [
+            RemoveIdentity(),
+            ExpandScaledSums(),
+            FoldConstants(),
+            Canonicalize(),
+            FoldBatchnorm(),
+        ]
     )
     shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
     module = run_passes(module, [FuseEpilogues(shapes=shapes)])

@@ -1,4 +1,4 @@
-"""Operators end to end: what TVM built equals the oracle, for every operator that has a lowering."""
+"""Operators end to end: what TVM built equals the oracle, for each that has a lowering."""
 
 from __future__ import annotations
 
@@ -98,9 +98,7 @@ def test_integers_of_every_width_mix_exactly() -> None:
     names = [f"w{bits}a8" for bits in (2, 3, 4, 5, 6, 7, 8)]
     session = session_of("convolutions")
     sites = session.network.sites
-    network = assign_session(
-        session, {s.id: names[i % len(names)] for i, s in enumerate(sites)}
-    )
+    network = assign_session(session, {s.id: names[i % len(names)] for i, s in enumerate(sites)})
     inputs = CASES["convolutions"].inputs(4, seed=4)
     assert_equal(network(*inputs), network.reference(*inputs))
     assert [row.stored_bits for row in network.audit] == [
@@ -336,3 +334,23 @@ def test_integer_inputs(batch: int) -> None:
     network = mpq.assign(model, tokens[:batch], [tokens], "w8a8", allow_float=True)
     assert_equal(network(tokens), network.reference(tokens), FLOAT_TOLERANCE)
     assert decibels(network(tokens), model(tokens)) > 25
+
+
+class Mask(nn.Module):
+    """Ends with a sigmoid, which is computed in float because the output is float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.b(torch.sigmoid(self.a(x))))
+
+
+def test_the_audit_lists_every_operator_that_runs_in_float() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 5, 5)
+    network = mpq.assign(Mask().eval(), x[:1], [x], "w8a8")
+    assert_equal(network(x), network.reference(x), FLOAT_TOLERANCE)
+    rows = [row for row in network.audit if row.requested == "float"]
+    assert [(row.compute, row.kernel) for row in rows] == [("fp32", "TVM: aten.sigmoid.default")]

@@ -178,9 +178,7 @@ def test_weight_bits_change_no_format() -> None:
         (("w8a8", "fp32"), ["fp32", "fp32"]),
     ],
 )
-def test_a_site_stores_what_the_next_one_reads(
-    names: tuple[str, str], stores: list[str]
-) -> None:
+def test_a_site_stores_what_the_next_one_reads(names: tuple[str, str], stores: list[str]) -> None:
     model, x = chain()
     module = materialized(model, x, *names).module
     assert [n.args[-1] for n in module.graph.nodes if n.target is qops.QCONV2D] == stores

@@ -71,9 +71,7 @@ def test_a_constant_zero_has_codes() -> None:
 
 
 @given(
-    spans=st.lists(
-        st.tuples(st.floats(-100, 100), st.floats(1e-3, 100)), min_size=1, max_size=6
-    ),
+    spans=st.lists(st.tuples(st.floats(-100, 100), st.floats(1e-3, 100)), min_size=1, max_size=6),
     seed=st.integers(0, 2**31),
 )
 def test_widening_keeps_every_value(spans: list[tuple[float, float]], seed: int) -> None:

@@ -118,7 +118,8 @@ def test_linear_with_its_epilogue(seed: int, zero_points: tuple[int, int, int]) 
 
 
 def test_an_accumulator_is_exact_where_float32_is_not() -> None:
-    x, w = torch.full((1, 70000), 255, dtype=torch.uint8), torch.full((1, 70000), 127).to(torch.int8)
+    x = torch.full((1, 70000), 255, dtype=torch.uint8)
+    w = torch.full((1, 70000), 127, dtype=torch.int8)
     w[0, 0] = 126
     assert ref.linear_accumulate(x, w, 0).item() == 255 * 127 * 70000 - 255
 

@@ -1,0 +1,60 @@
+"""Does what was built compute what the oracle computes? Asked of every network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mpq_compile.errors import LoweringError
+from mpq_compile.runtime.network import CompiledNetwork
+
+# Float operators differ in their last bits, and a quantizer behind one may then round to the
+# neighbouring code: such networks agree far better than this, miscompiled ones far worse.
+_FLOAT_DECIBELS = 40.0
+
+
+def check_against_oracle(network: CompiledNetwork, inputs: Sequence[Tensor]) -> None:
+    """Run device and oracle on calibration inputs and compare.
+
+    Integer networks must agree bit for bit, others within a noise of −40 dB of the signal.
+
+    Raises:
+        LoweringError: They differ; the network would compute something else than was evaluated.
+    """
+    with torch.no_grad():
+        expected = pytree.tree_leaves(network.reference(*inputs))
+    found = pytree.tree_leaves(network(*inputs))
+    exact = all(row.compute == "int8" for row in network.audit)
+    for index, (device, oracle) in enumerate(zip(found, expected, strict=True)):
+        if exact and not torch.equal(device, oracle):
+            raise _differs(index, "equal bits", f"{_differing(device, oracle)} values differ")
+        level = agreement_decibels(device, oracle)
+        if level < _FLOAT_DECIBELS:
+            raise _differs(index, f"{_FLOAT_DECIBELS:g} dB of agreement", f"{level:.1f} dB")
+
+
+def agreement_decibels(device: Tensor, oracle: Tensor) -> float:
+    """Return 10 log10(Σ oracle² / Σ (device − oracle)²); infinite where they are equal."""
+    noise = float((device.double() - oracle.double()).square().sum())
+    signal = float(oracle.double().square().sum())
+    if noise == 0:
+        return float("inf")
+    return 10 * float(torch.log10(torch.tensor(signal / noise, dtype=torch.float64)))
+
+
+def _differing(device: Any, oracle: Any) -> int:
+    return int((device != oracle).sum())
+
+
+def _differs(index: int, expected: str, found: str) -> LoweringError:
+    return LoweringError(
+        "the built network does not compute what its oracle computes",
+        where=f"output {index}",
+        expected=expected,
+        found=found,
+        remedy="report the network; constrain its sites to fp32 to find the operator at fault",
+    )
