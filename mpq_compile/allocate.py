@@ -113,11 +113,23 @@ class Allocation:
         if "latency_p95_ms" in given:
             p95_us = given["latency_p95_ms"] * 1e3 / P95_RATIO
             limits["latency_us"] = min(limits.get("latency_us", p95_us), p95_us)
+        self._check_axes(limits)
         if "latency_us" in limits:
             limits["latency_us"] -= self.costs.overhead_us
         if "avg_bits" in given:
             limits["weight_bits"] = given["avg_bits"] * sum(s.weight_count for s in self.sites)
         return limits
+
+    def _check_axes(self, limits: Mapping[str, float]) -> None:
+        known = next(iter(next(iter(self.costs.costs.values())).values()))
+        for axis in limits:
+            if axis not in known:
+                raise PlanError(
+                    f"the target has no figures for {_UNITS[axis][0]}",
+                    expected="a target whose profile gives them, such as bit_serial for energy",
+                    found=f"a budget on {axis}",
+                    remedy="leave this budget out, or add the figures to a profile of your own",
+                )
 
     def groups(self) -> dict[str, list[Site]]:
         """Return the sites of each tie, by the id of its first site."""

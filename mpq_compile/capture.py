@@ -189,7 +189,7 @@ def _export_dynamic(
 def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:
     if any(_writes_into_alias(node) for node in program.graph.nodes):
         program = program.run_decompositions({})  # makes every write a value of its own
-    module = program.module(check_guards=False).requires_grad_(False)
+    module = _without_gradients(program.module(check_guards=False))
     module.graph.set_codegen(CodeGen())
     for node in module.graph.nodes:
         if _is_in_place(node):
@@ -202,6 +202,14 @@ def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedG
         out_spec=program.call_spec.out_spec,
         dynamic_batch=_batch_is_free(module) and _samples_are_apart(module, tensors, outputs),
     )
+
+
+def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
+    """Give the graph parameters of its own: it shares the model's, which must not change."""
+    for owner in module.modules():
+        for name, value in list(owner.named_parameters(recurse=False)):
+            setattr(owner, name, nn.Parameter(value.detach(), requires_grad=False))
+    return module
 
 
 def _schema(node: fx.Node) -> torch._C.FunctionSchema | None:

@@ -34,7 +34,7 @@ def _budget(budget: Budget | Mapping[str, float] | None) -> Budget:
         raise PlanError(
             "unknown budget",
             expected=", ".join(Budget.__dataclass_fields__),
-            found=", ".join(budget),
+            found=", ".join(budget) if isinstance(budget, Mapping) else repr(budget),
             remedy="use the names of mpq.Budget",
         ) from error
 

@@ -91,7 +91,8 @@ def test_every_assignment_of_mixed_candidates() -> None:
         network = assign_session(session, assignment)
         inputs = CASES[case].inputs(3, seed=4)
         assert_equal(network(*inputs), network.reference(*inputs), BF16_TOLERANCE)
-        assert {row.site: row.requested for row in network.audit} == assignment
+        asked = {row.site: row.requested for row in network.audit if row.requested != "float"}
+        assert asked == assignment
 
 
 def test_integers_of_every_width_mix_exactly() -> None:
