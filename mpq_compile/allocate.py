@@ -114,8 +114,9 @@ class Allocation:
             p95_us = given["latency_p95_ms"] * 1e3 / P95_RATIO
             limits["latency_us"] = min(limits.get("latency_us", p95_us), p95_us)
         self._check_axes(limits)
-        if "latency_us" in limits:
-            limits["latency_us"] -= self.costs.overhead_us
+        limits = {
+            axis: limit - self.costs.overhead.get(axis, 0.0) for axis, limit in limits.items()
+        }
         if "avg_bits" in given:
             limits["weight_bits"] = given["avg_bits"] * sum(s.weight_count for s in self.sites)
         return limits
@@ -254,7 +255,9 @@ class Allocation:
                 entry[_format(assignment[a]), _format(assignment[b])]
                 for (a, b), entry in self.costs.transitions.items()
             )
-            totals["latency_us"] += changes + self.costs.overhead_us
+            totals["latency_us"] += changes
+        for axis, value in self.costs.overhead.items():
+            totals[axis] = totals.get(axis, 0.0) + value
         return totals
 
     def loss(self, assignment: Mapping[str, str]) -> float:
@@ -301,7 +304,7 @@ def infeasible(
         name, factor, unit = _UNITS[axis]
         if axis == "weight_bits":  # the budget names their mean
             factor = 1 / sum(site.weight_count for site in allocation.sites)
-        overhead = allocation.costs.overhead_us if axis == "latency_us" else 0.0
+        overhead = allocation.costs.overhead.get(axis, 0.0)
         least, assignment = _cheapest(allocation, axis)
         least_values.append(f"{name} {(least + overhead) * factor:.4g} {unit}")
         if least > limit:

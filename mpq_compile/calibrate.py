@@ -126,12 +126,35 @@ def _split(batch: Batch, network: Network) -> list[Batch]:
     if not batch.inputs[0].dim():
         return [batch]
     captured = network.captured
-    size = MAX_BATCH if captured.dynamic_batch else len(captured.example_inputs[0])
+    if not captured.dynamic_batch:
+        return _fixed_pieces(batch, [len(example) for example in captured.example_inputs])
+    size = MAX_BATCH
     pieces = []
     for start in range(0, len(batch.inputs[0]), size):
         span = slice(start, start + size)
         labels = None if batch.labels is None else batch.labels[span]
         pieces.append(Batch(inputs=tuple(v[span] for v in batch.inputs), labels=labels))
+    return pieces
+
+
+def _fixed_pieces(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
+    """Cut into batches of exactly the example's lengths."""
+    counts = {len(v) // size for v, size in zip(batch.inputs, sizes, strict=True)}
+    if len(counts) != 1:
+        raise CalibrationError(
+            "the inputs of a batch have different numbers of samples",
+            expected=f"multiples of {', '.join(map(str, sizes))}, the same for each input",
+            found=", ".join(str(len(value)) for value in batch.inputs),
+            remedy="pass batches of the example's sizes: this model fixes its batch",
+        )
+    pieces = []
+    for i in range(counts.pop()):
+        inputs = zip(batch.inputs, sizes, strict=True)
+        labels = batch.labels
+        if labels is not None:
+            labels = labels[i * sizes[0] : (i + 1) * sizes[0]]
+        cut = tuple(value[i * size : (i + 1) * size] for value, size in inputs)
+        pieces.append(Batch(inputs=cut, labels=labels))
     return pieces
 
 

@@ -90,13 +90,13 @@ def capture(
     inputs = as_inputs(example_inputs)
     tensors = _tensors(inputs)
     _check_float32(model, tensors)
-    with _in_eval_mode(model):
+    with in_eval_mode(model):
         program = _export_dynamic(model, inputs, tensors) or _export(model, inputs, None)
     return _flatten(program, tensors)
 
 
 @contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch to eval mode and give every module its own mode back: nothing is copied."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

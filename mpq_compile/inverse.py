@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from mpq_compile.allocate import OBJECTIVES, Allocation
 from mpq_compile.calibrate import Batch
+from mpq_compile.capture import in_eval_mode
 from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
 from mpq_compile.progress import track
 from mpq_compile.registry import SOLVERS
@@ -33,28 +34,21 @@ class Drop:
         limit: Greatest drop that is allowed.
         evaluate: The user's measure, higher is better; or None: the share (%) of calibration
             samples whose top-1 differs from float, which bounds the loss of accuracy on them.
-        model: The float model.
+        model: The float network, callable like the model.
         batches: Calibration data, for the label-free drop.
     """
 
     limit: float
     evaluate: Callable[[Callable[..., Any]], float] | None
-    model: Any
+    model: nn.Module
     batches: Sequence[Batch]
     measured: dict[tuple[str, ...], float] = field(default_factory=dict)
 
     @cached_property
     def _float_score(self) -> float:
         assert self.evaluate is not None
-        was_training = isinstance(self.model, nn.Module) and self.model.training
-        if was_training:
-            self.model.eval()
-        try:
-            with torch.no_grad():
-                return float(self.evaluate(self.model))
-        finally:
-            if was_training:
-                self.model.train()
+        with torch.no_grad(), in_eval_mode(self.model):
+            return float(self.evaluate(self.model))
 
     def of(self, session: Session, assignment: dict[str, str]) -> float:
         """Return the drop of an assignment; each is measured once."""

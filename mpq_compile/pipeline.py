@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError
 from mpq_compile.inverse import Drop, cheapest_within_drop
@@ -40,7 +42,9 @@ def _budget(budget: Budget | Mapping[str, float] | None) -> Budget:
 
 
 def _drop(session: Session, evaluate: Evaluate | None, limit: float) -> Drop:
-    return Drop(limit=limit, evaluate=evaluate, model=session.model, batches=session.batches)
+    own = isinstance(session.model, nn.Module)
+    model = session.model if own else session.float_graph()
+    return Drop(limit=limit, evaluate=evaluate, model=model, batches=session.batches)
 
 
 def _plan(

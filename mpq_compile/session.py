@@ -23,7 +23,7 @@ from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolch
 from mpq_compile.cost.latency import anchored, scaled
 from mpq_compile.cost.profile import Profile, load_profile
 from mpq_compile.cost.store import Store
-from mpq_compile.cost.table import analytic_table, counted_costs, measured_table
+from mpq_compile.cost.table import analytic_table, counted_costs, fixed_bytes, measured_table
 from mpq_compile.deploy import write_artifact
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.tier import Tier, detect_tier
@@ -75,6 +75,8 @@ class Session:
     factor: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.candidates, str):
+            self.candidates = [self.candidates]
         # Names are checked before anything that takes time.
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
@@ -187,7 +189,7 @@ class Session:
 
     def bare_plan(self, assignment: Mapping[str, str]) -> Plan:
         """Return a plan without sensitivity and measured costs, for ``assign``."""
-        totals: dict[str, float] = {}
+        totals: dict[str, float] = {"size_bytes": float(fixed_bytes(self.network))}
         peaks = []
         for site in self.network.sites:
             entry = counted_costs(self.network, site, Candidate.parse(assignment[site.id]))
@@ -277,6 +279,10 @@ class Session:
             return list(self.network.captured.example_inputs)
         return [value[:size] for value, size in zip(values, sizes, strict=True)]
 
+    def float_graph(self) -> fx.GraphModule:
+        """Return the float network, called like the model."""
+        return structured(self.network.module, self.network.captured.out_spec)
+
     def reference(self, assignment: Mapping[str, str]) -> fx.GraphModule:
         """Return the oracle of an assignment, without building anything."""
         return reference_of(materialize(self.network, self.ranges, assignment, self.allow_float))
@@ -284,11 +290,15 @@ class Session:
 
 def reference_of(materialized: Materialized) -> fx.GraphModule:
     """Return the materialized graph with the structure of outputs that the model returns."""
+    return structured(materialized.module, materialized.network.captured.out_spec)
+
+
+def structured(module: fx.GraphModule, spec: pytree.TreeSpec) -> fx.GraphModule:
+    """Return a graph with flat outputs so that it returns them in the structure of ``spec``."""
     graph = fx.Graph()
-    outputs = graph.graph_copy(materialized.module.graph, val_map={})
-    spec = materialized.network.captured.out_spec
+    outputs = graph.graph_copy(module.graph, val_map={})
     graph.output(pytree.tree_unflatten(list(outputs), spec))
-    return fx.GraphModule(materialized.module, graph)
+    return fx.GraphModule(module, graph)
 
 
 def _certificate(solution: Solution | None) -> dict[str, Any]:

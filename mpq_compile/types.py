@@ -231,14 +231,15 @@ class CostTable:
     """``costs[site][candidate][axis]`` with axes such as latency_us, size_bytes, bops.
 
     ``transitions[(a, b)][(format_a, format_b)]`` is the time in µs that a change of format
-    between two sites costs. ``overhead_us`` is what the network costs beside its sites.
+    between two sites costs. ``overhead`` is what the network costs
+    beside its sites, by axis: parameters that belong to no site, for instance.
     """
 
     costs: Mapping[str, Mapping[str, Mapping[str, float]]]
     transitions: Mapping[tuple[str, str], Mapping[tuple[str, str], float]] = field(
         default_factory=dict
     )
-    overhead_us: float = 0.0
+    overhead: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,12 +158,12 @@ class Activations(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
         self.convs = nn.ModuleList(nn.Conv2d(6, 6, 1) for _ in self.FUNCTIONS)
+        self.last = nn.Conv2d(6 * len(self.FUNCTIONS), 7, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        for conv, function in zip(self.convs, self.FUNCTIONS, strict=True):
-            x = x + conv(function(x))
-        return x
+        functions = zip(self.convs, self.FUNCTIONS, strict=True)
+        return self.last(torch.cat([conv(function(x)) for conv, function in functions], 1))
 
 
 class Attention(nn.Module):

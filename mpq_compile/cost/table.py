@@ -15,8 +15,10 @@ from mpq_compile.cost.store import Store
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import site_workload
+from mpq_compile.passes.base import constant, is_call
 from mpq_compile.passes.formats import Kind, kinds
 from mpq_compile.passes.network import Network
+from mpq_compile.passes.ops import SITE_OPS
 from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
 
 Choices = Mapping[str, Sequence[str]]
@@ -43,6 +45,20 @@ def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[st
     }
 
 
+def fixed_bytes(network: Network) -> int:
+    """Return the bytes of stored parameters that belong to no site.
+
+    Embeddings, norms and other constants stay float32; a batch norm that stands alone keeps its
+    factors, and weights of one at two bits.
+    """
+    total = 0
+    for node in network.module.graph.nodes:
+        value = constant(network.module, node)
+        if value is not None and any(not is_call(user, *SITE_OPS) for user in node.users):
+            total += value.numel() * value.element_size()
+    return total
+
+
 def analytic_table(network: Network, choices: Choices, profile: Profile) -> CostTable:
     """Return the costs of an analytic target, by its equations."""
     costs: dict[str, dict[str, dict[str, float]]] = {}
@@ -55,7 +71,7 @@ def analytic_table(network: Network, choices: Choices, profile: Profile) -> Cost
             if profile.energy is not None:
                 entry["energy_mj"] = analytic_energy_mj(profile, site, candidate)
             costs[site.id][name] = entry
-    return CostTable(costs=costs)
+    return CostTable(costs=costs, overhead={"size_bytes": float(fixed_bytes(network))})
 
 
 def measured_table(
@@ -91,7 +107,11 @@ def measured_table(
             entry["latency_us"] = times[tasks[site.id, name].workload.key]
             costs[site.id][name] = entry
     seconds = {key: times[task.workload.key] for key, task in changes.items()}
-    return CostTable(costs=costs, transitions=_transitions(siblings, choices, seconds))
+    return CostTable(
+        costs=costs,
+        transitions=_transitions(siblings, choices, seconds),
+        overhead={"size_bytes": float(fixed_bytes(network))},
+    )
 
 
 def workload_of(network: Network, site: Site, candidate: Candidate) -> Any:

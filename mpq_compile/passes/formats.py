@@ -14,7 +14,7 @@ from mpq_compile.errors import UnsupportedOpError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, is_call, target_name
 from mpq_compile.passes.network import Network
-from mpq_compile.types import FORMAT_WIDTH, Candidate
+from mpq_compile.types import FORMAT_WIDTH, Candidate, storage
 
 aten = torch.ops.aten
 
@@ -97,6 +97,8 @@ _FLOATS = frozenset(
         aten._softmax.default,
         aten.log_softmax.int,
         aten.layer_norm.default,
+        aten.embedding.default,
+        aten.upsample_bilinear2d.vec,
         aten.group_norm.default,
         aten.scaled_dot_product_attention.default,
         aten.matmul.default,
@@ -179,7 +181,8 @@ def _is_average(network: Network, node: fx.Node) -> bool:
 def _is_table(network: Network, node: fx.Node) -> bool:
     if node.target not in _TABLES or not isinstance(node.args[0], fx.Node):
         return False
-    return len(node.all_input_nodes) == 1 and _is_float(network, node)
+    same = _is_float(network, node) and _is_float(network, node.args[0])
+    return len(node.all_input_nodes) == 1 and same
 
 
 def _is_float(network: Network, node: fx.Node) -> bool:
@@ -228,23 +231,22 @@ def kinds(network: Network, allow_float: bool = False) -> dict[str, Kind]:
     Raises:
         UnsupportedOpError: An operator has no lowering and ``allow_float`` is False.
     """
-    table: dict[str, Kind] = {}
-    for node in network.module.graph.nodes:
-        kind = classify(network, node)
-        if kind is None:
-            continue
-        if kind is Kind.UNSUPPORTED:
-            if not allow_float:
-                raise UnsupportedOpError(
-                    f"operator {target_name(node)} is not supported",
-                    where=f"node {node.name}, {source_line(node)}",
-                    expected="an operator of the README's list",
-                    found=target_name(node),
-                    remedy="replace it, or pass allow_float=True to run it in float on TVM",
-                )
-            kind = Kind.FLOAT
-        table[node.name] = kind
-    return table
+    classified = {node: classify(network, node) for node in network.module.graph.nodes}
+    refused = [node for node, kind in classified.items() if kind is Kind.UNSUPPORTED]
+    if refused and not allow_float:
+        names = list(dict.fromkeys(target_name(node) for node in refused))
+        raise UnsupportedOpError(
+            f"operator {names[0]} is not supported",
+            where=f"node {refused[0].name}, {source_line(refused[0])}",
+            expected="operators of the README's list",
+            found=", ".join(names),
+            remedy="replace it, or pass allow_float=True to run it in float on TVM",
+        )
+    return {
+        node.name: Kind.FLOAT if kind is Kind.UNSUPPORTED else kind
+        for node, kind in classified.items()
+        if kind is not None
+    }
 
 
 def quantizer_roots(network: Network, table: Mapping[str, Kind]) -> dict[str, str]:
@@ -331,7 +333,9 @@ def _demand(
             return candidates[user.name].input_format, True
         return formats[user.name], False
     if kind in _FOLLOWS_OUTPUT:
-        return formats[user.name], False
+        # A table reads codes; the others read any format.
+        reads_codes = kind is Kind.TABLE and storage(formats[user.name]) == "u8"
+        return formats[user.name], reads_codes
     if kind in (*_SHARES_INPUT, Kind.CONCAT):
         return formats[user.name], True
     return "fp32", True

@@ -351,9 +351,9 @@ class _Builder:
 
     def table(self, node: fx.Node) -> tuple[fx.Node, str]:
         x, fmt = node.args[0], self.stored(node)
-        source = self.stored(x)
-        if storage(fmt) != "u8" or storage(source) != "u8":
+        if storage(fmt) != "u8":
             return self.float_op(node)
+        source = self.stored(x) if storage(self.stored(x)) == "u8" else fmt
         before, after = self.qparams(x, source), self.qparams(node, fmt)
         assert before is not None and after is not None
         table = self.attribute(f"{node.name}_table", unary_table(node, before, after))

@@ -66,4 +66,4 @@ def decibels(found: Any, exact: Any) -> float:
     """Return the least signal-to-noise ratio over the outputs."""
     pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(exact), strict=True)
     ratios = [b.square().sum() / (a - b).square().sum().clamp_min(1e-20) for a, b in pairs]
-    return float(10 * torch.log10(torch.stack(ratios).min()))
+    return float(10 * torch.log10(torch.stack(ratios).min().detach()))

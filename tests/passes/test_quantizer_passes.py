@@ -214,6 +214,43 @@ def test_a_tensor_is_stored_in_the_widest_format_that_is_read() -> None:
     assert stored("w8a4", "w4a4") == "u4"
 
 
+class Gated(nn.Module):
+    """A table whose input is also a residual of the network's output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return x + self.b(F.silu(x))
+
+
+def test_tables_between_integer_sites_are_integer() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 6, 6)
+    result = materialized(Gated(), x, "w8a8")
+    assert calls(result.module) == {"mpq_convert": 1, "mpq_qconv2d": 2, "mpq_lut": 1}
+    assert list(result.floats) == []
+
+
+class Normed(Gated):
+    """A table whose input is also read by a float operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return F.softmax(x, 1) + self.b(F.silu(x))
+
+
+def test_a_table_reads_codes_of_a_tensor_that_is_stored_in_float() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 6, 6)
+    result = materialized(Normed(), x, "w8a8")
+    assert calls(result.module)["mpq_lut"] == 1
+    assert len(result.floats) == 1 and "softmax" in result.floats[0]
+    assert decibels(result.module(x), result.network.module(x)) > 30
+
+
 def test_moved_values_keep_their_quantizer() -> None:
     model, x = chain(nn.MaxPool2d(2))
     network, _ = calibrated(model, x)
