@@ -21,7 +21,7 @@ from mpq_compile.pipeline import assign_session
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.session import Session
 
-SAMPLES = {"resnet20": 5000, "resnet32": 5000, "squeezenet": 400, "dscnn": 400}
+SAMPLES = {"resnet20": 1000, "resnet32": 1000, "squeezenet": 400, "dscnn": 400}
 BATCH = 50
 HEAD = ("network", "samples", "candidate", "float", "top-1", "drop", "± se", "equal", "bytes")
 

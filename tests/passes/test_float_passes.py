@@ -15,6 +15,7 @@ from mpq_compile.errors import CaptureError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant
 from mpq_compile.passes.canonicalize import Canonicalize
+from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
 from mpq_compile.passes.fold_batchnorm import FoldBatchnorm
 from mpq_compile.passes.fold_constants import FoldConstants
 from mpq_compile.passes.remove_identity import RemoveIdentity
@@ -295,6 +296,25 @@ def test_a_scaled_sum_is_left_alone() -> None:
     model = Function(lambda x: torch.add(x, x, alpha=2))
     module = after(captured(model, IMAGE).module, Canonicalize())
     assert only(module, aten.add.Tensor)
+    assert_same(model, module, [IMAGE])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.add(x, F.relu(x), alpha=2),
+        lambda x: torch.sub(x, F.relu(x), alpha=-0.5),
+        lambda x: torch.add(x, 3.0, alpha=2),
+        lambda x: torch.rsub(x, F.relu(x), alpha=3),
+        lambda x: 2.0 - x,
+    ],
+)
+def test_factors_of_a_sum_become_products(function) -> None:
+    model = Function(function)
+    module = after(captured(model, IMAGE).module, ExpandScaledSums())
+    assert "rsub" not in calls(module)
+    for node in module.graph.nodes:
+        assert "alpha" not in node.kwargs
     assert_same(model, module, [IMAGE])
 
 
