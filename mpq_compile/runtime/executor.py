@@ -159,9 +159,11 @@ def _is_torch(value: Any) -> bool:
 
 
 def _contiguous(value: Any, as_torch: bool) -> Any:
-    if as_torch:
-        return value.detach().contiguous().reshape(-1)
-    return np.ascontiguousarray(value).reshape(-1)
+    if as_torch and value.is_contiguous():
+        return value.detach().reshape(-1)
+    # A copy by torch would wake its thread pool, which then spins beside TVM's for a while and
+    # costs the network several times its own latency: NumPy copies in this thread.
+    return np.ascontiguousarray(value.detach().numpy() if as_torch else value).reshape(-1)
 
 
 def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
