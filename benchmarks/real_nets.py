@@ -1,4 +1,4 @@
-"""The four networks on their whole evaluation sets: accuracy, equality with the oracle, size.
+"""The four networks on real data: accuracy, equality with the oracle, stored size.
 
     python benchmarks/real_nets.py [--nets resnet20,dscnn] [--candidates w8a8,w4a8]
 
