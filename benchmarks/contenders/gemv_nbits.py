@@ -6,7 +6,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from contenders.gemv import GROUP, GemvTask, random_codes
-from contenders.onnx_runtime import session
+from contenders.saved_models import load_onnx
 from contenders.task import Prepared
 
 
@@ -19,7 +19,12 @@ def prepare(task: GemvTask, bits: int, accuracy_level: int) -> Prepared:
         accuracy_level: 0 for float32 activations, 4 for int8.
     """
     model = _model(task, bits, accuracy_level)
-    return Prepared(run=session(model.SerializeToString(), task.threads), example=task.example)
+    run = load_onnx(model.SerializeToString(), task.threads)
+    return Prepared(
+        run=lambda x: run(x.numpy()),
+        example=task.example,
+        repeats=len(model.graph.node),
+    )
 
 
 def _model(task: GemvTask, bits: int, accuracy_level: int) -> ModelProto:

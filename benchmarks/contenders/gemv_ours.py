@@ -43,7 +43,7 @@ def prepare(task: GemvTask, candidate: str) -> Prepared:
         tvm.runtime.tensor(np.zeros(task.outputs, np.float32)),
         copies,
     )
-    return Prepared(run=run, example=task.example)
+    return Prepared(run=run, example=task.example, repeats=len(copies))
 
 
 def _workload(task: GemvTask, chosen: Candidate) -> LinearWorkload:

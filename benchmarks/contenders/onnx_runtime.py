@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,32 +13,21 @@ from onnxruntime.quantization import (
     quant_pre_process,
     quantize_static,
 )
-from torch import Tensor
 
 from contenders.onnx_export import exported
+from contenders.saved_models import load_onnx
 from contenders.task import NetTask, Prepared
 from mpq_compile.kernels.tier import host_flags
 
 
 def fp32(task: NetTask) -> Prepared:
     """The exported model."""
-    return task.prepared(session(exported(task), task.threads))
+    return task.prepared_numpy(load_onnx(exported(task), task.threads))
 
 
 def int8(task: NetTask) -> Prepared:
     """The quantized model."""
-    return task.prepared(session(quantized(task), task.threads))
-
-
-def session(model: Path | bytes, threads: int) -> Callable[[Tensor], np.ndarray]:
-    """Return a function from input to output of a model."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    source = model if isinstance(model, bytes) else str(model)
-    loaded = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    name = loaded.get_inputs()[0].name
-    return lambda x: loaded.run(None, {name: x.numpy()})[0]
+    return task.prepared_numpy(load_onnx(quantized(task), task.threads))
 
 
 def quantized(task: NetTask) -> Path:

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import openvino
-from torch import Tensor
 
 from contenders.onnx_export import exported
+from contenders.saved_models import load_openvino
 from contenders.task import NetTask, Prepared
 
 
 def prepare(task: NetTask, precision: str, quantized: bool) -> Prepared:
     """Compile the exported or the quantized model for latency, with a precision hint."""
     model = quantized_model(task) if quantized else exported(task)
-    return task.prepared(compiled(model, task.threads, precision))
-
-
-def compiled(model: Path, threads: int, precision: str) -> Callable[[Tensor], np.ndarray]:
-    """Return a function from input to output of a model."""
-    hints = {"fp32": "f32", "bf16": "bf16"}
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": hints[precision],
-    }
-    core = openvino.Core()
-    request = core.compile_model(core.read_model(model), "CPU", settings).create_infer_request()
-    return lambda x: request.infer({0: x.numpy()}, share_inputs=True, share_outputs=True)[0]
+    return task.prepared_numpy(load_openvino(model, task.threads, precision))
 
 
 def quantized_model(task: NetTask) -> Path:

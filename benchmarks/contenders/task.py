@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peer_nets import NETWORKS, PeerNet
 from safetensors.torch import load_file, save_file
@@ -25,11 +26,13 @@ class Prepared:
         run: Takes the float32 input, contiguous, and returns the float32 output.
         example: What is timed.
         compared: Inputs on which the output is compared with float.
+        repeats: How often one run does what is timed; times are divided by it.
     """
 
     run: Callable[[Tensor], Any]
     example: Tensor
     compared: tuple[Tensor, ...] = ()
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class NetTask:
     def prepared(self, run: Callable[[Tensor], Any]) -> Prepared:
         """Return a contender of this task."""
         return Prepared(run=run, example=self.example, compared=self.compared)
+
+    def prepared_numpy(self, run: Callable[[np.ndarray], np.ndarray]) -> Prepared:
+        """Return a contender of this task that takes NumPy arrays; sharing memory is free."""
+        return self.prepared(lambda x: run(x.numpy()))
 
     def float_outputs(self) -> list[Tensor]:
         """Return the network's outputs on ``compared``, computed in float64."""

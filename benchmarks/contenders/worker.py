@@ -159,7 +159,7 @@ class _Host:
             buffer[...] = source
             start = time.perf_counter()
             self._prepared.run(x)
-            return (time.perf_counter() - start) * 1e3
+            return (time.perf_counter() - start) * 1e3 / self._prepared.repeats
 
         _calls(call, block.warm_s)
         return _calls(call, block.seconds)

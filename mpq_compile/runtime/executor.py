@@ -14,8 +14,14 @@ from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
 from mpq_compile.lower.parameters import build_parameter
 from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
 from mpq_compile.runtime.threads import thread_count
+from mpq_compile.runtime.virtual_machine import (
+    VirtualMachine,
+    as_array,
+    as_tensor,
+    as_tuple,
+    is_tensor,
+)
 
-_ALIGNMENT = 64
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
 
 
@@ -41,21 +47,14 @@ class Executor:
                 remedy="compile for this CPU, or with MPQ_TIER set to a tier that both have",
             )
         thread_count()
-        import tvm
-        from tvm import relax
-
         if tier.dot == "amx":
             request_amx()
         self.manifest = manifest
-        self._tensor = tvm.runtime.tensor
-        self._from_dlpack = tvm.runtime.from_dlpack
-        library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
-        self._machine = relax.VirtualMachine(library, tvm.cpu())
-        self._main = self._machine["main"]
+        self._machine = VirtualMachine(folder / LIBRARY)
         arrays = read_weights(folder / WEIGHTS, manifest.arrays)
-        self._parameters = _tuple(
+        self._parameters = as_tuple(
             [
-                tvm.runtime.tensor(build_parameter(recipe, manifest.sites, arrays, tier))
+                as_tensor(build_parameter(recipe, manifest.sites, arrays, tier))
                 for recipe in manifest.recipes
             ]
         )
@@ -64,19 +63,10 @@ class Executor:
 
     def run_flat(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on contiguous flat arrays (NumPy, torch or TVM); return TVM tensors, flat."""
-        tensors = [self._as_tensor(value) for value in inputs]
+        tensors = [value if is_tensor(value) else as_tensor(value) for value in inputs]
         with self._lock:
-            outputs = self._main(*tensors, self._parameters)
-        return list(outputs) if not hasattr(outputs, "numpy") else [outputs]
-
-    def _as_tensor(self, value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return self._tensor(value)
-        if not _is_torch(value):
-            return value
-        # Kernels assume aligned memory; a slice of a larger tensor may not have it.
-        aligned = value.data_ptr() % _ALIGNMENT == 0
-        return self._from_dlpack(value) if aligned else self._tensor(value.numpy())
+            outputs = self._machine.main(*tensors, self._parameters)
+        return [outputs] if is_tensor(outputs) else list(outputs)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.
@@ -148,12 +138,6 @@ def request_amx() -> None:
     ctypes.CDLL(None, use_errno=True).syscall(158, _ARCH_REQ_XCOMP_PERM, _XTILEDATA)
 
 
-def _tuple(tensors: list[Any]) -> Any:
-    import tvm_ffi
-
-    return tvm_ffi.convert(tensors)
-
-
 def _is_torch(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
 
@@ -168,7 +152,7 @@ def _contiguous(value: Any, as_torch: bool) -> Any:
 
 def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
     if not as_torch:
-        return output.numpy().reshape(shape)
+        return as_array(output).reshape(shape)
     import torch
 
     return torch.from_dlpack(output).reshape(shape)
