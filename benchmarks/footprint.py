@@ -51,8 +51,8 @@ def timed(*arguments: str) -> dict[str, Any]:
 
 def compiled(task: NetTask) -> dict[str, Any]:
     """Compile twice: the first process measures costs, the second finds them."""
-    fresh("compile", task.network, str(task.folder))
-    answer = timed("compile", task.network, str(task.folder))
+    fresh("compile", task.net.name, str(task.folder))
+    answer = timed("compile", task.net.name, str(task.folder))
     files = [path for path in (task.folder / "artifact").iterdir() if path.is_file()]
     return answer | {"files": {path.name: path.stat().st_size for path in files}}
 
@@ -74,7 +74,7 @@ def models(task: NetTask) -> dict[str, Path]:
 def measure(network: str) -> dict[str, Any]:
     """Return everything about one network."""
     with tempfile.TemporaryDirectory(prefix="footprint-") as folder:
-        task = NetTask(network, 1, physical_cores(), Path(folder))
+        task = NetTask(NETWORKS[network], 1, physical_cores(), Path(folder))
         with timing_lock(shared=True):
             paths = models(task)
         answer = {"network": network, "compile": compiled(task)}

@@ -33,6 +33,7 @@ def compile_network(network: str, folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     import tvm  # noqa: F401
     from contenders.task import NetTask
+    from peer_nets import NETWORKS
 
     from mpq_compile.pipeline import compile_session
     from mpq_compile.runtime.threads import thread_count
@@ -40,7 +41,7 @@ def compile_network(network: str, folder: Path) -> dict[str, Any]:
     from mpq_compile.types import Budget
 
     imported = time.perf_counter()
-    task = NetTask(network, 1, thread_count(), folder)
+    task = NetTask(NETWORKS[network], 1, thread_count(), folder)
     session = Session(task.module, task.example, task.calibration, candidates=["w8a8", "w4a8"])
     assert session.ranges and session.sensitivity
     calibrated = time.perf_counter()
@@ -61,6 +62,7 @@ def run_model(runtime: str, model: Path, shape: list[int]) -> dict[str, Any]:
     from contenders import saved_models
 
     from mpq_compile.runtime.threads import thread_count
+
     threads = thread_count()
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     before, start = memory_mb(), time.perf_counter()

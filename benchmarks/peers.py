@@ -44,7 +44,7 @@ def network_section(
         [*ours(options.candidates.split(",")), *PEERS], options.contenders.split(",")
     )
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-        task = NetTask(name, batch, options.threads, Path(folder))
+        task = NetTask(NETWORKS[name], batch, options.threads, Path(folder))
         results = run(contenders, task, schedule, task.float_outputs(), say)
     verdicts = judged(results, goals_of(name, batch))
     title = f"{name}, batch {batch}, {options.threads} threads, {schedule.rounds} rounds"

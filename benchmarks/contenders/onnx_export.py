@@ -11,7 +11,7 @@ from contenders.task import NetTask
 
 def exported(task: NetTask) -> Path:
     """Return the path of the ONNX model of the timed shape."""
-    path = task.folder / f"{task.network}.onnx"
+    path = task.folder / f"{task.net.name}.onnx"
     if not path.is_file():
         torch.onnx.export(task.module, (task.example,), str(path), dynamo=True, external_data=False)
     return path

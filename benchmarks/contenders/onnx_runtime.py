@@ -32,10 +32,10 @@ def int8(task: NetTask) -> Prepared:
 
 def quantized(task: NetTask) -> Path:
     """Return the path of the int8 model: u8 activations, s8 weights per channel."""
-    path = task.folder / f"{task.network}.int8.onnx"
+    path = task.folder / f"{task.net.name}.int8.onnx"
     if path.is_file():
         return path
-    source = task.folder / f"{task.network}.pre.onnx"
+    source = task.folder / f"{task.net.name}.pre.onnx"
     quant_pre_process(str(exported(task)), str(source))
     name = onnxruntime.InferenceSession(str(source)).get_inputs()[0].name
     quantize_static(

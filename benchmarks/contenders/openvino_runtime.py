@@ -19,7 +19,7 @@ def prepare(task: NetTask, precision: str, quantized: bool) -> Prepared:
 
 def quantized_model(task: NetTask) -> Path:
     """Return the path of the int8 model, quantized by NNCF for performance."""
-    path = task.folder / f"{task.network}.int8.xml"
+    path = task.folder / f"{task.net.name}.int8.xml"
     if path.is_file():
         return path
     import nncf

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from peer_nets import NETWORKS, PeerNet
+from peer_nets import PeerNet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -40,21 +40,16 @@ class NetTask:
     """Run a network at a batch.
 
     Args:
-        network: Name in ``NETWORKS``.
+        net: The network's definition.
         batch: Samples of a call.
         threads: Threads of every runtime.
         folder: Where the weights stand, and exported models, shared by the contenders.
     """
 
-    network: str
+    net: PeerNet
     batch: int
     threads: int
     folder: Path
-
-    @property
-    def net(self) -> PeerNet:
-        """The definition."""
-        return NETWORKS[self.network]
 
     @cached_property
     def module(self) -> nn.Module:
