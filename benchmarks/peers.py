@@ -17,6 +17,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def gemv_section(
     return section(results, verdicts, {"gemv": list(size)})
 
 
+def all_sections(options: argparse.Namespace, schedule: Schedule) -> Iterator[dict[str, Any]]:
+    """Run what the command line names, one after the other."""
+    for name in filter(None, options.net.split(",")):
+        for batch in options.batch.split(","):
+            yield network_section(name, int(batch), options, schedule)
+    for size in SIZES if options.gemv else ():
+        yield gemv_section(size, options, schedule)
+
+
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(
@@ -94,15 +104,12 @@ def main(arguments: list[str] | None = None) -> None:
     schedule = QUICK if options.quick else Schedule()
     if options.rounds:
         schedule = Schedule(rounds=options.rounds, pause_s=schedule.pause_s, block=schedule.block)
-    sections = [
-        network_section(name, int(batch), options, schedule)
-        for name in filter(None, options.net.split(","))
-        for batch in options.batch.split(",")
-    ]
-    sections += [gemv_section(size, options, schedule) for size in SIZES if options.gemv]
-    if options.json:
-        text = json.dumps(document(options.threads, schedule, sections), indent=1)
-        options.json.write_text(text + "\n", encoding="utf-8")
+    sections: list[dict[str, Any]] = []
+    for found in all_sections(options, schedule):
+        sections.append(found)
+        if options.json:  # after each, so that a long run that is stopped leaves what it has
+            text = json.dumps(document(options.threads, schedule, sections), indent=1)
+            options.json.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

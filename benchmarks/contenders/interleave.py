@@ -17,6 +17,8 @@ from contenders.ratios import sqnr_db
 from contenders.worker import Block, Worker, WorkerError
 from mpq_compile.lock import timing_lock
 
+# A run is long: it outwaits other timings.
+_LOCK_S = 3600.0
 Say = Callable[[str], None]
 
 
@@ -106,7 +108,7 @@ def _prepare(
     name = result.contender.name
     try:
         # Preparing keeps the machine busy: nothing may be timed beside it.
-        with timing_lock(shared=True):
+        with timing_lock(_LOCK_S, shared=True):
             worker = Worker(result.contender, task, _log(task.folder, name))
             workers[name] = worker
             result.prepare_s = worker.prepare_s
@@ -130,7 +132,7 @@ def _time_in_turns(
     for number in range(schedule.rounds):
         say(f"round {number + 1} of {schedule.rounds}")
         alive = [name for name in workers if not results[name].reason]
-        with timing_lock():
+        with timing_lock(_LOCK_S):
             for name in order.sample(alive, len(alive)):
                 time.sleep(schedule.pause_s)
                 _time_block(results[name], workers[name], schedule.block)
