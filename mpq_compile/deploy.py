@@ -93,7 +93,7 @@ def write_artifact(
     materialized = materialize(network, calibration, plan.assignment, allow_float)
     lowered = lower(materialized, network.captured.example_inputs, tier, threads)
     folder.mkdir(parents=True, exist_ok=True)
-    unscheduled = build_library(lowered, tier, threads, folder / LIBRARY)
+    library = build_library(lowered, tier, threads, folder / LIBRARY)
     index = write_weights(folder / WEIGHTS, lowered.arrays)
     (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
     inputs = zip(lowered.input_shapes, lowered.input_dtypes, strict=True)
@@ -101,6 +101,7 @@ def write_artifact(
     manifest = Manifest(
         tier=tier.name,
         threads=threads,
+        arena=library.arena,
         inputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in inputs],
         outputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in outputs],
         out_spec=pytree.treespec_dumps(network.captured.out_spec),
@@ -109,7 +110,7 @@ def write_artifact(
         recipes=lowered.recipes,
         arrays=index,
         audit=audit_rows(materialized, lowered.kernel_of, tier),
-        notes=[f"no schedule fits {name}: it runs scalar" for name in unscheduled],
+        notes=[f"no schedule fits {name}: it runs scalar" for name in library.unscheduled],
         provenance=dict(plan.provenance),
     )
     seal(folder, manifest)

@@ -13,6 +13,7 @@ from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
 from mpq_compile.lower.parameters import build_parameter
 from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
+from mpq_compile.runtime.engine import Machine, Program
 from mpq_compile.runtime.threads import thread_count
 
 _ALIGNMENT = 64
@@ -42,7 +43,6 @@ class Executor:
             )
         thread_count()
         import tvm
-        from tvm import relax
 
         if tier.dot == "amx":
             request_amx()
@@ -50,24 +50,18 @@ class Executor:
         self._tensor = tvm.runtime.tensor
         self._from_dlpack = tvm.runtime.from_dlpack
         library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
-        self._machine = relax.VirtualMachine(library, tvm.cpu())
-        self._main = self._machine["main"]
         arrays = read_weights(folder / WEIGHTS, manifest.arrays)
-        self._parameters = _tuple(
-            [
-                tvm.runtime.tensor(build_parameter(recipe, manifest.sites, arrays, tier))
-                for recipe in manifest.recipes
-            ]
-        )
-        # The virtual machine keeps registers between instructions: one call at a time.
+        parameters = [
+            build_parameter(recipe, manifest.sites, arrays, tier) for recipe in manifest.recipes
+        ]
+        self._engine = _engine(library, parameters, manifest)
         self._lock = threading.Lock()
 
     def run_flat(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on contiguous flat arrays (NumPy, torch or TVM); return TVM tensors, flat."""
         tensors = [self._as_tensor(value) for value in inputs]
         with self._lock:
-            outputs = self._main(*tensors, self._parameters)
-        return list(outputs) if not hasattr(outputs, "numpy") else [outputs]
+            return self._engine(tensors)
 
     def _as_tensor(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -123,6 +117,14 @@ class Executor:
         return [joined([piece[i] for piece in pieces])[:total] for i in range(len(pieces[0]))]
 
 
+def _engine(
+    library: Any, parameters: Sequence[np.ndarray], manifest: Manifest
+) -> Program | Machine:
+    if manifest.arena is None:
+        return Machine(library, parameters)
+    return Program(library, parameters, manifest.arena, manifest.outputs)
+
+
 def _fits(value: Any, spec: Mapping[str, Any], dynamic: bool) -> bool:
     """Tell whether an array is one that the network takes, of any batch where that is free."""
     if not hasattr(value, "shape") or str(getattr(value, "device", "cpu")) != "cpu":
@@ -146,12 +148,6 @@ def request_amx() -> None:
     import ctypes
 
     ctypes.CDLL(None, use_errno=True).syscall(158, _ARCH_REQ_XCOMP_PERM, _XTILEDATA)
-
-
-def _tuple(tensors: list[Any]) -> Any:
-    import tvm_ffi
-
-    return tvm_ffi.convert(tensors)
 
 
 def _is_torch(value: Any) -> bool:
