@@ -15,6 +15,8 @@ from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload,
 
 # Elements of k in one row of an AMX tile: 64 bytes.
 TILE_DEPTH = {"int8": 64, "bf16": 32}
+# Elements of k in one row of a 2 × 8 operand of usmmla.
+MATRIX_DEPTH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,8 @@ def k_group(workload: Workload, tier: Tier) -> int:
     """Return the input elements that one step of the dot product consumes."""
     if is_depthwise(workload):
         return 1
+    if uses_matrix_products(workload, tier):
+        return MATRIX_DEPTH
     if workload.compute == "int8":
         return tier.k_group
     return 2 if uses_bf16_dot(workload, tier) else 1
@@ -194,6 +198,20 @@ def uses_tiles(workload: Workload, tier: Tier) -> bool:
         return False
     pixels = shape.out_height * shape.out_width
     return shape.group_outputs >= tier.lanes and pixels >= 8 and 4 * shape.run >= depth
+
+
+def uses_matrix_products(workload: Workload, tier: Tier) -> bool:
+    """Tell whether a workload runs on usmmla, which multiplies pairs of pixels: as many
+    instructions as usdot for one pixel, half as many for two.
+
+    Few-row linears read packed codes instead, and weights scaled by groups need their sums lane
+    by lane.
+    """
+    if tier.dot != "usmmla" or workload.compute != "int8" or is_depthwise(workload):
+        return False
+    if isinstance(workload, LinearWorkload):
+        return workload.rows > FEW_ROWS and not workload.group_size
+    return workload.batch * workload.out_height * workload.out_width > 1
 
 
 def padded_run(workload: Workload, tier: Tier) -> int:

@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.blocking import StepCost
 from mpq_compile.kernels.emit import load, splat, vector, widen
-from mpq_compile.kernels.geometry import uses_bf16_dot
+from mpq_compile.kernels.geometry import MATRIX_DEPTH, uses_bf16_dot, uses_matrix_products
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
@@ -91,6 +91,37 @@ class Sdot(DotStep):
         return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
 
 
+class Usdot(Sdot):
+    """NEON with i8mm: u8 × s8, so that the input is taken as it is."""
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        word = T.reinterpret("uint32", load(buffer, offset, 4))
+        return T.reinterpret("uint8x16", T.broadcast(word, 4))
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        name = "llvm.aarch64.neon.usdot.v4i32.v16i8"
+        return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
+
+
+class Usmmla(DotStep):
+    """NEON with i8mm: 2 pixels × 8 inputs by 8 inputs × 2 channels, u8 × s8.
+
+    An accumulator holds [pixel][channel]; ``matrix_block`` pairs pixels and channels.
+    """
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        """Load eight weights of each of two channels."""
+        return load(buffer, offset, 2 * MATRIX_DEPTH)
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        """Load eight inputs of one pixel: half of an operand."""
+        return load(buffer, offset, MATRIX_DEPTH)
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        name = "llvm.aarch64.neon.usmmla.v4i32.v16i8"
+        return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
+
+
 class FloatStep(DotStep):
     """float32 multiply-add; inputs may be stored as bf16, weights as bf16 or int8."""
 
@@ -160,6 +191,9 @@ def _format(dtype: str) -> str:
 
 def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
+    if uses_matrix_products(workload, tier):
+        cost = StepCost(weight=2, spare=5, pixels=2)
+        return Usmmla(lanes=4, k_group=MATRIX_DEPTH, cost=cost)
     if workload.compute == "int8":
         return _integer_step(tier)
     if uses_bf16_dot(workload, tier):
@@ -193,6 +227,8 @@ def _integer_step(tier: Tier) -> DotStep:
         return Vpdpbusd(lanes=16, k_group=4, cost=StepCost())
     if tier.dot == "vpmaddwd":
         return Vpmaddwd(lanes=8, k_group=2, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))
+    if tier.dot == "usmmla":
+        return Usdot(lanes=4, k_group=4, cost=StepCost())
     if tier.dot == "sdot":
         return Sdot(lanes=4, k_group=4, cost=StepCost(pixel=2))
     return DotStep(lanes=tier.lanes, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))
