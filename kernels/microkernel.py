@@ -192,7 +192,7 @@ def _format(dtype: str) -> str:
 def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
     if uses_matrix_products(workload, tier):
-        cost = StepCost(weight=2, spare=5, pixels=2)
+        cost = StepCost(weight=2, spare=8, pixels=2)
         return Usmmla(lanes=4, k_group=MATRIX_DEPTH, cost=cost)
     if workload.compute == "int8":
         return _integer_step(tier)

@@ -2,42 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
 import emulator
+import matmul_cases as cases
+import numpy as np
 import pytest
 import test_elementwise
 import test_matmul
 import test_pool
+from tvm.script import tirx as T
 
 from mpq_compile.kernels.tier import TIERS
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing_tool()), reason=str(emulator.missing_tool()))
-NEON = TIERS["neon"]
+
+NEON, MATRIX = "neon", "neon_i8mm"
+# Where both tiers run one kernel, the other one is left to the longer sweep.
+ON_BOTH = (test_matmul.test_integer_convolution_equals_the_oracle,)
+ON_MATRIX = (
+    test_matmul.test_linear,
+    test_matmul.test_linear_with_group_scales,
+    test_matmul.test_every_pair_of_residual_and_output_formats,
+    test_matmul.test_formats_of_groups_narrower_than_a_vector,
+)
 
 
 def batteries(*modules: ModuleType) -> Iterator[FunctionType]:
-    """Yield the tests of modules that run on every tier."""
+    """Yield the tests of modules that run on every tier of the host."""
     for module in modules:
         for name, test in vars(module).items():
-            if name.startswith("test_") and _tier_mark(test):
+            if name.startswith("test_") and _other_marks(test) != getattr(test, "pytestmark", []):
                 yield test
 
 
-def _tier_mark(test: Any) -> list[pytest.Mark]:
-    return [mark for mark in getattr(test, "pytestmark", []) if mark.args[:1] == ("tier",)]
+def _other_marks(test: Any) -> list[pytest.Mark]:
+    marks = getattr(test, "pytestmark", [])
+    return [mark for mark in marks if mark.args[:1] != ("tier",)]
 
 
-def for_tiers(test: FunctionType, *names: str) -> Callable[..., None]:
-    """Return a test of the host's tiers as the same test of the tiers ``names``."""
-    copy = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
-    marks = _tier_mark(test)
-    copy.pytestmark = [mark for mark in test.pytestmark if mark not in marks]
-    tiers = [TIERS[name] for name in names]
-    return pytest.mark.parametrize("tier", tiers, ids=names)(copy)
+def on_aarch64(test: FunctionType) -> Any:
+    """Return a test of the host's tiers as the same test of the aarch64 tiers."""
+    copy: Any = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
+    copy.pytestmark = _other_marks(test)
+    quick = {NEON, MATRIX} if test in ON_BOTH else {MATRIX if test in ON_MATRIX else NEON}
+    tiers = [
+        pytest.param(TIERS[name], id=name, marks=() if name in quick else pytest.mark.slow)
+        for name in (NEON, MATRIX)
+    ]
+    return pytest.mark.parametrize("tier", tiers)(copy)
 
 
 for _test in batteries(test_matmul, test_elementwise, test_pool):
-    globals()[_test.__name__] = for_tiers(_test, "neon")
+    globals()[_test.__name__] = on_aarch64(_test)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [NEON, MATRIX])
+@pytest.mark.parametrize("seed", range(150))
+def test_random_workloads(seed, name):
+    workload = test_matmul.random_workload(np.random.default_rng(seed))
+    cases.assert_matches(workload, TIERS[name], seed=seed)
+
+
+@pytest.mark.parametrize("reads,writes", [(64, 0), (0, 1), (0, 64)])
+def test_the_emulation_catches_a_step_past_the_end(reads, writes):
+    @T.prim_func(s_tir=True)
+    def main(
+        x: T.Buffer((100,), "uint8"),  # type: ignore[valid-type]
+        y: T.Buffer((100,), "uint8"),  # type: ignore[valid-type]
+    ):
+        for i in range(100):
+            y[i + writes] = x[i + reads]
+
+    x = np.arange(100, dtype=np.uint8)
+    with pytest.raises(AssertionError, match="Segmentation fault|wrote past the end"):
+        emulator.emulate(main, TIERS[NEON], [x], np.zeros_like(x))
