@@ -124,6 +124,8 @@ class EmulatedTiles(TileUnit):
             T.buffer_store(self.buffers[tile, dtype], value, [row * elements + column])
 
     def multiply(self, acc: int, inputs: int, weights: int) -> None:
+        # The instruction faults on other shapes.
+        assert self.rows[acc] == self.rows[inputs] and self.rows[weights] == TILE_ROWS
         _, input_dtype, weight_dtype = TILE_DTYPES[self.compute]
         group = 4 // ELEMENT_BYTES[input_dtype]
         sums = self._sums(acc)

@@ -94,8 +94,13 @@ class TileBlock(PixelBlock):
         yield
         self.unit.end()
 
+    def prepare(self) -> None:
+        # Outside of the loop over blocks: configuring takes as long as a dozen products.
+        if self._varies():
+            self._configure()
+
     def _varies(self) -> bool:
-        """Tell whether blocks differ in pixels, so that each configures its tiles."""
+        """Tell whether blocks differ in pixels, so that the tiles are configured more than once."""
         plan, shape = self.plan, self.plan.shape
         rows = {plan.line_rows, shape.out_height % plan.line_rows or plan.line_rows}
         if not plan.flat_rows and len(rows) > 1:
@@ -122,8 +127,6 @@ class TileBlock(PixelBlock):
 
     def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
         plan, lanes = self.plan, self.plan.step.lanes
-        if self._varies():
-            self._configure()
         parts = segments(self.block, plan.shape)
         self._start(len(parts), place, channels)
         start = T.bind(place.pixel + place.group * plan.shape.group_inputs)
