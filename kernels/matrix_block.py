@@ -1,8 +1,8 @@
-"""The register block on usmmla: pairs of pixels × pairs of channels.
+"""The register block on usmmla and bfmmla: pairs of pixels × pairs of channels.
 
 An accumulator holds the sums of two pixels and two channels, so that a vector of four channels
-takes two accumulators a pair of pixels. Weights are laid out as for every register block, eight
-inputs a step: the first half of a step's weights are the operand of the first two channels.
+takes two accumulators a pair of pixels. Weights are laid out as for every register block: the
+first half of a step's weights are the operand of the first two channels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.emit import load, permute, store
 from mpq_compile.kernels.gemm_plan import plan_gemm
-from mpq_compile.kernels.geometry import MATRIX_DEPTH
 from mpq_compile.kernels.implicit_gemm import build
 from mpq_compile.kernels.register_block import RegisterBlock
 from mpq_compile.kernels.tier import Tier
@@ -44,6 +43,9 @@ class MatrixBlock(RegisterBlock):
         return [T.alloc_buffer((self.plan.step.lanes,), dtype) for _ in range(count)]
 
     def _start(self, cells: Sequence[Any], channels: Sequence[Any], group: Any = 0) -> None:
+        if self.plan.step.accumulator == "float32":
+            super()._start(cells, channels, group)
+            return
         values = []
         for channel in channels:
             compensation = T.bind(self.epilogue.compensation(channel, group))
@@ -52,15 +54,15 @@ class MatrixBlock(RegisterBlock):
             store(cell, 0, self.plan.step.lanes, values[index % len(values)])
 
     def _step(self, cells: Sequence[Any], source: Any, weights: Any) -> None:
-        step, panel = self.plan.step, self.plan.panel_size
+        step, panel, operand = self.plan.step, self.plan.panel_size, 2 * self.plan.step.k_group
         columns = [
-            T.bind(step.weights(self.weights, weights + v * panel + pair * 2 * MATRIX_DEPTH))
+            T.bind(step.weights(self.weights, weights + v * panel + pair * operand))
             for v in range(self.block.vectors)
             for pair in range(len(PAIRS))
         ]
         for index, moves in enumerate(self._pixel_pairs()):
             halves = [step.pixel(self.source, source + move) for move in moves]
-            x = T.bind(permute(halves, range(2 * MATRIX_DEPTH)))
+            x = T.bind(permute(halves, range(operand)))
             for column, w in enumerate(columns):
                 cell = cells[index * len(columns) + column]
                 store(cell, 0, step.lanes, step.add(load(cell, 0, step.lanes), x, w))

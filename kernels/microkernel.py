@@ -103,23 +103,47 @@ class Usdot(Sdot):
         return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
 
 
-class Usmmla(DotStep):
-    """NEON with i8mm: 2 pixels × 8 inputs by 8 inputs × 2 channels, u8 × s8.
+class MatrixStep(DotStep):
+    """2 pixels × k_group inputs by k_group inputs × 2 channels.
 
     An accumulator holds [pixel][channel]; ``matrix_block`` pairs pixels and channels.
     """
 
     def weights(self, buffer: Any, offset: Any) -> Any:
-        """Load eight weights of each of two channels."""
-        return load(buffer, offset, 2 * MATRIX_DEPTH)
+        """Load the weights of two channels."""
+        return load(buffer, offset, 2 * self.k_group)
 
     def pixel(self, buffer: Any, offset: Any) -> Any:
-        """Load eight inputs of one pixel: half of an operand."""
-        return load(buffer, offset, MATRIX_DEPTH)
+        """Load the inputs of one pixel: half of an operand."""
+        return load(buffer, offset, self.k_group)
+
+
+class Usmmla(MatrixStep):
+    """NEON with i8mm: u8 × s8, eight inputs."""
 
     def add(self, acc: Any, x: Any, w: Any) -> Any:
         name = "llvm.aarch64.neon.usmmla.v4i32.v16i8"
         return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
+
+
+class Bfmmla(MatrixStep):
+    """NEON with bf16: four inputs. Wrapped like vdpbf16ps."""
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        return T.call_pure_extern("float32x4", "mpq_bfmmla", acc, x, w)
+
+
+BFMMLA_IR = """
+declare <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float>, <8 x bfloat>, <8 x bfloat>)
+define linkonce_odr <4 x float> @mpq_bfmmla(
+  <4 x float> %acc, <8 x i16> %x, <8 x i16> %w) alwaysinline {
+  %a = bitcast <8 x i16> %x to <8 x bfloat>
+  %b = bitcast <8 x i16> %w to <8 x bfloat>
+  %sum = call <4 x float> @llvm.aarch64.neon.bfmmla(
+    <4 x float> %acc, <8 x bfloat> %a, <8 x bfloat> %b)
+  ret <4 x float> %sum
+}
+"""
 
 
 class FloatStep(DotStep):
@@ -192,8 +216,7 @@ def _format(dtype: str) -> str:
 def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
     if uses_matrix_products(workload, tier):
-        cost = StepCost(weight=2, spare=8, pixels=2)
-        return Usmmla(lanes=4, k_group=MATRIX_DEPTH, cost=cost)
+        return _matrix_step(workload)
     if workload.compute == "int8":
         return _integer_step(tier)
     if uses_bf16_dot(workload, tier):
@@ -219,6 +242,23 @@ def _bf16_step(workload: Workload) -> DotStep:
         accumulator="float32",
         cost=StepCost(pixel=1.4, weight=6),
         llvm_ir=DPBF16PS_IR + BF16_OF_S8_IR,
+    )
+
+
+def _matrix_step(workload: Workload) -> MatrixStep:
+    # LLVM loads all inputs of a step before the first product: room for those of eight pixels.
+    cost = StepCost(weight=2, spare=8, pixels=2)
+    depth = MATRIX_DEPTH[workload.compute]
+    if workload.compute == "int8":
+        return Usmmla(lanes=4, k_group=depth, cost=cost)
+    return Bfmmla(
+        lanes=4,
+        k_group=depth,
+        input_dtype="uint16",
+        weight_dtype="uint16",
+        accumulator="float32",
+        cost=cost,
+        llvm_ir=BFMMLA_IR,
     )
 
 

@@ -28,7 +28,8 @@ class Tier:
         lanes: int32 / float32 lanes of one vector register.
         dot: Integer dot product: "amx", "vpdpbusd", "vpmaddwd", "usmmla", "sdot" or "widen".
         k_group: Input channels that one dot product step consumes.
-        bf16_dot: True where vdpbf16ps exists; otherwise bf16 is widened to float32.
+        bf16_dot: True where vdpbf16ps exists.
+        bf16_matrix: True where bfmmla exists; with neither, bf16 is widened to float32.
         registers: Vector registers, which bounds the register block.
         prefetch_bytes: How far ahead few-row kernels prefetch weights; 0 for not at all. Xeons
             need it beyond L2; on Zen 4 it costs a fifth of the speed.
@@ -43,6 +44,7 @@ class Tier:
     dot: str = "widen"
     k_group: int = 1
     bf16_dot: bool = False
+    bf16_matrix: bool = False
     registers: int = 16
     prefetch_bytes: int = 0
 
@@ -71,6 +73,7 @@ _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _VNNI = _AVX512 | {"avx512_vnni"}
 _DOTPROD = frozenset({"asimddp"})
+_I8MM = _DOTPROD | {"i8mm"}
 
 # Best first: detection takes the first tier that the CPU executes.
 TIERS: Mapping[str, Tier] = {
@@ -120,9 +123,20 @@ TIERS: Mapping[str, Tier] = {
             k_group=2,
         ),
         Tier(
+            name="neon_i8mm_bf16",
+            machine=_ARM,
+            flags=_I8MM | {"bf16"},
+            mattr=("+neon", "+dotprod", "+i8mm", "+bf16"),
+            lanes=4,
+            dot="usmmla",
+            k_group=4,
+            bf16_matrix=True,
+            registers=32,
+        ),
+        Tier(
             name="neon_i8mm",
             machine=_ARM,
-            flags=_DOTPROD | {"i8mm"},
+            flags=_I8MM,
             mattr=("+neon", "+dotprod", "+i8mm"),
             lanes=4,
             dot="usmmla",

@@ -23,8 +23,8 @@ from mpq_compile.kernels.tier import Tier
 COMPILER = "aarch64-linux-gnu-gcc"
 QEMU = "qemu-aarch64-static"
 TRIPLE = {"mtriple": "aarch64-linux-gnu"}
-# The oldest model that has the flags of a tier, so that a stray newer instruction is a fault.
-CPUS = {"neon": "neoverse-n1", "neon_i8mm": "max"}
+# The oldest model that has the flags of a tier: a stray newer instruction is a fault.
+CPUS = {"neon": "neoverse-n1", "neon_i8mm": "max", "neon_i8mm_bf16": "max"}
 TIMEOUT_S = 120
 TYPE_CODES = {"i": 0, "u": 1, "f": 2}
 

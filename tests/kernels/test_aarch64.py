@@ -19,14 +19,22 @@ from mpq_compile.kernels.tier import TIERS
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing_tool()), reason=str(emulator.missing_tool()))
 
-NEON, MATRIX = "neon", "neon_i8mm"
-# Where both tiers run one kernel, the other one is left to the longer sweep.
-ON_BOTH = (test_matmul.test_integer_convolution_equals_the_oracle,)
+NEON, MATRIX = "neon", "neon_i8mm_bf16"
+# Where tiers run one kernel, one of them is enough outside of the longer sweep.
+ON_BOTH = (
+    test_matmul.test_integer_convolution_equals_the_oracle,
+    test_matmul.test_float_convolution_is_close,
+)
 ON_MATRIX = (
     test_matmul.test_linear,
     test_matmul.test_linear_with_group_scales,
     test_matmul.test_every_pair_of_residual_and_output_formats,
     test_matmul.test_formats_of_groups_narrower_than_a_vector,
+)
+IN_SWEEP_ONLY = (
+    test_matmul.test_few_rows_weight_only,
+    test_elementwise.test_transpose_convert,
+    test_elementwise.test_transpose_convert_in_parallel,
 )
 
 
@@ -47,12 +55,20 @@ def on_aarch64(test: FunctionType) -> Any:
     """Return a test of the host's tiers as the same test of the aarch64 tiers."""
     copy: Any = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
     copy.pytestmark = _other_marks(test)
-    quick = {NEON, MATRIX} if test in ON_BOTH else {MATRIX if test in ON_MATRIX else NEON}
     tiers = [
-        pytest.param(TIERS[name], id=name, marks=() if name in quick else pytest.mark.slow)
-        for name in (NEON, MATRIX)
+        pytest.param(TIERS[name], id=name, marks=() if name in _quick(test) else pytest.mark.slow)
+        for name in emulator.CPUS
     ]
     return pytest.mark.parametrize("tier", tiers)(copy)
+
+
+def _quick(test: FunctionType) -> tuple[str, ...]:
+    """Return the tiers of a test outside of the longer sweep."""
+    if test in IN_SWEEP_ONLY:
+        return ()
+    if test in ON_BOTH:
+        return NEON, MATRIX
+    return (MATRIX,) if test in ON_MATRIX else (NEON,)
 
 
 for _test in batteries(test_matmul, test_elementwise, test_pool):
@@ -60,7 +76,7 @@ for _test in batteries(test_matmul, test_elementwise, test_pool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [NEON, MATRIX])
+@pytest.mark.parametrize("name", emulator.CPUS)
 @pytest.mark.parametrize("seed", range(150))
 def test_random_workloads(seed, name):
     workload = test_matmul.random_workload(np.random.default_rng(seed))

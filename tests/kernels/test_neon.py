@@ -3,6 +3,8 @@ cross-compilation. ``test_aarch64`` runs them where an emulator is installed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matmul_cases as cases
 import pytest
 import tvm
@@ -63,3 +65,10 @@ def test_instructions_are_in_the_assembly(name, tier):
     function = matmul.generate(WORKLOADS[name], TIERS[tier], cases.THREADS)
     assembly = tvm.compile(function, target=target).mod.inspect_source("asm")
     assert f"\t{MATRIX.get(name, 'sdot') if tier == 'neon_i8mm' else 'sdot'}\t" in assembly
+
+
+def test_pairs_of_bf16_pixels_multiply_as_matrices():
+    tier = TIERS["neon_i8mm_bf16"]
+    function = matmul.generate(replace(CONV, compute="bf16", out="bf16"), tier, cases.THREADS)
+    target = tvm.target.Target({**tier.target(cases.THREADS), **TRIPLE})
+    assert "\tbfmmla\t" in tvm.compile(function, target=target).mod.inspect_source("asm")

@@ -12,6 +12,7 @@ BogoMIPS\t: 2100.00
 Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp asimdrdm asimddp sve i8mm bf16
 CPU implementer\t: 0x41
 """
+GRAVITON3_WITHOUT_BF16 = GRAVITON3.replace(" bf16", "")
 GRAVITON2 = """processor\t: 0
 Features\t: fp asimd evtstrm aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
 """
@@ -23,7 +24,8 @@ ZEN4 = "flags\t\t: avx2 fma avx512f avx512dq avx512bw avx512vl avx512_vnni avx51
 @pytest.mark.parametrize(
     "machine,text,names",
     [
-        ("aarch64", GRAVITON3, ["neon_i8mm", "neon", "generic"]),
+        ("aarch64", GRAVITON3, ["neon_i8mm_bf16", "neon_i8mm", "neon", "generic"]),
+        ("aarch64", GRAVITON3_WITHOUT_BF16, ["neon_i8mm", "neon", "generic"]),
         ("aarch64", GRAVITON2, ["neon", "generic"]),
         ("aarch64", CORTEX_A72, ["generic"]),
         ("x86_64", ZEN4, ["vnni_bf16", "vnni", "avx2", "generic"]),
