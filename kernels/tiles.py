@@ -89,25 +89,10 @@ class TileBlock(PixelBlock):
     @contextmanager
     def task(self) -> Iterator[None]:
         self.unit.begin()
-        if not self._varies():
-            self._configure()
         yield
         self.unit.end()
 
     def prepare(self) -> None:
-        # Outside of the loop over blocks: configuring takes as long as a dozen products.
-        if self._varies():
-            self._configure()
-
-    def _varies(self) -> bool:
-        """Tell whether blocks differ in pixels, so that the tiles are configured more than once."""
-        plan, shape = self.plan, self.plan.shape
-        rows = {plan.line_rows, shape.out_height % plan.line_rows or plan.line_rows}
-        if not plan.flat_rows and len(rows) > 1:
-            return True
-        return any(plan.line_pixels(r) % plan.block.columns for r in rows)
-
-    def _configure(self) -> None:
         parts, full = segments(self.block, self.plan.shape), self.plan.block.vectors
         rows = {self._weight_tile(v): TILE_STEPS for v in range(full)}
         for m, count in enumerate(parts):
