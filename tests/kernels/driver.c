@@ -1,8 +1,8 @@
 /* Calls one compiled kernel outside of TVM: for processors that only an emulator offers.
  *
- * Standard input: the number of arguments, then for each its DLPack type code and bits, its number
- * of elements (three int64) and its bytes. Standard output: the bytes of the last argument after
- * the call. Arguments and scratch end, rounded up to 64 bytes, at a page that may not be touched,
+ * Standard input: the number of arguments, then for each its DLPack type code, its bits, the number
+ * of its dimensions and those (all int64), then its bytes. Standard output: the bytes of the last
+ * argument after the call. Arguments and scratch end, rounded up to 64 bytes, at a page that may not be touched,
  * and what lies between is checked: a kernel that reads or writes past an end does not get away.
  */
 #include <stdio.h>
@@ -12,7 +12,7 @@
 #include <tvm/ffi/c_api.h>
 #include <tvm/runtime/c_backend_api.h>
 
-enum { MAX_ARGUMENTS = 16, ALIGNMENT = 64, PAGE = 4096, CANARY = 0xA5 };
+enum { MAX_ARGUMENTS = 16, MAX_DIMENSIONS = 8, ALIGNMENT = 64, PAGE = 4096, CANARY = 0xA5 };
 
 extern int __tvm_ffi_main(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result);
 
@@ -71,19 +71,28 @@ static void read_exactly(void* target, size_t size) {
   if (fread(target, 1, size, stdin) != size) fail("standard input ended early");
 }
 
-static size_t bytes_of(const DLTensor* tensor) { return tensor->shape[0] * tensor->dtype.bits / 8; }
+static size_t bytes_of(const DLTensor* tensor) {
+  size_t elements = 1;
+  for (int32_t i = 0; i < tensor->ndim; ++i) elements *= tensor->shape[i];
+  return elements * tensor->dtype.bits / 8;
+}
 
-static void read_tensor(DLTensor* tensor, int64_t* shape) {
-  static int64_t stride = 1;
+/* Shape, then compact strides. */
+typedef int64_t Layout[2 * MAX_DIMENSIONS];
+
+static void read_tensor(DLTensor* tensor, Layout layout) {
   int64_t header[3];
   read_exactly(header, sizeof header);
-  *shape = header[2];
+  int64_t ndim = header[2], *strides = layout + ndim;
+  if (ndim < 0 || ndim > MAX_DIMENSIONS) fail("wrong number of dimensions");
+  read_exactly(layout, ndim * sizeof *layout);
+  for (int64_t i = ndim - 1, step = 1; i >= 0; step *= layout[i--]) strides[i] = step;
   *tensor = (DLTensor){
       .device = {kDLCPU, 0},
-      .ndim = 1,
+      .ndim = (int32_t)ndim,
       .dtype = {(uint8_t)header[0], (uint8_t)header[1], 1},
-      .shape = shape,
-      .strides = &stride,
+      .shape = layout,
+      .strides = strides,
   };
   tensor->data = guarded(bytes_of(tensor));
   read_exactly(tensor->data, bytes_of(tensor));
@@ -91,12 +100,13 @@ static void read_tensor(DLTensor* tensor, int64_t* shape) {
 
 int main(void) {
   DLTensor tensors[MAX_ARGUMENTS];
-  int64_t shapes[MAX_ARGUMENTS], count;
+  Layout layouts[MAX_ARGUMENTS];
+  int64_t count;
   TVMFFIAny arguments[MAX_ARGUMENTS] = {0}, result = {0};
   read_exactly(&count, sizeof count);
   if (count < 1 || count > MAX_ARGUMENTS) fail("wrong number of arguments");
   for (int64_t i = 0; i < count; ++i) {
-    read_tensor(&tensors[i], &shapes[i]);
+    read_tensor(&tensors[i], layouts[i]);
     arguments[i].type_index = kTVMFFIDLTensorPtr;
     arguments[i].v_ptr = &tensors[i];
   }

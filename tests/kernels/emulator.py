@@ -39,10 +39,11 @@ def missing_tool() -> str | None:
 def emulate(
     function: Any, tier: Tier, arguments: Sequence[np.ndarray], result: np.ndarray
 ) -> np.ndarray:
-    """Compile a kernel for an aarch64 tier, call it with flat arrays, return its ``result``.
+    """Compile a function for an aarch64 tier, call it with arrays, return its ``result``.
 
     Raises ``AssertionError`` with the program's error output where the call fails.
     """
+    function = function.with_attr("global_symbol", "main")
     target = tvm.target.Target({**tier.target(2), **TRIPLE})
     with tempfile.TemporaryDirectory() as folder:
         kernel, program = Path(folder) / "kernel.o", Path(folder) / "program"
@@ -55,7 +56,7 @@ def emulate(
             timeout=TIMEOUT_S,
         )
     assert done.returncode == 0, (done.returncode, done.stderr.decode(errors="replace"))
-    return np.frombuffer(done.stdout, result.dtype)
+    return np.frombuffer(done.stdout, result.dtype).reshape(result.shape)
 
 
 @cache
@@ -78,6 +79,6 @@ def _message(arrays: Sequence[np.ndarray]) -> bytes:
     """Return the arguments as ``driver.c`` reads them."""
     parts = [np.int64(len(arrays)).tobytes()]
     for array in arrays:
-        code, bits = TYPE_CODES[array.dtype.kind], 8 * array.dtype.itemsize
-        parts += [np.array([code, bits, array.size], np.int64).tobytes(), array.tobytes()]
+        header = [TYPE_CODES[array.dtype.kind], 8 * array.dtype.itemsize, array.ndim, *array.shape]
+        parts += [np.array(header, np.int64).tobytes(), array.tobytes()]
     return b"".join(parts)

@@ -13,12 +13,17 @@ import pytest
 import test_elementwise
 import test_matmul
 import test_pool
+import test_schedule
+import torch
+from tvm import tirx
 from tvm.script import tirx as T
 
+from mpq_compile.kernels.schedule import default_schedule
 from mpq_compile.kernels.tier import TIERS
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing_tool()), reason=str(emulator.missing_tool()))
 
+SLOW = pytest.mark.slow
 NEON, MATRIX = "neon", "neon_i8mm_bf16"
 # Where tiers run one kernel, one of them is enough outside of the longer sweep.
 ON_BOTH = (
@@ -56,7 +61,7 @@ def on_aarch64(test: FunctionType) -> Any:
     copy: Any = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
     copy.pytestmark = _other_marks(test)
     tiers = [
-        pytest.param(TIERS[name], id=name, marks=() if name in _quick(test) else pytest.mark.slow)
+        pytest.param(TIERS[name], id=name, marks=() if name in _quick(test) else SLOW)
         for name in emulator.CPUS
     ]
     return pytest.mark.parametrize("tier", tiers)(copy)
@@ -75,7 +80,26 @@ for _test in batteries(test_matmul, test_elementwise, test_pool):
     globals()[_test.__name__] = on_aarch64(_test)
 
 
-@pytest.mark.slow
+def scheduled(name: str) -> list[Any]:
+    """Return a case of the float operators unless it is more than one function."""
+    quick = name in ("softmax_odd", "gelu")
+    return [] if name == "attention" else [pytest.param(name, marks=() if quick else SLOW)]
+
+
+@pytest.mark.parametrize("name", sum(map(scheduled, test_schedule.CASES), []))
+def test_scheduled_float_operators_equal_torch(name):
+    function, shapes = test_schedule.CASES[name]
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape) for shape in shapes]
+    module = default_schedule(test_schedule.legalized(function, inputs), TIERS[NEON], 2)
+    (kernel,) = (f for f in module.functions.values() if isinstance(f, tirx.PrimFunc))
+    expected = function(*inputs).numpy()
+    arrays = [x.numpy() for x in inputs]
+    result = emulator.emulate(kernel, TIERS[NEON], arrays, np.zeros_like(expected))
+    assert test_schedule.closeness(result, expected) <= 2e-6
+
+
+@SLOW
 @pytest.mark.parametrize("name", emulator.CPUS)
 @pytest.mark.parametrize("seed", range(150))
 def test_random_workloads(seed, name):
