@@ -26,11 +26,9 @@ pytestmark = pytest.mark.skipif(bool(emulator.missing_tool()), reason=str(emulat
 SLOW = pytest.mark.slow
 NEON, MATRIX = "neon", "neon_i8mm_bf16"
 # Where tiers run one kernel, one of them is enough outside of the longer sweep.
-ON_BOTH = (
-    test_matmul.test_integer_convolution_equals_the_oracle,
-    test_matmul.test_float_convolution_is_close,
-)
+ON_BOTH = (test_matmul.test_integer_convolution_equals_the_oracle,)
 ON_MATRIX = (
+    test_matmul.test_float_convolution_is_close,
     test_matmul.test_linear,
     test_matmul.test_linear_with_group_scales,
     test_matmul.test_every_pair_of_residual_and_output_formats,
@@ -38,6 +36,9 @@ ON_MATRIX = (
 )
 IN_SWEEP_ONLY = (
     test_matmul.test_few_rows_weight_only,
+    test_matmul.test_few_rows_with_group_scales,
+    test_elementwise.test_multiply,
+    test_elementwise.test_concat,
     test_elementwise.test_transpose_convert,
     test_elementwise.test_transpose_convert_in_parallel,
 )
