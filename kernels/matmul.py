@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpq_compile.kernels import depthwise, gemv, implicit_gemm, tiles
+from mpq_compile.kernels import depthwise, gemv, implicit_gemm, matrix_block, tiles
 from mpq_compile.kernels.gemv_layout import reads_codes
-from mpq_compile.kernels.geometry import is_depthwise, uses_tiles
+from mpq_compile.kernels.geometry import is_depthwise, uses_matrix_products, uses_tiles
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import LinearWorkload, Workload
 
@@ -24,4 +24,6 @@ def generate(workload: Workload, tier: Tier, threads: int) -> Any:
         return gemv.generate(workload, tier, threads)
     if uses_tiles(workload, tier):
         return tiles.generate(workload, tier, threads)
+    if uses_matrix_products(workload, tier):
+        return matrix_block.generate(workload, tier, threads)
     return implicit_gemm.generate(workload, tier, threads)

@@ -63,6 +63,10 @@ class PixelBlock(ABC):
         """Surround the blocks of one task; nothing to prepare here."""
         yield
 
+    def prepare(self) -> None:
+        """Prepare for blocks of this size, once before a row of them; nothing to do here."""
+        return
+
     def emit(self, place: Place) -> None:
         """Emit the block at ``place``."""
         channels = [

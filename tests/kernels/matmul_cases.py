@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import tvm
+from programs import THREADS, call
 
 from mpq_compile.kernels import matmul
 from mpq_compile.kernels.packing import (
@@ -22,7 +22,6 @@ from mpq_compile.kernels.tier import Tier, host_tiers
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 from mpq_compile.quant import reference
 
-THREADS = 2
 # For emulated instructions: their loops take LLVM seconds to optimize.
 PLAIN_TARGET = {**host_tiers()[-1].target(THREADS), "opt-level": 0}
 RANGES = {8: (-127, 127), 4: (-8, 7), 2: (-2, 1)}
@@ -109,8 +108,6 @@ def computed(
 ) -> np.ndarray:
     """Compile for the tier, or for ``target``, and run; the output as ``expected`` gives it."""
     function = generate(workload, tier, THREADS)
-    spec = dict(target or tier.target(THREADS))
-    program = tvm.compile(function, target=tvm.target.Target(spec))
     scale = case.scale.T if case.scale.ndim == 2 else case.scale
     record = pack_epilogue(
         compensation(workload, tier, case.weight, case.zero_points[0]),
@@ -128,9 +125,8 @@ def computed(
         bits = workload.residual == "bf16"
         arrays.append(bf16_bits(case.residual).reshape(-1) if bits else _stored(case.residual))
     dtype = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}[workload.out]
-    out = tvm.runtime.tensor(np.zeros(workload.output_size, dtype))
-    program["main"](*[tvm.runtime.tensor(a) for a in arrays], out)
-    result = out.numpy().reshape(_output_shape(workload))
+    out = call(function, tier, arrays, np.zeros(workload.output_size, dtype), target)
+    result = out.reshape(_output_shape(workload))
     if workload.out == "bf16":
         return (result.astype(np.uint32) << 16).view(np.float32)
     return result

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tvm
+from programs import THREADS, call
 from torch import Tensor
 
 from mpq_compile.kernels.elementwise import generate
@@ -47,12 +47,10 @@ def as_numpy(x: Tensor) -> np.ndarray:
 
 def run(workload, tier, arguments: list, expected: Tensor) -> None:
     """Build and run a workload; compare with the oracle bit for bit."""
-    function = generate(workload, tier, threads=2)
-    library = tvm.compile(function, target=tvm.target.Target(tier.target(2)))
+    function = generate(workload, tier, THREADS)
     wanted = as_numpy(expected)
-    result = tvm.runtime.tensor(np.zeros_like(wanted))
-    library["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments], result)
-    np.testing.assert_array_equal(result.numpy(), wanted)
+    result = call(function, tier, arguments, np.zeros_like(wanted))
+    np.testing.assert_array_equal(result, wanted)
 
 
 def bounds_of(out: str) -> tuple[float, float]:

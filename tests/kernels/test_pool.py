@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import tvm
+from programs import THREADS, call
 
 from mpq_compile.errors import LoweringError
 from mpq_compile.kernels.elementwise_workload import PoolWorkload
@@ -53,11 +53,8 @@ def stored(x: torch.Tensor) -> np.ndarray:
 
 def run(workload, tier, arguments, like: torch.Tensor) -> np.ndarray:
     """Build and run a workload; return the stored result."""
-    function = generate(workload, tier, threads=2)
-    library = tvm.compile(function, target=tvm.target.Target(tier.target(2)))
-    result = tvm.runtime.tensor(np.zeros_like(stored(like)))
-    library["main"](*[tvm.runtime.tensor(a) for a in arguments], result)
-    return result.numpy()
+    function = generate(workload, tier, THREADS)
+    return call(function, tier, arguments, np.zeros_like(stored(like)))
 
 
 def workload_of(kind: Any, shape, rows, columns, source, out, batch=2, step=(1, 1)):
