@@ -280,7 +280,10 @@ def stored_formats(
     """Return the storage format of each tensor under an assignment.
 
     A tensor is stored in the widest format that a site, a float operator or the network's output
-    asks of it. A tensor that only joins and elementwise operators read takes theirs.
+    asks of it, or that a reader takes in any format, stores itself and can have for nothing: one
+    no wider than that in which the tensor is computed. So the residual behind a layer norm stays
+    float while the site beside it reads codes, and the residual between two integer sites stays
+    codes. A tensor that only joins and elementwise operators read takes theirs.
 
     Args:
         network: The prepared network.
@@ -298,7 +301,9 @@ def stored_formats(
         averaged = bool(soft) and all(table.get(u.name) is Kind.AVERAGE for u in node.users)
         # Sums of codes are exact in any order; sums of floats are not.
         fixed = averaged or node.op == "get_attr"
-        wanted = [native[node.name]] if fixed else firm or soft or ["fp32"]
+        free = [fmt for fmt in soft if FORMAT_WIDTH[fmt] <= FORMAT_WIDTH[native[node.name]]]
+        asked = firm + free if firm else soft or ["fp32"]
+        wanted = [native[node.name]] if fixed else asked
         formats[node.name] = max(wanted, key=FORMAT_WIDTH.__getitem__)
     return formats
 
