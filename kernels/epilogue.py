@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvm.script import tirx as T
@@ -34,6 +35,7 @@ class Epilogue:
         lanes: Channels handled at once.
         width: Channels stored of each vector: ``lanes``, or fewer in a group narrower than one.
         scale_groups: Rows of compensation and of scales in the record.
+        bound: Scalars of the record that :meth:`hoisted` has read into variables.
     """
 
     record: Any
@@ -45,6 +47,21 @@ class Epilogue:
     lanes: int
     width: int
     scale_groups: int = 1
+    bound: Mapping[str, Any] = field(default_factory=dict)
+
+    def hoisted(self) -> Epilogue:
+        """Read the record's scalars here and now, for a loop that uses the result.
+
+        LLVM does not do it: it cannot tell that the stores of the loop leave the record alone.
+        """
+        names = ["lo", "hi", "zp_out"]
+        if self.residual_format:
+            names += ["zp_residual", "residual_scale"]
+        return replace(self, bound={name: T.bind(self._scalar(name)) for name in names})
+
+    def factors(self, channels: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Read (S, B) of each vector of channels into variables."""
+        return [(T.bind(self.scale(c)), T.bind(self.bias(c))) for c in channels]
 
     def compensation(self, channel: Any, group: Any = 0) -> Any:
         """Load the int32 start of the accumulators of ``lanes`` channels."""
@@ -62,17 +79,16 @@ class Epilogue:
         """Load the float32 biases B."""
         return self._floats(2 * self.scale_groups, channel)
 
-    def scaled(self, acc: Any, channel: Any, group: Any = 0) -> Any:
+    def scaled(self, acc: Any, scale: Any) -> Any:
         """Return f32(acc) ⊗ S of int32 or float32 accumulators."""
-        acc = T.cast(acc, vector("float32", self.lanes))
-        return fenced_product(acc, self.scale(channel, group), self.lanes)
+        return fenced_product(T.cast(acc, vector("float32", self.lanes)), scale, self.lanes)
 
     def finish(self, v: Any, offset: Any) -> None:
         """Add the residual to float32 ``v``, clamp and store it at element ``offset``."""
         if self.residual_format:
             v = v + self._residual(offset)
-        bounds = scalar(self.record, "lo"), scalar(self.record, "hi")
-        value = narrow(v, self.out_format, *bounds, scalar(self.record, "zp_out"), self.lanes)
+        limits = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
+        value = narrow(v, self.out_format, *limits, self.lanes)
         if self.width == self.lanes:
             store(self.output, offset, self.lanes, value)
             return
@@ -87,10 +103,13 @@ class Epilogue:
             copy_short(source, 0, self.residual, offset, self.width)
             offset = 0
         stored = load(source, offset, self.lanes)
-        zero_point = scalar(self.record, "zp_residual")
+        zero_point = self._scalar("zp_residual")
         value = widen(stored, str(self.residual_format), zero_point, self.lanes)
-        factor = splat(scalar(self.record, "residual_scale"), self.lanes)
+        factor = splat(self._scalar("residual_scale"), self.lanes)
         return fenced_product(value, factor, self.lanes)
+
+    def _scalar(self, name: str) -> Any:
+        return self.bound[name] if name in self.bound else scalar(self.record, name)
 
     def _floats(self, row: Any, channel: Any) -> Any:
         return bits_to_float(load(self.record, self._at(row, channel), self.lanes), self.lanes)

@@ -165,7 +165,8 @@ class _FewRows:
             self._words(cells, T.bind(weights + group * span), group, vectors)
             for index, (cell, total) in enumerate(zip(cells, sums, strict=True)):
                 channel = channels[index % vectors]
-                product = self.epilogue.scaled(load(cell, 0, lanes), channel, group)
+                scale = self.epilogue.scale(channel, group)
+                product = self.epilogue.scaled(load(cell, 0, lanes), scale)
                 store(total, 0, lanes, load(total, 0, lanes) + product)
         return sums
 
@@ -236,5 +237,6 @@ class _FewRows:
             for v, channel in enumerate(channels):
                 value = load(self.tile, self.tile_base + (row * vectors + v) * lanes, lanes)
                 if self.layout.groups == 1:
-                    value = self.epilogue.scaled(value, channel) + self.epilogue.bias(channel)
+                    scale = self.epilogue.scale(channel)
+                    value = self.epilogue.scaled(value, scale) + self.epilogue.bias(channel)
                 self.epilogue.finish(value, row * self.workload.out_features + channel)
