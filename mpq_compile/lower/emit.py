@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from mpq_compile.kernels import elementwise, matmul, packing, pool
+from mpq_compile.kernels import attention, elementwise, matmul, packing, pool
+from mpq_compile.kernels.attention_workload import AttentionWorkload
 from mpq_compile.kernels.elementwise_workload import PoolWorkload, TransposeConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.parameters import Recipe, describe_workload
+from mpq_compile.lower.views import View, dense
 
 DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
 
@@ -28,17 +30,29 @@ class Value:
         shape: Logical shape (PyTorch's).
         fmt: Storage: "u8", "bf16", "fp32", or a NumPy dtype for index tensors.
         nhwc: True where a 4-D tensor lies channels-last.
+        source: Where the same elements lie already, if ``var`` is a copy made by movements.
     """
 
     var: Any
     shape: tuple[int, ...]
     fmt: str
     nhwc: bool = False
+    source: View | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def view(self) -> View:
+        """Where the elements lie: where movements took them from, or in ``var``."""
+        if self.source is not None:
+            return self.source
+        if not self.nhwc:
+            return dense(self.var, self.shape)
+        batch, channels, height, width = self.shape
+        return dense(self.var, (batch, height, width, channels)).permuted((0, 3, 1, 2))
 
     @property
     def layout_free(self) -> bool:
@@ -130,12 +144,16 @@ class Emitter:
         function: Callable[[Any], Any],
         shape: tuple[int, ...],
         physical: tuple[int, ...] | None = None,
+        source: View | None = None,
     ) -> Value:
-        """Apply a data movement of Relax to ``value`` seen as ``physical`` (default: its shape)."""
+        """Apply a data movement of Relax to ``value`` seen as ``physical`` (default: its shape).
+
+        ``source`` says where the moved elements lie already.
+        """
         moved = self.builder.emit(function(self._viewed(value, physical or value.shape)))
         flat = self.builder.emit(relax.op.reshape(moved, relax.ShapeExpr([math.prod(shape)])))
         self._views[flat] = moved
-        return replace(value, var=flat, shape=shape)
+        return replace(value, var=flat, shape=shape, source=source)
 
     def _viewed(self, value: Value, physical: tuple[int, ...]) -> Any:
         """Return ``value`` in ``physical`` shape; movements in a row need no reshape between."""
@@ -201,4 +219,6 @@ def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
     """Return the generator of a workload's kernel."""
     if isinstance(workload, (ConvWorkload, LinearWorkload)):
         return matmul.generate
+    if isinstance(workload, AttentionWorkload):
+        return attention.generate
     return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate
