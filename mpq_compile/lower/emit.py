@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from mpq_compile.kernels import attention, elementwise, matmul, packing, pool
+from mpq_compile.kernels import attention, elementwise, layer_norm, matmul, packing, pool
 from mpq_compile.kernels.attention_workload import AttentionWorkload
-from mpq_compile.kernels.elementwise_workload import PoolWorkload, TransposeConvertWorkload
+from mpq_compile.kernels.elementwise_workload import (
+    NormWorkload,
+    PoolWorkload,
+    TransposeConvertWorkload,
+)
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.parameters import Recipe, describe_workload
@@ -129,14 +133,32 @@ class Emitter:
         self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmt: str, nhwc: bool
     ) -> Value:
         """Call the kernel of ``workload``; equal workloads share one function."""
+        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
+        call = relax.call_tir(self._function(workload), list(arguments), kind)
+        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+
+    def kernel_outputs(
+        self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmts: Sequence[str]
+    ) -> list[Value]:
+        """Call a kernel that stores its result once in each of ``fmts``, in logical order."""
+        if len(fmts) == 1:
+            return [self.kernel(workload, arguments, shape, fmts[0], False)]
+        kinds = [relax.TensorType((math.prod(shape),), DTYPES[fmt]) for fmt in fmts]
+        call = relax.call_tir(self._function(workload), list(arguments), kinds)
+        results = self.builder.emit(call)
+        picked = [self.builder.emit(relax.TupleGetItem(results, i)) for i in range(len(fmts))]
+        return [
+            Value(var=var, shape=shape, fmt=fmt) for var, fmt in zip(picked, fmts, strict=True)
+        ]
+
+    def _function(self, workload: Any) -> Any:
+        """Return the function of a workload, generated when first asked for."""
         if workload.key not in self._kernels:
             function = generator_of(workload)(workload, self.tier, self.threads)
             name = "k_" + "".join(c if c.isalnum() else "_" for c in workload.key)
             function = function.with_attr("global_symbol", name)
             self._kernels[workload.key] = self.builder.add_func(function, name)
-        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
-        call = relax.call_tir(self._kernels[workload.key], list(arguments), kind)
-        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+        return self._kernels[workload.key]
 
     def relax_op(
         self,
@@ -221,4 +243,6 @@ def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
         return matmul.generate
     if isinstance(workload, AttentionWorkload):
         return attention.generate
+    if isinstance(workload, NormWorkload):
+        return layer_norm.generate
     return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate

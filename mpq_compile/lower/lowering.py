@@ -15,7 +15,13 @@ from tvm import relax
 from mpq_compile.capture import source_line
 from mpq_compile.errors import LoweringError, UnsupportedOpError
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.lower import rules_attention, rules_elementwise, rules_float, rules_matmul
+from mpq_compile.lower import (
+    rules_attention,
+    rules_elementwise,
+    rules_float,
+    rules_matmul,
+    rules_norm,
+)
 from mpq_compile.lower.emit import Emitter, Value
 from mpq_compile.lower.formats import STORAGE
 from mpq_compile.lower.moves import MOVES
@@ -179,6 +185,8 @@ _RULES: dict[Any, Callable[[Lowering, fx.Node], Any]] = {
     qops.ATTENTION: rules_attention.attention,
     qops.AVG_POOL2D: rules_elementwise.average_pool,
     qops.MAX_POOL2D: rules_elementwise.max_pool,
+    aten.layer_norm.default: rules_norm.layer_norm,
+    aten.rms_norm.default: rules_norm.rms_norm,
     aten.cat.default: rules_elementwise.concat,
     operator.getitem: rules_float.pick,
     **dict.fromkeys(RESHAPES, rules_float.reshape),

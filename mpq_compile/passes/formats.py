@@ -98,6 +98,7 @@ _FLOATS = frozenset(
         aten._softmax.default,
         aten.log_softmax.int,
         aten.layer_norm.default,
+        aten.rms_norm.default,
         aten.embedding.default,
         aten.upsample_bilinear2d.vec,
         aten.group_norm.default,
