@@ -77,9 +77,7 @@ def attention_call(shape: tuple[int, int, int, int], compute: str) -> Callable[[
 def torch_call(shape: tuple[int, int, int, int]) -> Callable[[int], float]:
     """Return the same for ``F.scaled_dot_product_attention`` of views into [T, heads · D]."""
     heads, queries, keys, depth = shape
-    q, k, v = (
-        torch.ones(1, rows, heads, depth).transpose(1, 2) for rows in (queries, keys, keys)
-    )
+    q, k, v = (torch.ones(1, rows, heads, depth).transpose(1, 2) for rows in (queries, keys, keys))
 
     def timed(calls: int) -> float:
         begin = time.perf_counter()

@@ -239,9 +239,7 @@ class _RowBlock:
             T.bind(packed.base + (first + index) * (panel_steps * plan.step_size))
             for index in range(count)
         ]
-        cells = [
-            T.alloc_buffer((lanes,), step.accumulator) for _ in range(plan.rows * count)
-        ]
+        cells = [T.alloc_buffer((lanes,), step.accumulator) for _ in range(plan.rows * count)]
         for index, cell in enumerate(cells):
             start = splat(T.float32(0), lanes)
             if plan.integer:
@@ -308,9 +306,7 @@ class _RowBlock:
         steps = _groups(keys, plan.step.k_group)
         for group in range(0, len(starts), count):
             first = min(group, len(starts) - count)
-            cells = self._product(
-                pixels, scratch.values, scratch.value_starts, first, count, steps
-            )
+            cells = self._product(pixels, scratch.values, scratch.value_starts, first, count, steps)
             self._finish(cells, starts[first : first + count], out)
 
     def _finish(self, cells: Sequence[Any], starts: Sequence[int], out: Any) -> None:

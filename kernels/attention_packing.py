@@ -69,7 +69,7 @@ class HeadPacking:
     def _values(self, start: Any, panel: int) -> None:
         """Interleave ``k_group`` rows of a vector of columns at a time."""
         plan, area = self.plan, self.scratch.values
-        workload, group, lanes = plan.workload, plan.step.k_group, plan.lanes
+        group, lanes = plan.step.k_group, plan.lanes
         order = [row * lanes + lane for lane in range(lanes) for row in range(group)]
         with T.serial(plan.key_steps) as step:
             rows = [self._row(start, step * group + row) for row in range(group)]

@@ -147,9 +147,7 @@ class Emitter:
         call = relax.call_tir(self._function(workload), list(arguments), kinds)
         results = self.builder.emit(call)
         picked = [self.builder.emit(relax.TupleGetItem(results, i)) for i in range(len(fmts))]
-        return [
-            Value(var=var, shape=shape, fmt=fmt) for var, fmt in zip(picked, fmts, strict=True)
-        ]
+        return [Value(var=var, shape=shape, fmt=fmt) for var, fmt in zip(picked, fmts, strict=True)]
 
     def _function(self, workload: Any) -> Any:
         """Return the function of a workload, generated when first asked for."""

@@ -37,9 +37,7 @@ def _permute(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], 
 def _permuted(emitter: Emitter, value: Value, order: list[int], shape: Shape) -> Value:
     source = value.view.permuted(order)
     value = emitter.logical(value)
-    return emitter.relax_op(
-        value, lambda v: relax.op.permute_dims(v, order), shape, source=source
-    )
+    return emitter.relax_op(value, lambda v: relax.op.permute_dims(v, order), shape, source=source)
 
 
 def _transpose(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], _: Any) -> Value:

@@ -83,4 +83,4 @@ def _source(lowering: Lowering, node: Any) -> tuple[Value, np.ndarray]:
 def _record(node: fx.Node) -> np.ndarray:
     """Return the record of a conversion."""
     zero_point_in, scale, bounds, zero_point = node.args[1:5]
-    return packing.pack_convert(zero_point_in, scale, bounds, zero_point)  # type: ignore[arg-type]
+    return packing.pack_convert(zero_point_in, scale, bounds, zero_point)

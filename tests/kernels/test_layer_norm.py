@@ -53,9 +53,7 @@ def run(workload: NormWorkload, tier: Tier) -> tuple[list[np.ndarray], Tensor]:
         scale, bounds, zero_point = CODES if fmt == "u8" else (1.0, INFINITE, 0)
         records.append(pack_convert(0, scale, bounds, zero_point))
     used = [factors] * workload.scaled + [offsets] * workload.shifted
-    program = tvm.compile(
-        layer_norm.generate(workload, tier, THREADS), target=tier.target(THREADS)
-    )
+    program = tvm.compile(layer_norm.generate(workload, tier, THREADS), target=tier.target(THREADS))
     arrays = [stored, np.concatenate(records), *used]
     outputs = [
         tvm.runtime.tensor(np.zeros(stored.size, FORMAT_DTYPE[fmt])) for fmt in workload.outputs
@@ -76,14 +74,20 @@ def run(workload: NormWorkload, tier: Tier) -> tuple[list[np.ndarray], Tensor]:
 @pytest.mark.parametrize("columns", [1, 7, 32, 65, 384])
 def test_rows_are_normalized(columns: int, source: str, tier: Tier) -> None:
     workload = NormWorkload(
-        rows=5, columns=columns, epsilon=1e-5, source=source, outputs=("fp32",)  # type: ignore[arg-type]
+        rows=5,
+        columns=columns,
+        epsilon=1e-5,
+        source=source,
+        outputs=("fp32",),  # type: ignore[arg-type]
     )
     (found,), exact = run(workload, tier)
     torch.testing.assert_close(torch.from_numpy(found), exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("centred,scaled,shifted", [(True, False, False), (True, True, False),
-                                                    (False, True, False), (False, False, False)])
+@pytest.mark.parametrize(
+    "centred,scaled,shifted",
+    [(True, False, False), (True, True, False), (False, True, False), (False, False, False)],
+)
 def test_variants(centred: bool, scaled: bool, shifted: bool, tier: Tier) -> None:
     workload = NormWorkload(
         rows=3,
