@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import attention_cases
 import matmul_cases as cases
 import pytest
+import torch
 import tvm
 from tvm.script import tirx as T
 
-from mpq_compile.kernels import code_step, matmul, microkernel
+from mpq_compile.kernels import attention, code_step, matmul, microkernel
 from mpq_compile.kernels.tier import TIERS
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 
@@ -47,4 +49,20 @@ def test_assembly_uses_sdot(name):
     triple = {"mtriple": "aarch64-linux-gnu"}
     target = tvm.target.Target({**NEON.target(cases.THREADS), **triple})
     program = tvm.compile(matmul.generate(WORKLOADS[name], NEON, cases.THREADS), target=target)
+    assert "sdot" in program.mod.inspect_source("asm")
+
+
+def test_attention_of_centred_codes_equals_the_oracle(monkeypatch):
+    monkeypatch.setattr(microkernel.Sdot, "add", lambda self, acc, x, w: plain_sdot(acc, x, w))
+    work = attention_cases.workload(1, 2, 5, 11, 10, 7)
+    case = attention_cases.make_case(work, 4)
+    found = attention_cases.found(work, case, NEON, target=cases.PLAIN_TARGET)
+    assert torch.equal(found, attention_cases.expected(work, case))
+
+
+def test_assembly_of_attention_uses_sdot():
+    work = attention_cases.workload(1, 2, 8, 32, 16, 16)
+    triple = {"mtriple": "aarch64-linux-gnu"}
+    target = tvm.target.Target({**NEON.target(cases.THREADS), **triple})
+    program = tvm.compile(attention.generate(work, NEON, cases.THREADS), target=target)
     assert "sdot" in program.mod.inspect_source("asm")
