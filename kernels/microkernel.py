@@ -15,7 +15,7 @@ from mpq_compile.kernels.blocking import StepCost
 from mpq_compile.kernels.emit import load, splat, vector, widen
 from mpq_compile.kernels.geometry import MATRIX_DEPTH, uses_bf16_dot, uses_matrix_products
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.workload import Workload
+from mpq_compile.kernels.workload import Compute, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,15 +217,18 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
     if uses_matrix_products(workload, tier):
         return _matrix_step(workload)
-    if workload.compute == "int8":
+    return step_of(workload.compute, tier, uses_bf16_dot(workload, tier))
+
+
+def step_of(compute: Compute, tier: Tier, bf16_dot: bool) -> DotStep:
+    """Return the step of a compute format; ``bf16_dot`` multiplies bf16 in pairs."""
+    if compute == "int8":
         return _integer_step(tier)
-    if uses_bf16_dot(workload, tier):
-        return _bf16_step(workload)
-    return _float_step(workload, tier)
+    return _bf16_step(compute) if bf16_dot else _float_step(compute, tier)
 
 
-def _bf16_step(workload: Workload) -> DotStep:
-    if workload.compute == "bf16":
+def _bf16_step(compute: Compute) -> DotStep:
+    if compute == "bf16":
         return Vdpbf16ps(
             lanes=16,
             k_group=2,
@@ -274,13 +277,13 @@ def _integer_step(tier: Tier) -> DotStep:
     return DotStep(lanes=tier.lanes, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))
 
 
-def _float_step(workload: Workload, tier: Tier) -> DotStep:
+def _float_step(compute: Compute, tier: Tier) -> DotStep:
     dtypes = {
         "fp32": ("float32", "float32"),
         "bf16": ("uint16", "uint16"),
         "weight_only": ("uint16", "int8"),
     }
-    inputs, weights = dtypes[workload.compute]
+    inputs, weights = dtypes[compute]
     cost = StepCost(pixel=1 if inputs == "float32" else 2, weight=1 if inputs == "float32" else 2)
     return FloatStep(
         lanes=tier.lanes,

@@ -154,7 +154,7 @@ def audit_rows(
                 requested="float",
                 stored_bits=32,
                 compute="fp32",
-                kernel=f"TVM: {target_name(nodes[name])}",
+                kernel=kernel_of.get(name, f"TVM: {target_name(nodes[name])}"),
                 tier=tier.name,
             )
         )

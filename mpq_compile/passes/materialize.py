@@ -13,7 +13,15 @@ from torch import Tensor, fx
 from mpq_compile.errors import LoweringError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, constant, is_call
-from mpq_compile.passes.formats import PAD, Kind, kinds, quantizer_roots, stored_formats
+from mpq_compile.passes.formats import (
+    PAD,
+    Kind,
+    kinds,
+    native_formats,
+    quantizer_roots,
+    stored_formats,
+)
+from mpq_compile.passes.materialize_attention import attention
 from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.calibration import Calibration
@@ -127,6 +135,7 @@ class _Builder:
             name: Candidate.parse(task.assignment[site.id]) for name, site in site_of.items()
         }
         self.formats = stored_formats(task.network, self.kinds, self.candidates)
+        self.native = native_formats(task.network, self.kinds, self.candidates)
         self.made: dict[str, dict[str, fx.Node]] = {}
         self.records: dict[str, SiteRecord] = {}
         self.floats: list[str] = []
@@ -174,7 +183,7 @@ class _Builder:
 
     def operand(self, node: fx.Node, fmt: str) -> fx.Node:
         """The new node that holds old ``node`` in ``fmt``, converted once where it must be."""
-        self._raw(node)
+        self.raw(node)
         made = self.made[node.name]
         if fmt not in made:
             source_fmt, source = next(iter(made.items()))
@@ -201,7 +210,8 @@ class _Builder:
         """Register a constant of the new graph."""
         return add_constant(self.new, self._anchor, name, value)
 
-    def _raw(self, node: fx.Node) -> fx.Node:
+    def raw(self, node: fx.Node) -> fx.Node:
+        """The new node of old ``node`` in whatever format it has."""
         if node.name not in self.made:  # a constant, copied when it is first used
             value = constant(self.old, node)
             assert value is not None
@@ -371,12 +381,12 @@ class _Builder:
 
     def _moved(self, node: fx.Node, fmt: str) -> fx.Node:
         is_tensor = self.kinds.get(node.name) is not Kind.SHAPE
-        return self.operand(node, fmt) if is_tensor else self._raw(node)
+        return self.operand(node, fmt) if is_tensor else self.raw(node)
 
     def pick(self, node: fx.Node) -> tuple[fx.Node, str]:
         source, index = node.args
         fmt = next(iter(self.made[source.name]))
-        return self.graph.call_function(node.target, (self._raw(source), index)), fmt
+        return self.graph.call_function(node.target, (self.raw(source), index)), fmt
 
     def concat(self, node: fx.Node) -> tuple[fx.Node, str]:
         fmt = self.stored(node)
@@ -394,7 +404,7 @@ class _Builder:
 
     def float_op(self, node: fx.Node) -> tuple[fx.Node, str]:
         def operand(n: fx.Node) -> fx.Node:
-            return self.operand(n, "fp32") if self._is_float(n) else self._raw(n)
+            return self.operand(n, "fp32") if self._is_float(n) else self.raw(n)
 
         args = fx.node.map_arg(node.args, operand)
         kwargs = fx.node.map_arg(node.kwargs, operand)
@@ -407,7 +417,7 @@ class _Builder:
         return entry is None or entry[1] == torch.float32
 
     def shape(self, node: fx.Node) -> tuple[fx.Node, str]:
-        new = self.graph.node_copy(node, lambda n: self._raw(n))
+        new = self.graph.node_copy(node, lambda n: self.raw(n))
         return new, "fp32"
 
 
@@ -423,6 +433,7 @@ _RULES: dict[Kind, Callable[[_Builder, fx.Node], tuple[fx.Node, str]]] = {
     Kind.MOVE: _Builder.move,
     Kind.PICK: _Builder.pick,
     Kind.CONCAT: _Builder.concat,
+    Kind.ATTENTION: attention,
     Kind.FLOAT: _Builder.float_op,
     Kind.SHAPE: _Builder.shape,
 }

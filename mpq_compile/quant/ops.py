@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpq_compile.quant import reference as ref
+from mpq_compile.quant.attention import attention
 
 _EPILOGUE = "int[] zero_points, float residual_scale, float[] bounds, str out"
 _DTYPES = {"u8": torch.uint8, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -138,6 +139,11 @@ _operator(
     "float[] bounds, str out) -> Tensor",
     _avg_pool2d,
 )
+_operator(
+    "mpq_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float scale, "
+    "int[] zero_points, float out_scale, float[] bounds, str out) -> Tensor",
+    attention,
+)
 
 QCONV2D = torch.ops.mpq.mpq_qconv2d.default
 QLINEAR = torch.ops.mpq.mpq_qlinear.default
@@ -147,3 +153,4 @@ CONVERT = torch.ops.mpq.mpq_convert.default
 LUT = torch.ops.mpq.mpq_lut.default
 MAX_POOL2D = torch.ops.mpq.mpq_max_pool2d.default
 AVG_POOL2D = torch.ops.mpq.mpq_avg_pool2d.default
+ATTENTION = torch.ops.mpq.mpq_attention.default

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import attention_cases
 import matmul_cases as cases
 import pytest
+import torch
 import tvm
 from emulator import TRIPLE
 from tvm.script import tirx as T
 
-from mpq_compile.kernels import code_step, matmul, microkernel
+from mpq_compile.kernels import attention, code_step, matmul, microkernel
 from mpq_compile.kernels.tier import TIERS
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 
@@ -72,3 +74,21 @@ def test_pairs_of_bf16_pixels_multiply_as_matrices():
     function = matmul.generate(replace(CONV, compute="bf16", out="bf16"), tier, cases.THREADS)
     target = tvm.target.Target({**tier.target(cases.THREADS), **TRIPLE})
     assert "\tbfmmla\t" in tvm.compile(function, target=target).mod.inspect_source("asm")
+
+
+@pytest.mark.parametrize("tier", ["neon", "neon_i8mm"])
+def test_attention_equals_the_oracle(tier, monkeypatch):
+    for step in (microkernel.Sdot, microkernel.Usdot):
+        monkeypatch.setattr(step, "add", plain_dot)
+    work = attention_cases.workload(1, 2, 5, 11, 10, 7)
+    case = attention_cases.make_case(work, 4)
+    found = attention_cases.found(work, case, TIERS[tier], target=cases.PLAIN_TARGET)
+    assert torch.equal(found, attention_cases.expected(work, case))
+
+
+@pytest.mark.parametrize(("tier", "instruction"), [("neon", "sdot"), ("neon_i8mm", "usdot")])
+def test_assembly_of_attention(tier, instruction):
+    work = attention_cases.workload(1, 2, 8, 32, 16, 16)
+    target = tvm.target.Target({**TIERS[tier].target(cases.THREADS), **TRIPLE})
+    program = tvm.compile(attention.generate(work, TIERS[tier], cases.THREADS), target=target)
+    assert f"\t{instruction}\t" in program.mod.inspect_source("asm")
