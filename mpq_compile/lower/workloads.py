@@ -18,6 +18,16 @@ def compute_of(candidate: Candidate) -> str:
     return "int8" if candidate.integer_compute else "weight_only"
 
 
+def conv_compute_of(candidate: Candidate) -> str:
+    """Return how a convolution multiplies: as :func:`compute_of`, weight-only ones as bf16.
+
+    bf16 holds codes of up to 8 bits exactly. They are widened when the artifact is loaded, once,
+    so that a weight-only convolution has the speed of the bf16 kernel of every tier.
+    """
+    compute = compute_of(candidate)
+    return "bf16" if compute == "weight_only" else compute
+
+
 def kernel_weight_bits(rows: int, candidate: Candidate) -> int:
     """Return the weight layout that a linear kernel reads.
 
@@ -26,9 +36,7 @@ def kernel_weight_bits(rows: int, candidate: Candidate) -> int:
     """
     if candidate.is_float or candidate.weight_bits > 4 or rows > FEW_ROWS:
         return 8
-    if candidate.weight_bits == 2 and candidate.integer_compute:
-        return 2
-    return 4
+    return 2 if candidate.weight_bits == 2 else 4
 
 
 def conv_workload(
@@ -45,7 +53,7 @@ def conv_workload(
         input_shape: [B, C, H, W].
         weight_shape: [N, C/groups, KH, KW].
         geometry: (stride, padding, dilation, groups, input_dilation) as the operators have them.
-        compute: See :func:`compute_of`.
+        compute: See :func:`conv_compute_of`.
         out: Storage of the output.
         residual: Storage of the residual, or None.
     """
@@ -105,7 +113,7 @@ def site_workload(
     added = fmt if residual else None
     if site.op == "linear":
         return linear_workload(site.input_shape, site.weight_shape, candidate, out, added)
-    compute = compute_of(candidate)
+    compute = conv_compute_of(candidate)
     # A transposed convolution runs as one over its spread input: [C, N/g, …] → [N, C/g, …].
     weight_shape = (site.out_channels, site.input_shape[1] // site.groups, *site.weight_shape[2:])
     return conv_workload(site.input_shape, weight_shape, geometry, compute, out, added)

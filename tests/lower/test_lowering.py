@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from comparison import BF16_TOLERANCE, FLOAT_TOLERANCE, assert_equal, decibels
 from operator_nets import CASES
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -16,11 +17,6 @@ from torch.utils import _pytree as pytree
 import mpq_compile as mpq
 from mpq_compile.pipeline import assign_session
 from mpq_compile.session import Session
-
-FLOAT_TOLERANCE = 1e-5
-# A sum that falls on the other side of a rounding boundary moves a bf16 value by 2^-8 of itself.
-BF16_TOLERANCE = 2e-2
-
 
 @cache
 def session_of(name: str, batch: int = 1) -> Session:
@@ -31,26 +27,6 @@ def session_of(name: str, batch: int = 1) -> Session:
 @cache
 def network_of(name: str, candidate: str, batch: int = 1) -> mpq.CompiledNetwork:
     return assign_session(session_of(name, batch), candidate)
-
-
-def assert_equal(found: Any, expected: Any, tolerance: float = 0.0) -> None:
-    """Compare trees of tensors: bit for bit, or relative to the largest value."""
-    found_leaves, found_tree = pytree.tree_flatten(found)
-    leaves, tree = pytree.tree_flatten(expected)
-    assert found_tree == tree
-    for a, b in zip(found_leaves, leaves, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        if tolerance:
-            assert (a - b).abs().max() <= tolerance * b.abs().max()
-        else:
-            assert torch.equal(a, b)
-
-
-def decibels(found: Any, exact: Any) -> float:
-    """Return the least signal-to-noise ratio over the outputs."""
-    pairs = zip(pytree.tree_leaves(found), pytree.tree_leaves(exact), strict=True)
-    ratios = [b.square().sum() / (a - b).square().sum().clamp_min(1e-20) for a, b in pairs]
-    return float(10 * torch.log10(min(ratios)).detach())
 
 
 @pytest.mark.parametrize("candidate", ["w8a8", "w4a8"])
