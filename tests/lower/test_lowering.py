@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from torch.utils import _pytree as pytree
 import mpq_compile as mpq
 from mpq_compile.pipeline import assign_session
 from mpq_compile.session import Session
+
 
 @cache
 def session_of(name: str, batch: int = 1) -> Session:

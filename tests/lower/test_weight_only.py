@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from comparison import BF16_TOLERANCE, assert_equal, decibels
 from torch import Tensor, nn
 
-import mpq_compile as mpq
 from mpq_compile.kernels.tier import host_tiers
 from mpq_compile.pipeline import assign_session
 from mpq_compile.session import Session
