@@ -28,7 +28,7 @@ class Epilogue:
     """Reads one record ``E`` (``packing.pack_epilogue``) and writes the output.
 
     Args:
-        record, residual, output: Buffers; ``residual`` is None where there is none.
+        record, row_scales, residual, output: Buffers; those that a workload lacks are None.
         residual_format, out_format: Formats of those two.
         columns: Channels to which the record's columns are padded.
         lanes: Channels handled at once.
@@ -37,6 +37,7 @@ class Epilogue:
     """
 
     record: Any
+    row_scales: Any
     residual: Any
     output: Any
     residual_format: Format | None
@@ -66,6 +67,26 @@ class Epilogue:
         """Return f32(acc) ⊗ S of int32 or float32 accumulators."""
         acc = T.cast(acc, vector("float32", self.lanes))
         return fenced_product(acc, self.scale(channel, group), self.lanes)
+
+    def first(self, channel: Any) -> Any:
+        """Return what the float32 sum over weight groups starts from: B, or 0 before row scales."""
+        if self.row_scales is None:
+            return self.bias(channel)
+        return splat(T.float32(0), self.lanes)
+
+    def total(self, value: Any, channel: Any, row: Any) -> Any:
+        """Return v of accumulators, or of float32 sums over weight groups, residual left out.
+
+        ``row`` is the output pixel, which has a scale of its own where inputs are dynamic.
+        """
+        grouped = self.scale_groups > 1
+        if grouped and self.row_scales is None:
+            return value
+        if not grouped:
+            value = self.scaled(value, channel)
+        if self.row_scales is not None:
+            value = fenced_product(value, splat(self.row_scales[row], self.lanes), self.lanes)
+        return value + self.bias(channel)
 
     def finish(self, v: Any, offset: Any) -> None:
         """Add the residual to float32 ``v``, clamp and store it at element ``offset``."""

@@ -108,11 +108,9 @@ class PixelBlock(ABC):
                 self._finish_pixel(i, pixel, channels)
 
     def _finish_pixel(self, index: Any, output: Any, channels: Sequence[Any]) -> None:
-        lanes, shape = self.plan.step.lanes, self.plan.shape
+        lanes = self.plan.step.lanes
         at = T.bind(self.tile_base + index * (len(channels) * lanes))
-        out = T.bind(output * shape.out_channels)
+        out = T.bind(output * self.plan.shape.out_channels)
         for v, channel in enumerate(channels):
             value = load(self.tile, at + v * lanes, lanes)
-            if shape.scale_groups == 1:
-                value = self.epilogue.scaled(value, channel) + self.epilogue.bias(channel)
-            self.epilogue.finish(value, out + channel)
+            self.epilogue.finish(self.epilogue.total(value, channel, output), out + channel)

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from mpq_compile.kernels import elementwise, matmul, packing, pool
-from mpq_compile.kernels.elementwise_workload import PoolWorkload, TransposeConvertWorkload
+from mpq_compile.kernels import elementwise, matmul, packing, pool, quantize_rows
+from mpq_compile.kernels.elementwise_workload import (
+    PoolWorkload,
+    QuantizeRowsWorkload,
+    TransposeConvertWorkload,
+)
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.parameters import Recipe, describe_workload
@@ -114,15 +118,34 @@ class Emitter:
     def kernel(
         self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmt: str, nhwc: bool
     ) -> Value:
-        """Call the kernel of ``workload``; equal workloads share one function."""
+        """Call the kernel of ``workload``, which has one result."""
+        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
+        call = relax.call_tir(self._function(workload), list(arguments), kind)
+        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+
+    def kernel_results(
+        self,
+        workload: Any,
+        arguments: Sequence[Any],
+        results: Sequence[tuple[tuple[int, ...], str]],
+    ) -> list[Value]:
+        """Call a kernel of several results, given as (shape, format)."""
+        kinds = [relax.TensorType((math.prod(shape),), DTYPES[fmt]) for shape, fmt in results]
+        call = relax.call_tir(self._function(workload), list(arguments), kinds)
+        made = self.builder.emit(call)
+        return [
+            Value(var=self.builder.emit(relax.TupleGetItem(made, index)), shape=shape, fmt=fmt)
+            for index, (shape, fmt) in enumerate(results)
+        ]
+
+    def _function(self, workload: Any) -> Any:
+        """Return the function of ``workload``; equal workloads share one."""
         if workload.key not in self._kernels:
             function = generator_of(workload)(workload, self.tier, self.threads)
             name = "k_" + "".join(c if c.isalnum() else "_" for c in workload.key)
             function = function.with_attr("global_symbol", name)
             self._kernels[workload.key] = self.builder.add_func(function, name)
-        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
-        call = relax.call_tir(self._kernels[workload.key], list(arguments), kind)
-        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+        return self._kernels[workload.key]
 
     def relax_op(
         self,
@@ -201,4 +224,6 @@ def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
     """Return the generator of a workload's kernel."""
     if isinstance(workload, (ConvWorkload, LinearWorkload)):
         return matmul.generate
+    if isinstance(workload, QuantizeRowsWorkload):
+        return quantize_rows.generate
     return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from mpq_compile.kernels.elementwise_workload import QuantizeRowsWorkload
 from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload
 from mpq_compile.types import Candidate, Site, storage
 
@@ -95,9 +97,18 @@ def linear_workload(
         compute=compute_of(candidate),  # type: ignore[arg-type]
         weight_bits=kernel_weight_bits(rows, candidate),  # type: ignore[arg-type]
         group_size=candidate.group_size,
+        row_scales=candidate.dynamic,
         out=out,  # type: ignore[arg-type]
         residual=residual,  # type: ignore[arg-type]
     )
+
+
+def input_workload(site: Site, candidate: Candidate) -> QuantizeRowsWorkload | None:
+    """Return what a dynamic site runs before its own kernel; None for all others."""
+    if not candidate.dynamic:
+        return None
+    *rows, features = site.input_shape
+    return QuantizeRowsWorkload(rows=math.prod(rows), features=features)
 
 
 def site_workload(

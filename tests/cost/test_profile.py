@@ -79,8 +79,9 @@ def test_cpu_candidates(name: str, conv: Site, depthwise: Site, transposed: Site
         assert profile.candidates_for(site, ["w4a8d", "w4a8g32", "w8a8"]) == ["w8a8"]
 
 
-def test_linear_has_weight_only_and_groups(linear: Site) -> None:
-    wanted = ["w8a16", "w3a16", "w4a8g32", "w4a8g64", "w4a8g128", "w8a8g64", "w2a8g128"]
+def test_linear_has_weight_only_dynamic_and_groups(linear: Site) -> None:
+    wanted = ["w8a16", "w3a16", "w8a8d", "w4a8d", "w4a8g64d"]
+    wanted += ["w4a8g32", "w4a8g64", "w4a8g128", "w8a8g64", "w2a8g128"]
     assert load_profile("generic").candidates_for(linear, [*wanted, "w4a8g16"]) == wanted
 
 

@@ -168,6 +168,23 @@ def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
     cases.assert_matches(workload, tier)
 
 
+@DISTINCT_TIERS
+@pytest.mark.parametrize(
+    "rows,inputs,outputs,options",
+    [
+        (1, 70, 37, {"weight_bits": 4, "out": "fp32"}),
+        (3, 96, 40, {"weight_bits": 8, "group_size": 32, "residual": "fp32"}),
+        (9, 50, 10, {"residual": "u8"}),
+        (33, 128, 70, {"group_size": 64, "out": "bf16"}),
+    ],
+)
+def test_linear_with_row_scales(tier, rows, inputs, outputs, options):
+    workload = LinearWorkload(
+        rows=rows, in_features=inputs, out_features=outputs, row_scales=True, **options
+    )
+    cases.assert_matches(workload, tier)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -175,6 +192,7 @@ def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
         {"rows": 1, "weight_bits": 4, "compute": "bf16"},
         {"rows": 1, "group_size": 24},
         {"rows": 1, "group_size": 32, "compute": "weight_only"},
+        {"rows": 1, "row_scales": True, "compute": "fp32"},
     ],
 )
 def test_workloads_without_a_kernel_are_refused(options):

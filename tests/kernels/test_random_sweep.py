@@ -52,6 +52,7 @@ def random_linear(rng: np.random.Generator) -> LinearWorkload:
         out_features=int(rng.integers(1, 150)),
         weight_bits=int(rng.choice([8, 4, 2])) if packed else 8,  # type: ignore[arg-type]
         group_size=group,
+        row_scales=compute == "int8" and rng.random() < 0.3,
         **random_formats(rng, compute),
     )
 
@@ -109,5 +110,6 @@ def test_the_draw_reaches_every_kind_of_kernel() -> None:
     assert {(w.compute, w.weight_bits) for w in linears} >= {
         (compute, bits) for compute in ("int8", "weight_only") for bits in (8, 4, 2)
     }
+    assert any(w.row_scales and w.group_size for w in linears)
     assert any(w.group_size for w in linears) and any(w.rows > FEW_ROWS for w in linears)
     assert any(uses_tiles(w, tier_named("amx")) for w in drawn)
