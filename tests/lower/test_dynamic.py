@@ -17,7 +17,7 @@ from mpq_compile.session import Session
 
 
 class Block(nn.Module):
-    """Three projections of one tensor, a residual, and a wide layer: a transformer without mixing."""
+    """Three projections of one tensor, a residual, a wide layer: a transformer without mixing."""
 
     def __init__(self) -> None:
         super().__init__()
