@@ -77,7 +77,9 @@ def narrow(v: Any, fmt: str, lo: Any, hi: Any, zp_out: Any, lanes: int) -> Any:
     # Adding 1.5 · 2**23 leaves round_half_even(v) in the low bits of the sum, for |v| < 2**22: no
     # conversion, and no library call on processors that lack an instruction for rounding.
     shifted = T.reinterpret(vector("int32", lanes), v + splat(T.float32(ROUNDER), lanes))
-    return T.cast(shifted + splat(zp_out - ROUNDER_BITS, lanes), vector("uint8", lanes))
+    # The zero point is added to bytes: four times fewer than words, and they wrap alike.
+    codes = T.cast(shifted, vector("uint8", lanes))
+    return codes + splat(T.cast(zp_out, "uint8"), lanes)
 
 
 def round_to_bf16(v: Any, lanes: int) -> Any:

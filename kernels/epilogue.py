@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvm.script import tirx as T
@@ -34,6 +35,7 @@ class Epilogue:
         lanes: Channels handled at once.
         width: Channels stored of each vector: ``lanes``, or fewer in a group narrower than one.
         scale_groups: Rows of compensation and of scales in the record.
+        bound: Scalars of the record that :meth:`hoisted` has read into variables.
     """
 
     record: Any
@@ -46,6 +48,30 @@ class Epilogue:
     lanes: int
     width: int
     scale_groups: int = 1
+    bound: Mapping[str, Any] = field(default_factory=dict)
+
+    def hoisted(self) -> Epilogue:
+        """Read the record's scalars here and now, for a loop that uses the result.
+
+        LLVM does not do it: it cannot tell that the stores of the loop leave the record alone.
+        """
+        names = ["lo", "hi", "zp_out"]
+        if self.residual_format:
+            names += ["zp_residual", "residual_scale"]
+        return replace(self, bound={name: T.bind(self._scalar(name)) for name in names})
+
+    def factors(self, channels: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Read what :meth:`total` needs of each vector of channels into variables: (S, B).
+
+        Sums over weight groups are scaled already (no S), and began with B unless rows have
+        scales of their own.
+        """
+        grouped = self.scale_groups > 1
+        began = grouped and self.row_scales is None
+        return [
+            (None if grouped else T.bind(self.scale(c)), None if began else T.bind(self.bias(c)))
+            for c in channels
+        ]
 
     def compensation(self, channel: Any, group: Any = 0) -> Any:
         """Load the int32 start of the accumulators of ``lanes`` channels."""
@@ -63,10 +89,9 @@ class Epilogue:
         """Load the float32 biases B."""
         return self._floats(2 * self.scale_groups, channel)
 
-    def scaled(self, acc: Any, channel: Any, group: Any = 0) -> Any:
+    def scaled(self, acc: Any, scale: Any) -> Any:
         """Return f32(acc) ⊗ S of int32 or float32 accumulators."""
-        acc = T.cast(acc, vector("float32", self.lanes))
-        return fenced_product(acc, self.scale(channel, group), self.lanes)
+        return fenced_product(T.cast(acc, vector("float32", self.lanes)), scale, self.lanes)
 
     def first(self, channel: Any) -> Any:
         """Return what the float32 sum over weight groups starts from: B, or 0 before row scales."""
@@ -74,26 +99,24 @@ class Epilogue:
             return self.bias(channel)
         return splat(T.float32(0), self.lanes)
 
-    def total(self, value: Any, channel: Any, row: Any) -> Any:
-        """Return v of accumulators, or of float32 sums over weight groups, residual left out.
+    def total(self, value: Any, factors: tuple[Any, Any], row: Any) -> Any:
+        """Return v of accumulators or of sums over weight groups, the residual left out.
 
         ``row`` is the output pixel, which has a scale of its own where inputs are dynamic.
         """
-        grouped = self.scale_groups > 1
-        if grouped and self.row_scales is None:
-            return value
-        if not grouped:
-            value = self.scaled(value, channel)
+        scale, bias = factors
+        if scale is not None:
+            value = self.scaled(value, scale)
         if self.row_scales is not None:
             value = fenced_product(value, splat(self.row_scales[row], self.lanes), self.lanes)
-        return value + self.bias(channel)
+        return value if bias is None else value + bias
 
     def finish(self, v: Any, offset: Any) -> None:
         """Add the residual to float32 ``v``, clamp and store it at element ``offset``."""
         if self.residual_format:
             v = v + self._residual(offset)
-        bounds = scalar(self.record, "lo"), scalar(self.record, "hi")
-        value = narrow(v, self.out_format, *bounds, scalar(self.record, "zp_out"), self.lanes)
+        limits = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
+        value = narrow(v, self.out_format, *limits, self.lanes)
         if self.width == self.lanes:
             store(self.output, offset, self.lanes, value)
             return
@@ -108,10 +131,13 @@ class Epilogue:
             copy_short(source, 0, self.residual, offset, self.width)
             offset = 0
         stored = load(source, offset, self.lanes)
-        zero_point = scalar(self.record, "zp_residual")
+        zero_point = self._scalar("zp_residual")
         value = widen(stored, str(self.residual_format), zero_point, self.lanes)
-        factor = splat(scalar(self.record, "residual_scale"), self.lanes)
+        factor = splat(self._scalar("residual_scale"), self.lanes)
         return fenced_product(value, factor, self.lanes)
+
+    def _scalar(self, name: str) -> Any:
+        return self.bound[name] if name in self.bound else scalar(self.record, name)
 
     def _floats(self, row: Any, channel: Any) -> Any:
         return bits_to_float(load(self.record, self._at(row, channel), self.lanes), self.lanes)

@@ -165,7 +165,8 @@ class _FewRows:
             self._words(cells, T.bind(weights + group * span), group, vectors)
             for index, (cell, total) in enumerate(zip(cells, sums, strict=True)):
                 channel = channels[index % vectors]
-                product = self.epilogue.scaled(load(cell, 0, lanes), channel, group)
+                scale = self.epilogue.scale(channel, group)
+                product = self.epilogue.scaled(load(cell, 0, lanes), scale)
                 store(total, 0, lanes, load(total, 0, lanes) + product)
         return sums
 
@@ -232,8 +233,9 @@ class _FewRows:
 
     def _finish(self, channels: Sequence[Any]) -> None:
         lanes, vectors = self.layout.lanes, len(channels)
+        factors = self.epilogue.factors(channels)
         with T.serial(self.workload.rows) as row:
             for v, channel in enumerate(channels):
                 value = load(self.tile, self.tile_base + (row * vectors + v) * lanes, lanes)
-                value = self.epilogue.total(value, channel, row)
+                value = self.epilogue.total(value, factors[v], row)
                 self.epilogue.finish(value, row * self.workload.out_features + channel)

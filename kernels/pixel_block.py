@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm.script import tirx as T
@@ -95,22 +96,32 @@ class PixelBlock(ABC):
 
     def _finish(self, place: Place, channels: Sequence[Any]) -> None:
         """Run the epilogue over the tile, pixel by pixel."""
-        plan = self.plan
+        plan, epilogue = self.plan, self.epilogue.hoisted()
+        factors = epilogue.factors(channels)
+        finish = partial(self._finish_pixel, epilogue=epilogue, channels=channels, factors=factors)
         with T.serial(self.block.pixels) as i:
             if not plan.flat_rows:
-                self._finish_pixel(i, place.output + place.left + i, channels)
+                finish(i, place.output + place.left + i)
                 return
             flat = T.bind(place.left + i)
             row = T.bind(T.floordiv(flat, plan.shape.padded_width))
             column = T.bind(T.floormod(flat, plan.shape.padded_width))
             with T.If(column < plan.shape.out_width), T.Then():
-                pixel = place.output + row * plan.shape.out_width + column
-                self._finish_pixel(i, pixel, channels)
+                finish(i, place.output + row * plan.shape.out_width + column)
 
-    def _finish_pixel(self, index: Any, output: Any, channels: Sequence[Any]) -> None:
+    def _finish_pixel(
+        self,
+        index: Any,
+        output: Any,
+        *,
+        epilogue: Epilogue,
+        channels: Sequence[Any],
+        factors: Sequence[tuple[Any, Any]],
+    ) -> None:
+        """Finish one pixel."""
         lanes = self.plan.step.lanes
         at = T.bind(self.tile_base + index * (len(channels) * lanes))
         out = T.bind(output * self.plan.shape.out_channels)
         for v, channel in enumerate(channels):
             value = load(self.tile, at + v * lanes, lanes)
-            self.epilogue.finish(self.epilogue.total(value, channel, output), out + channel)
+            epilogue.finish(epilogue.total(value, factors[v], output), out + channel)

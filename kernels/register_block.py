@@ -45,7 +45,8 @@ class RegisterBlock(PixelBlock):
             self._run(cells, start, panel, group, 0)
             for index, (cell, total) in enumerate(zip(cells, sums, strict=True)):
                 channel = channels[index % len(channels)]
-                product = self.epilogue.scaled(load(cell, 0, lanes), channel, group)
+                scale = self.epilogue.scale(channel, group)
+                product = self.epilogue.scaled(load(cell, 0, lanes), scale)
                 store(total, 0, lanes, load(total, 0, lanes) + product)
         return sums
 
