@@ -115,8 +115,8 @@ class Epilogue:
         """Add the residual to float32 ``v``, clamp and store it at element ``offset``."""
         if self.residual_format:
             v = v + self._residual(offset)
-        limits = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
-        value = narrow(v, self.out_format, *limits, self.lanes)
+        lo, hi, zero_point = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
+        value = narrow(v, self.out_format, lo, hi, zero_point, self.lanes)
         if self.width == self.lanes:
             store(self.output, offset, self.lanes, value)
             return
