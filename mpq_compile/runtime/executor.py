@@ -131,7 +131,7 @@ class Executor:
             part = [_contiguous(value[first : first + size], as_torch) for value in inputs]
             outputs = zip(joined, self.run_flat(part), shapes, strict=True)
             for whole, output, shape in outputs:
-                whole[first : first + size] = _shaped(output, shape, as_torch=False)
+                whole[first : first + size] = np.from_dlpack(output).reshape(shape)
         return [_as_torch(whole) for whole in joined] if as_torch else joined
 
 
