@@ -4,7 +4,8 @@ First the peaks: multiply-adds a second of the tier's dot products out of regist
 and fp32, and bytes a second of reading memory in order (``kernel_peaks``). Then one row a layer:
 µs, GMAC/s and the fraction of the peak for int8, bf16 and fp32, in turns; with --torch also torch
 eager fp32. Then one-row linears at 8, 4 and 2 bits of weights that rotate through more than the
-caches hold: µs, GB/s of weights and the fraction of the bandwidth, and the ratio to 8 bits.
+caches hold: µs, GB/s of weights, the fraction of the bandwidth that reading in order has in the
+same round, and the ratio to 8 bits.
 
     python benchmarks/kernels.py [--only TEXT] [--rounds 5] [--tier NAME] [--torch] [--json]
 """
@@ -27,7 +28,7 @@ THREADS = int(os.environ.setdefault("TVM_NUM_THREADS", str(min(2, os.cpu_count()
 import numpy as np
 import torch
 import tvm
-from kernel_peaks import Peaks, measure_peaks
+from kernel_peaks import Peaks, measure_peaks, stream_rate
 from kernel_workloads import GEMV_SIZES, WORKLOADS
 
 from mpq_compile.kernels.matmul import generate
@@ -92,8 +93,8 @@ def torch_call(workload: Workload) -> Callable[[int], float]:
     return timed
 
 
-def medians(calls: dict[str, Callable[[int], float]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each contestant, measured in turns."""
+def samples(calls: dict[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each contestant in every round, measured in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     counts: dict[str, int] = {}
     for _ in range(rounds):
@@ -104,7 +105,7 @@ def medians(calls: dict[str, Callable[[int], float]], rounds: int) -> dict[str, 
             if name not in counts:
                 counts[name] = max(3, int(SLICE_S / max(timed(3), 1e-7)))
             seconds[name].append(timed(counts[name]))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def layer_row(
@@ -117,7 +118,7 @@ def layer_row(
     }
     if with_torch:
         calls["torch"] = torch_call(workload)
-    seconds = medians(calls, rounds)
+    seconds = {name: statistics.median(v) for name, v in samples(calls, rounds).items()}
     row: dict[str, Any] = {"name": name, "macs": workload.macs}
     for compute in FORMATS:
         rate = workload.macs / seconds[compute]
@@ -156,9 +157,14 @@ def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], flo
 
 
 def gemv_rows(
-    inputs: int, outputs: int, kind: str, tier: Tier, peaks: Peaks, rounds: int
+    inputs: int, outputs: int, kind: str, tier: Tier, rounds: int
 ) -> list[dict[str, Any]]:
-    """Time one-row linears at 8, 4 and 2 bits in turns."""
+    """Time one-row linears at 8, 4 and 2 bits, and reading memory in order, in turns.
+
+    The bandwidth of a shared machine changes by a factor of two within seconds: each round's rate
+    is compared with the bandwidth of the same round.
+    """
+    stream = stream_rate(tier, THREADS)
     built = {}
     for bits in (8, 4, 2):
         workload = LinearWorkload(
@@ -166,20 +172,26 @@ def gemv_rows(
             out="fp32", **GEMV_KINDS[kind],
         )  # fmt: skip
         built[bits] = gemv_call(workload, tier)
-    seconds = medians({str(bits): call for bits, (call, _) in built.items()}, rounds)
+    calls: dict[str, Callable[[int], float]] = {"stream": lambda _: 1 / stream()}
+    seconds = samples(calls | {str(bits): call for bits, (call, _) in built.items()}, rounds)
     rows = []
     for bits, (_, size) in built.items():
         took = seconds[str(bits)]
         rows.append(
             {
                 "name": f"gemv {inputs}x{outputs} {kind} w{bits}",
-                "us": took * 1e6,
-                "gbs": size / took / 1e9,
-                "fraction": size / took / peaks.bytes,
-                "times_w8": seconds["8"] / took,
+                "us": statistics.median(took) * 1e6,
+                "gbs": size / statistics.median(took) / 1e9,
+                "fraction": _median_ratio([s * size for s in seconds["stream"]], took),
+                "times_w8": _median_ratio(seconds["8"], took),
             }
         )
     return rows
+
+
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    """Return the median over the rounds of a quotient within one round."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def show_peaks(tier: Tier, peaks: Peaks) -> str:
@@ -217,7 +229,7 @@ def run(options: argparse.Namespace, tier: Tier, say: Callable[[str], None]) -> 
     for inputs, outputs in GEMV_SIZES:
         for kind in GEMV_KINDS:
             if options.only in f"gemv {inputs}x{outputs} {kind}":
-                gemv += gemv_rows(inputs, outputs, kind, tier, peaks, options.rounds)
+                gemv += gemv_rows(inputs, outputs, kind, tier, options.rounds)
                 say("\n".join(map(show_gemv, gemv[-3:])))
     return {"tier": tier.name, "threads": THREADS, "peaks": asdict(peaks), "layers": layers,
             "gemv": gemv}  # fmt: skip
