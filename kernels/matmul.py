@@ -12,11 +12,11 @@ from mpq_compile.kernels.workload import LinearWorkload, Workload
 
 
 def generate(workload: Workload, tier: Tier, threads: int) -> Any:
-    """Return the PrimFunc ``main(X, W, E, [R], O)`` of a workload on a tier.
+    """Return the PrimFunc ``main(X, W, E, [D], [R], O)`` of a workload on a tier.
 
     All arguments are flat buffers: X the input (u8, or uint16 bits of bf16, or float32; NHWC or
-    [rows, K]), W from ``packing.pack_weight``, E from ``packing.pack_epilogue``, R the residual
-    where the workload has one, O the output.
+    [rows, K]), W from ``packing.pack_weight``, E from ``packing.pack_epilogue``, D the
+    float32 scales of the input's rows and R the residual where the workload has them, O the output.
     """
     if is_depthwise(workload):
         return depthwise.generate(workload, tier, threads)

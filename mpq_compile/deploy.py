@@ -25,8 +25,6 @@ from mpq_compile.runtime.artifact import (
 from mpq_compile.runtime.threads import thread_count
 from mpq_compile.types import AuditRow, Candidate, Plan
 
-_COMPUTE = {"fp32": "fp32", "bf16": "bf16"}
-
 
 def complete_assignment(network: Network, assignment: str | Mapping[str, str]) -> dict[str, str]:
     """Return a candidate for every site, from one name for all or from a mapping.
@@ -117,6 +115,15 @@ def write_artifact(
     return materialized
 
 
+def _compute(candidate: Candidate) -> str:
+    """Return how a site multiplies, as the audit names it."""
+    if candidate.is_float:
+        return candidate.name
+    if not candidate.integer_compute:
+        return "weight-only bf16"
+    return "int8 rows" if candidate.dynamic else "int8"
+
+
 def audit_rows(
     materialized: Materialized, kernel_of: Mapping[str, str], tier: Tier
 ) -> Sequence[AuditRow]:
@@ -135,13 +142,12 @@ def audit_rows(
                 expected=f"a kernel for {candidate.name}",
                 remedy="constrain the site to fp32 and report this network",
             )
-        integer = "int8" if candidate.integer_compute else "weight-only bf16"
         rows.append(
             AuditRow(
                 site=site.id,
                 requested=candidate.name,
                 stored_bits=candidate.weight_bits,
-                compute=_COMPUTE.get(candidate.name, integer),
+                compute=_compute(candidate),
                 kernel=kernel_of[site.id],
                 tier=tier.name,
             )

@@ -12,7 +12,7 @@ import tvm_ffi
 from tvm import relax
 
 from mpq_compile.errors import LoweringError
-from mpq_compile.kernels.schedule import unscheduled
+from mpq_compile.kernels.plain_loops import unscheduled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.entry import build_entry
 from mpq_compile.lower.lowering import Lowered

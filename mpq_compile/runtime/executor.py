@@ -107,14 +107,31 @@ class Executor:
         return [_shaped(o, s, as_torch) for o, s in zip(outputs, shapes, strict=True)]
 
     def _run_slices(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
-        """Other batches run as slices of the compiled one; the last slice is filled up."""
+        """Run another batch as slices of the compiled one.
+
+        A batch that is no multiple ends with a slice of its last samples, some of which run
+        twice; one that is smaller is filled up with its last sample. The results of a slice are
+        copied into their place while they are in the cache.
+        """
         size, total = self.manifest.inputs[0]["shape"][0], inputs[0].shape[0]
-        pieces = []
-        for start in range(0, total, size):
-            part = [_fill(value[start : start + size], size, as_torch) for value in inputs]
-            pieces.append(self._run_once(part, as_torch))
-        joined = _joiner(as_torch)
-        return [joined([piece[i] for piece in pieces])[:total] for i in range(len(pieces[0]))]
+        if total < size:
+            filled = [_fill(value, size, as_torch) for value in inputs]
+            return [output[:total] for output in self._run_once(filled, as_torch)]
+        joined = [
+            np.empty((total, *spec["shape"][1:]), spec["dtype"]) for spec in self.manifest.outputs
+        ]
+        shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
+        for first in slice_starts(total, size):
+            part = [_contiguous(value[first : first + size], as_torch) for value in inputs]
+            outputs = zip(joined, self.run_flat(part), shapes, strict=True)
+            for whole, output, shape in outputs:
+                whole[first : first + size] = np.from_dlpack(output).reshape(shape)
+        return [_as_torch(whole) for whole in joined] if as_torch else joined
+
+
+def slice_starts(total: int, size: int) -> list[int]:
+    """Return the first sample of each slice of ``size`` of at least as many samples."""
+    return [min(first, total - size) for first in range(0, total, size)]
 
 
 def _engine(
@@ -171,15 +188,15 @@ def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
 
 
 def _fill(value: Any, size: int, as_torch: bool) -> Any:
-    missing = size - value.shape[0]
-    if missing == 0:
-        return value
-    return _joiner(as_torch)([value] + [value[-1:]] * missing)
+    """Return an array with its last sample repeated up to ``size`` samples."""
+    samples = value.detach().numpy() if as_torch else value
+    filled = np.empty((size, *samples.shape[1:]), samples.dtype)
+    filled[: len(samples)] = samples
+    filled[len(samples) :] = samples[-1]
+    return _as_torch(filled) if as_torch else filled
 
 
-def _joiner(as_torch: bool) -> Any:
-    if not as_torch:
-        return np.concatenate
+def _as_torch(array: np.ndarray) -> Any:
     import torch
 
-    return torch.cat
+    return torch.from_numpy(array)

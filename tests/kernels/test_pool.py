@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from programs import THREADS, call
+from tiers import DISTINCT_TIERS
 
 from mpq_compile.errors import LoweringError
 from mpq_compile.kernels.elementwise_workload import PoolWorkload
@@ -17,7 +18,6 @@ from mpq_compile.kernels.pool import generate
 from mpq_compile.kernels.tier import host_tiers
 from mpq_compile.quant import reference
 
-TIERS = pytest.mark.parametrize("tier", host_tiers(), ids=lambda tier: tier.name)
 BOUNDS = (-9.0, 246.0)
 
 
@@ -73,7 +73,7 @@ def workload_of(kind: Any, shape, rows, columns, source, out, batch=2, step=(1, 
     )
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("case,batch,out", AVERAGES)
 def test_avg_u8(tier, case, batch, out):
     shape, rows, columns = spans(case)
@@ -86,7 +86,7 @@ def test_avg_u8(tier, case, batch, out):
     np.testing.assert_array_equal(run(workload, tier, arguments, expected), stored(expected))
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("source", ["fp32", "bf16"])
 def test_avg_float(tier, source):
     shape, rows, columns = spans("3x3s2p1")
@@ -101,7 +101,7 @@ def test_avg_float(tier, source):
     np.testing.assert_allclose(result, stored(expected), rtol=1e-5, atol=1e-6)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("case,source", MAXIMA)
 def test_max(tier, case, source):
     shape, rows, columns = spans(case)
@@ -113,7 +113,7 @@ def test_max(tier, case, source):
     np.testing.assert_array_equal(result, stored(expected))
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 3)])
 def test_max_with_dilation_equals_torch(tier, dilation):
     x = torch.randint(0, 256, (1, 21, 17, 19), dtype=torch.uint8)
