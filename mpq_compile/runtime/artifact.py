@@ -97,14 +97,12 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> list[dict[str
 
 def read_weights(path: Path, index: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Return the arrays that :func:`write_weights` wrote."""
-    data = path.read_bytes()
-    arrays = {}
-    for entry in index:
-        dtype = np.dtype(entry["dtype"])
-        # Offsets are not aligned to the type: copy out of the bytes.
-        raw = data[entry["offset"] : entry["offset"] + entry["count"] * dtype.itemsize]
-        arrays[entry["name"]] = np.frombuffer(raw, dtype).copy()
-    return arrays
+    return {
+        entry["name"]: np.fromfile(
+            path, np.dtype(entry["dtype"]), entry["count"], offset=entry["offset"]
+        )
+        for entry in index
+    }
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -121,7 +119,8 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 def sha256(path: Path) -> str:
     """Return the hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(body: Mapping[str, Any]) -> str:

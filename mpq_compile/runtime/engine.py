@@ -6,19 +6,29 @@ arena, the second keeps its registers between instructions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpq_compile.lower.arena import offsets_of
+from mpq_compile.runtime.native import (
+    as_tensor,
+    as_tuple,
+    empty,
+    is_tensor,
+    load_library,
+    start_machine,
+)
 
 
 class Program:
     """Calls ``main(inputs…, parameters, arena, outputs…)``.
 
     Args:
-        library: The loaded library.
+        library: Path of the library.
         parameters: Kernel parameters, flat, in order.
         arena: Bytes in which the network computes.
         outputs: ``{"shape", "dtype"}`` of each output.
@@ -26,23 +36,20 @@ class Program:
 
     def __init__(
         self,
-        library: Any,
+        library: Path,
         parameters: Sequence[np.ndarray],
         arena: int,
         outputs: Sequence[Mapping[str, Any]],
     ) -> None:
-        import tvm
-
-        self._main = library["main"]
-        self._empty = tvm.runtime.empty
-        self._outputs = [((int(np.prod(o["shape"])),), o["dtype"]) for o in outputs]
-        self._parameters = tvm.runtime.tensor(_joined(parameters))
-        self._arena = tvm.runtime.empty((arena // 4,), "int32")
+        self._library = load_library(library)
+        self._main = self._library["main"]
+        self._outputs = [(math.prod(output["shape"]), output["dtype"]) for output in outputs]
+        self._lent = as_tensor(_joined(parameters)), empty(arena // 4, "int32")
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the network; return TVM tensors."""
-        outputs = [self._empty(shape, dtype) for shape, dtype in self._outputs]
-        self._main(*inputs, self._parameters, self._arena, *outputs)
+        outputs = [empty(cells, dtype) for cells, dtype in self._outputs]
+        self._main(*inputs, *self._lent, *outputs)
         return outputs
 
 
@@ -50,23 +57,20 @@ class Machine:
     """Relax's virtual machine, for what is no plain list of calls.
 
     Args:
-        library: The loaded library.
+        library: Path of the library.
         parameters: Kernel parameters, flat, in order.
     """
 
-    def __init__(self, library: Any, parameters: Sequence[np.ndarray]) -> None:
-        import tvm
-        import tvm_ffi
-        from tvm import relax
-
-        self._machine = relax.VirtualMachine(library, tvm.cpu())
+    def __init__(self, library: Path, parameters: Sequence[np.ndarray]) -> None:
+        self._library = load_library(library)
+        self._machine = start_machine(self._library)
         self._main = self._machine["main"]
-        self._parameters = tvm_ffi.convert([tvm.runtime.tensor(value) for value in parameters])
+        self._parameters = as_tuple([as_tensor(value) for value in parameters])
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """Run the network; return TVM tensors."""
         outputs = self._main(*inputs, self._parameters)
-        return list(outputs) if not hasattr(outputs, "numpy") else [outputs]
+        return [outputs] if is_tensor(outputs) else list(outputs)
 
 
 def _joined(parameters: Sequence[np.ndarray]) -> np.ndarray:

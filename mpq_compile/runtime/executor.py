@@ -14,9 +14,9 @@ from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
 from mpq_compile.lower.parameters import build_parameter
 from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
 from mpq_compile.runtime.engine import Machine, Program
+from mpq_compile.runtime.native import as_array, as_tensor, is_tensor
 from mpq_compile.runtime.threads import thread_count
 
-_ALIGNMENT = 64
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
 
 
@@ -42,35 +42,21 @@ class Executor:
                 remedy="compile for this CPU, or with MPQ_TIER set to a tier that both have",
             )
         thread_count()
-        import tvm
-
         if tier.dot == "amx":
             request_amx()
         self.manifest = manifest
-        self._tensor = tvm.runtime.tensor
-        self._from_dlpack = tvm.runtime.from_dlpack
-        library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
         arrays = read_weights(folder / WEIGHTS, manifest.arrays)
         parameters = [
             build_parameter(recipe, manifest.sites, arrays, tier) for recipe in manifest.recipes
         ]
-        self._engine = _engine(library, parameters, manifest)
+        self._engine = _engine(folder / LIBRARY, parameters, manifest)
         self._lock = threading.Lock()
 
     def run_flat(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on contiguous flat arrays (NumPy, torch or TVM); return TVM tensors, flat."""
-        tensors = [self._as_tensor(value) for value in inputs]
+        tensors = [value if is_tensor(value) else as_tensor(value) for value in inputs]
         with self._lock:
             return self._engine(tensors)
-
-    def _as_tensor(self, value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return self._tensor(value)
-        if not _is_torch(value):
-            return value
-        # Kernels assume aligned memory; a slice of a larger tensor may not have it.
-        aligned = value.data_ptr() % _ALIGNMENT == 0
-        return self._from_dlpack(value) if aligned else self._tensor(value.numpy())
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.
@@ -135,7 +121,7 @@ def slice_starts(total: int, size: int) -> list[int]:
 
 
 def _engine(
-    library: Any, parameters: Sequence[np.ndarray], manifest: Manifest
+    library: Path, parameters: Sequence[np.ndarray], manifest: Manifest
 ) -> Program | Machine:
     if manifest.arena is None:
         return Machine(library, parameters)
@@ -181,7 +167,7 @@ def _contiguous(value: Any, as_torch: bool) -> Any:
 
 def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
     if not as_torch:
-        return output.numpy().reshape(shape)
+        return as_array(output).reshape(shape)
     import torch
 
     return torch.from_dlpack(output).reshape(shape)
