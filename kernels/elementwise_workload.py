@@ -111,6 +111,19 @@ class ConcatWorkload:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeRowsWorkload:
+    """Quantize each of ``rows`` float32 rows by its own largest magnitude."""
+
+    rows: int
+    features: int
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        return f"quantize_rows/{self.rows}x{self.features}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolWorkload:
     """Pooling of NHWC [batch, height, width, channels] to [batch, out_height, out_width, channels].
 
@@ -135,3 +148,29 @@ class PoolWorkload:
         cells = f"{self.batch}x{self.height}x{self.width}x{self.channels}"
         shape = f"{cells}-{self.out_height}x{self.out_width}/step{self.step[0]}x{self.step[1]}"
         return f"{self.kind}pool/{shape}/{self.source}-{self.out}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormWorkload:
+    """Layer norm of [rows, columns] over the columns; without ``centred``, RMS norm.
+
+    ``scaled`` and ``shifted`` tell whether columns have factors and offsets. The result is stored
+    once in each of ``outputs``.
+    """
+
+    rows: int
+    columns: int
+    epsilon: float
+    centred: bool = True
+    scaled: bool = True
+    shifted: bool = True
+    source: Format
+    outputs: tuple[Format, ...]
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        kind = "layernorm" if self.centred else "rmsnorm"
+        shape = f"{self.rows}x{self.columns}/e{self.epsilon:g}"
+        columns = f"{int(self.scaled)}{int(self.shifted)}"
+        return f"{kind}/{shape}/{columns}/{self.source}-{'+'.join(self.outputs)}"

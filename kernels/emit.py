@@ -46,8 +46,13 @@ def fenced_product(a: Any, b: Any, lanes: int) -> Any:
     LLVM contracts products into FMA on most targets, which changes a quarter of all results; the
     fence forbids it, so that every tier agrees with the oracle.
     """
+    return fenced(a * b, lanes)
+
+
+def fenced(v: Any, lanes: int) -> Any:
+    """Return float32 ``v``, rounded: nothing that follows is combined or cancelled with it."""
     name = "llvm.arithmetic.fence.f32" if lanes == 1 else f"llvm.arithmetic.fence.v{lanes}f32"
-    return T.call_llvm_pure_intrin(vector("float32", lanes), name, a * b)
+    return T.call_llvm_pure_intrin(vector("float32", lanes), name, v)
 
 
 def bits_to_float(word: Any, lanes: int = 1) -> Any:

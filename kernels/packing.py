@@ -84,6 +84,15 @@ def pack_multiply(zero_points: Sequence[int], scale: float, bounds: Sequence[flo
     return words
 
 
+def pack_attention(
+    zero_points: Sequence[int], scale: float, out_scale: float, bounds: Sequence[float]
+) -> np.ndarray:
+    """Return the int32[16] record of attention; zero points of q, v, out; scales S and R."""
+    words = pack_scalars(zero_points, out_scale, bounds)
+    words[SCALARS.index("scale")] = np.float32(scale).view(np.int32)
+    return words
+
+
 def pack_pool(zero_point_in: int, bounds: Sequence[float], zero_point: int) -> np.ndarray:
     """Return the int32[16] record of an average pooling; its scales stand in a table."""
     return pack_scalars((zero_point_in, 0, zero_point), 0.0, bounds)

@@ -10,11 +10,26 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from mpq_compile.kernels import elementwise, matmul, packing, pool
-from mpq_compile.kernels.elementwise_workload import PoolWorkload, TransposeConvertWorkload
+from mpq_compile.kernels import (
+    attention,
+    elementwise,
+    layer_norm,
+    matmul,
+    packing,
+    pool,
+    quantize_rows,
+)
+from mpq_compile.kernels.attention_workload import AttentionWorkload
+from mpq_compile.kernels.elementwise_workload import (
+    NormWorkload,
+    PoolWorkload,
+    QuantizeRowsWorkload,
+    TransposeConvertWorkload,
+)
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.parameters import Recipe, describe_workload
+from mpq_compile.lower.views import View, dense
 
 DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
 
@@ -28,17 +43,29 @@ class Value:
         shape: Logical shape (PyTorch's).
         fmt: Storage: "u8", "bf16", "fp32", or a NumPy dtype for index tensors.
         nhwc: True where a 4-D tensor lies channels-last.
+        source: Where the same elements lie already, if ``var`` is a copy made by movements.
     """
 
     var: Any
     shape: tuple[int, ...]
     fmt: str
     nhwc: bool = False
+    source: View | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def view(self) -> View:
+        """Where the elements lie: where movements took them from, or in ``var``."""
+        if self.source is not None:
+            return self.source
+        if not self.nhwc:
+            return dense(self.var, self.shape)
+        batch, channels, height, width = self.shape
+        return dense(self.var, (batch, height, width, channels)).permuted((0, 3, 1, 2))
 
     @property
     def layout_free(self) -> bool:
@@ -114,15 +141,42 @@ class Emitter:
     def kernel(
         self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmt: str, nhwc: bool
     ) -> Value:
-        """Call the kernel of ``workload``; equal workloads share one function."""
+        """Call the kernel of ``workload``, which has one result."""
+        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
+        call = relax.call_tir(self._function(workload), list(arguments), kind)
+        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+
+    def kernel_outputs(
+        self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmts: Sequence[str]
+    ) -> list[Value]:
+        """Call a kernel that stores its result once in each of ``fmts``, in logical order."""
+        if len(fmts) == 1:
+            return [self.kernel(workload, arguments, shape, fmts[0], False)]
+        return self.kernel_results(workload, arguments, [(shape, fmt) for fmt in fmts])
+
+    def kernel_results(
+        self,
+        workload: Any,
+        arguments: Sequence[Any],
+        results: Sequence[tuple[tuple[int, ...], str]],
+    ) -> list[Value]:
+        """Call a kernel of several results, given as (shape, format)."""
+        kinds = [relax.TensorType((math.prod(shape),), DTYPES[fmt]) for shape, fmt in results]
+        call = relax.call_tir(self._function(workload), list(arguments), kinds)
+        made = self.builder.emit(call)
+        return [
+            Value(var=self.builder.emit(relax.TupleGetItem(made, index)), shape=shape, fmt=fmt)
+            for index, (shape, fmt) in enumerate(results)
+        ]
+
+    def _function(self, workload: Any) -> Any:
+        """Return the function of ``workload``; equal workloads share one."""
         if workload.key not in self._kernels:
             function = generator_of(workload)(workload, self.tier, self.threads)
             name = "k_" + "".join(c if c.isalnum() else "_" for c in workload.key)
             function = function.with_attr("global_symbol", name)
             self._kernels[workload.key] = self.builder.add_func(function, name)
-        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
-        call = relax.call_tir(self._kernels[workload.key], list(arguments), kind)
-        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+        return self._kernels[workload.key]
 
     def relax_op(
         self,
@@ -130,12 +184,16 @@ class Emitter:
         function: Callable[[Any], Any],
         shape: tuple[int, ...],
         physical: tuple[int, ...] | None = None,
+        source: View | None = None,
     ) -> Value:
-        """Apply a data movement of Relax to ``value`` seen as ``physical`` (default: its shape)."""
+        """Apply a data movement of Relax to ``value`` seen as ``physical`` (default: its shape).
+
+        ``source`` says where the moved elements lie already.
+        """
         moved = self.builder.emit(function(self._viewed(value, physical or value.shape)))
         flat = self.builder.emit(relax.op.reshape(moved, relax.ShapeExpr([math.prod(shape)])))
         self._views[flat] = moved
-        return replace(value, var=flat, shape=shape)
+        return replace(value, var=flat, shape=shape, source=source)
 
     def _viewed(self, value: Value, physical: tuple[int, ...]) -> Any:
         """Return ``value`` in ``physical`` shape; movements in a row need no reshape between."""
@@ -201,4 +259,10 @@ def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
     """Return the generator of a workload's kernel."""
     if isinstance(workload, (ConvWorkload, LinearWorkload)):
         return matmul.generate
+    if isinstance(workload, AttentionWorkload):
+        return attention.generate
+    if isinstance(workload, NormWorkload):
+        return layer_norm.generate
+    if isinstance(workload, QuantizeRowsWorkload):
+        return quantize_rows.generate
     return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate

@@ -15,7 +15,13 @@ from tvm import relax
 from mpq_compile.capture import source_line
 from mpq_compile.errors import LoweringError, UnsupportedOpError
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.lower import rules_elementwise, rules_float, rules_matmul
+from mpq_compile.lower import (
+    rules_attention,
+    rules_elementwise,
+    rules_float,
+    rules_matmul,
+    rules_norm,
+)
 from mpq_compile.lower.emit import Emitter, Value
 from mpq_compile.lower.formats import STORAGE
 from mpq_compile.lower.moves import MOVES
@@ -37,7 +43,7 @@ class Lowered:
         recipes: One for each parameter, in order.
         sites: Stored weights by name.
         arrays: What the artifact stores, by name.
-        kernel_of: Site id to the key of the kernel that computes it.
+        kernel_of: Site id, or name of a node without weights, to the key of its kernel.
         input_shapes, input_dtypes, output_shapes, output_dtypes: What a caller passes and gets.
     """
 
@@ -105,7 +111,9 @@ class Lowering:
         for node in self.graph.graph.nodes:
             if node.op == "output":
                 return [self.emitter.logical(self.value(out)).var for out in node.args[0]]
-            if node.op == "call_function" and node.name not in self.integers:
+            # A rule may have lowered a user together with its node.
+            pending = node not in self.values and node.name not in self.integers
+            if node.op == "call_function" and pending:
                 self.values[node] = self._lower(node)
         raise AssertionError("a graph ends with its output")
 
@@ -170,12 +178,17 @@ def _integer_values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[st
 _RULES: dict[Any, Callable[[Lowering, fx.Node], Any]] = {
     qops.QCONV2D: rules_matmul.conv2d,
     qops.QLINEAR: rules_matmul.linear,
+    qops.QUANTIZE_ROWS: rules_matmul.quantize_rows,
+    qops.QLINEAR_ROWS: rules_matmul.linear_rows,
     qops.CONVERT: rules_elementwise.convert,
     qops.QADD: rules_elementwise.add,
     qops.QMUL: rules_elementwise.multiply,
     qops.LUT: rules_elementwise.table,
+    qops.ATTENTION: rules_attention.attention,
     qops.AVG_POOL2D: rules_elementwise.average_pool,
     qops.MAX_POOL2D: rules_elementwise.max_pool,
+    aten.layer_norm.default: rules_norm.layer_norm,
+    aten.rms_norm.default: rules_norm.rms_norm,
     aten.cat.default: rules_elementwise.concat,
     operator.getitem: rules_float.pick,
     **dict.fromkeys(RESHAPES, rules_float.reshape),

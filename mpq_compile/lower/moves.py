@@ -35,8 +35,9 @@ def _permute(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], 
 
 
 def _permuted(emitter: Emitter, value: Value, order: list[int], shape: Shape) -> Value:
+    source = value.view.permuted(order)
     value = emitter.logical(value)
-    return emitter.relax_op(value, lambda v: relax.op.permute_dims(v, order), shape)
+    return emitter.relax_op(value, lambda v: relax.op.permute_dims(v, order), shape, source=source)
 
 
 def _transpose(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], _: Any) -> Value:
@@ -64,7 +65,9 @@ def _strided(
     def cut(v: Any) -> Any:
         return relax.op.strided_slice(v, [place], [span[0]], [span[1]], [span[2]])
 
-    return emitter.relax_op(value, cut, shape, _physical(value))
+    size = len(range(*span))
+    source = value.view.sliced(axis, span[0], span[2], size).reshaped(shape)
+    return emitter.relax_op(value, cut, shape, _physical(value), source)
 
 
 def _select(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], _: Any) -> Value:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def reshape(lowering: Lowering, node: fx.Node) -> Value:
-    x = lowering.emitter.logical(lowering.value(node.args[0]))
-    return replace(x, shape=lowering.shape(node))
+    value, shape = lowering.value(node.args[0]), lowering.shape(node)
+    source = value.view.reshaped(shape)
+    return replace(lowering.emitter.logical(value), shape=shape, source=source)
 
 
 def pick(lowering: Lowering, node: fx.Node) -> Value:

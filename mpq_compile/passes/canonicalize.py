@@ -208,6 +208,10 @@ def _pads_with_zeros(pad: fx.Node) -> bool:
     return fits and argument(pad, 2, "value", 0) == 0
 
 
+def _matrix_transpose(module: fx.GraphModule, node: fx.Node) -> None:
+    replace(module, node, aten.transpose.int, (node.args[0], -2, -1))
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.conv2d.default: _conv2d,
     aten.conv2d.padding: _conv2d,
@@ -219,6 +223,7 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.stack.default: _stack,
     aten.pad.default: _pad,
     aten.view.default: _view,
+    aten.mT.default: _matrix_transpose,
     aten.relu.default: _bounded(0.0, INF),
     aten.relu6.default: _bounded(0.0, 6.0),
     aten.hardtanh.default: _clamp,

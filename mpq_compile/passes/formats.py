@@ -33,6 +33,7 @@ class Kind(Enum):
     MOVE = auto()  # values are moved, not changed: any format, the input's quantizer
     PICK = auto()  # one of several results
     CONCAT = auto()
+    ATTENTION = auto()  # in the format of its operands; stores any
     FLOAT = auto()  # fp32 in, fp32 out
     SHAPE = auto()  # integers, not tensors
     UNSUPPORTED = auto()
@@ -97,6 +98,7 @@ _FLOATS = frozenset(
         aten._softmax.default,
         aten.log_softmax.int,
         aten.layer_norm.default,
+        aten.rms_norm.default,
         aten.embedding.default,
         aten.upsample_bilinear2d.vec,
         aten.group_norm.default,
@@ -201,6 +203,23 @@ def _is_max_pool(network: Network, node: fx.Node) -> bool:
     return fits and len(_shape(network, node.args[0]) or ()) == 4
 
 
+def _is_attention(network: Network, node: fx.Node) -> bool:
+    """Tell whether ``node`` is attention of [B, H, T, D] or [B, T, D] operands that our kernel
+    computes: no dropout, no shared heads, a mask that broadcasts to the scores."""
+    if not is_call(node, aten.scaled_dot_product_attention.default):
+        return False
+    shapes = [_shape(network, value) for value in node.args[:3]]
+    if None in shapes or len(shapes[0] or ()) not in (3, 4):
+        return False
+    q, k, v = (tuple(shape or ()) for shape in shapes)
+    mask = argument(node, 3, "attn_mask")
+    plain = not argument(node, 4, "dropout_p", 0.0) and not node.kwargs.get("enable_gqa", False)
+    same = len(q) == len(k) == len(v) and q[:-2] == k[:-2] == v[:-2]
+    if not (plain and same and all(_is_float(network, n) for n in node.all_input_nodes[:3])):
+        return False
+    return mask is None or len(_shape(network, mask) or q + (0,)) <= len(q)
+
+
 def _is_affine(network: Network, node: fx.Node) -> bool:
     fits = is_call(node, ops.channel_affine)
     return fits and len(_shape(network, node.args[0]) or ()) == 4
@@ -213,6 +232,7 @@ _RULES = (
     (lambda network, node: is_call(node, ops.add) and _same_shapes(network, node), Kind.ADD),
     (_is_multiply, Kind.MULTIPLY),
     (_is_affine, Kind.AFFINE),
+    (_is_attention, Kind.ATTENTION),
     (lambda _, node: is_call(node, ops.clamp), Kind.CLAMP),
     (_is_average, Kind.AVERAGE),
     (_is_table, Kind.TABLE),
@@ -280,7 +300,10 @@ def stored_formats(
     """Return the storage format of each tensor under an assignment.
 
     A tensor is stored in the widest format that a site, a float operator or the network's output
-    asks of it. A tensor that only joins and elementwise operators read takes theirs.
+    asks of it, or that a reader takes in any format, stores itself and can have for nothing: one
+    no wider than that in which the tensor is computed. So the residual behind a layer norm stays
+    float while the site beside it reads codes, and the residual between two integer sites stays
+    codes. A tensor that only joins and elementwise operators read takes theirs.
 
     Args:
         network: The prepared network.
@@ -288,25 +311,30 @@ def stored_formats(
         candidates: Node name of each site to its candidate.
     """
     formats: dict[str, str] = {}
-    native = _native_formats(network, table, candidates)
+    native = native_formats(network, table, candidates)
     for node in reversed(network.module.graph.nodes):
         firm: list[str] = []
         soft: list[str] = []
         for user in node.users:
-            demand = _demand(node, user, table, candidates, formats)
+            demand = _demand(node, user, table, candidates, formats, native)
             (firm if demand[1] else soft).append(demand[0])
         averaged = bool(soft) and all(table.get(u.name) is Kind.AVERAGE for u in node.users)
         # Sums of codes are exact in any order; sums of floats are not.
         fixed = averaged or node.op == "get_attr"
-        wanted = [native[node.name]] if fixed else firm or soft or ["fp32"]
+        free = [fmt for fmt in soft if FORMAT_WIDTH[fmt] <= FORMAT_WIDTH[native[node.name]]]
+        asked = firm + free if firm else soft or ["fp32"]
+        wanted = [native[node.name]] if fixed else asked
         formats[node.name] = max(wanted, key=FORMAT_WIDTH.__getitem__)
     return formats
 
 
-def _native_formats(
+def native_formats(
     network: Network, table: Mapping[str, Kind], candidates: Mapping[str, Candidate]
 ) -> dict[str, str]:
-    """Return the format in which each tensor is computed, whoever reads it."""
+    """Return the format in which each tensor is computed, whoever reads it.
+
+    Attention multiplies in the widest format of its operands: codes where integer sites make them.
+    """
     native: dict[str, str] = {}
     for node in network.module.graph.nodes:
         kind = table.get(node.name)
@@ -314,8 +342,12 @@ def _native_formats(
         if kind is Kind.SITE:
             native[node.name] = candidates[node.name].input_format
         elif kind in (*_SHARES_INPUT, *_FOLLOWS_OUTPUT, Kind.CONCAT):
-            sources = [native[n.name] for n in node.all_input_nodes if n.op == "call_function"]
+            tensors = [n for n in node.all_input_nodes if n.op == "call_function"]
+            sources = [native[n.name] for n in tensors if table[n.name] is not Kind.SHAPE]
             native[node.name] = max(sources or ["fp32"], key=FORMAT_WIDTH.__getitem__)
+        elif kind is Kind.ATTENTION:
+            operands = [native[operand.name] for operand in node.args[:3]]
+            native[node.name] = max(operands, key=FORMAT_WIDTH.__getitem__)
     return native
 
 
@@ -325,6 +357,7 @@ def _demand(
     table: Mapping[str, Kind],
     candidates: Mapping[str, Candidate],
     formats: Mapping[str, str],
+    native: Mapping[str, str],
 ) -> tuple[str, bool]:
     """Format that ``user`` asks of ``node``, and whether it must have it."""
     kind = table.get(user.name)
@@ -338,4 +371,6 @@ def _demand(
         return formats[user.name], reads_codes
     if kind in (*_SHARES_INPUT, Kind.CONCAT):
         return formats[user.name], True
+    if kind is Kind.ATTENTION and node in user.args[:3]:
+        return native[user.name], True
     return "fp32", True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,20 @@ from torch import Tensor, fx
 from mpq_compile.errors import LoweringError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, constant, is_call
-from mpq_compile.passes.formats import PAD, Kind, kinds, quantizer_roots, stored_formats
+from mpq_compile.passes.formats import (
+    PAD,
+    Kind,
+    kinds,
+    native_formats,
+    quantizer_roots,
+    stored_formats,
+)
+from mpq_compile.passes.materialize_attention import attention
 from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.multipliers import (
+    ROW_ZERO_POINT,
     bounds_of,
     channel_multipliers,
     f32,
@@ -127,7 +137,9 @@ class _Builder:
             name: Candidate.parse(task.assignment[site.id]) for name, site in site_of.items()
         }
         self.formats = stored_formats(task.network, self.kinds, self.candidates)
+        self.native = native_formats(task.network, self.kinds, self.candidates)
         self.made: dict[str, dict[str, fx.Node]] = {}
+        self.rows: dict[str, tuple[fx.Node, ...]] = {}
         self.records: dict[str, SiteRecord] = {}
         self.floats: list[str] = []
         self._anchor = self.graph.output((None,))
@@ -174,7 +186,7 @@ class _Builder:
 
     def operand(self, node: fx.Node, fmt: str) -> fx.Node:
         """The new node that holds old ``node`` in ``fmt``, converted once where it must be."""
-        self._raw(node)
+        self.raw(node)
         made = self.made[node.name]
         if fmt not in made:
             source_fmt, source = next(iter(made.items()))
@@ -201,7 +213,8 @@ class _Builder:
         """Register a constant of the new graph."""
         return add_constant(self.new, self._anchor, name, value)
 
-    def _raw(self, node: fx.Node) -> fx.Node:
+    def raw(self, node: fx.Node) -> fx.Node:
+        """The new node of old ``node`` in whatever format it has."""
         if node.name not in self.made:  # a constant, copied when it is first used
             value = constant(self.old, node)
             assert value is not None
@@ -217,7 +230,7 @@ class _Builder:
         before, after = self.qparams(x, candidate.input_format), self.qparams(node, fmt)
         weight, bias = self._weight(site, candidate), self.network.bias(site.id)
         codes, weight_scale = _codes_and_scale(weight, candidate)
-        _check_accumulator(site, codes, before)
+        _check_accumulator(site, codes, candidate)
         scale, shift = channel_multipliers(
             weight_scale.numpy(),
             bias.numpy(),
@@ -231,14 +244,19 @@ class _Builder:
         )
         added, added_qparams = self._residual(residual)
         geometry = () if is_call(node, ops.site_linear) else tuple(node.args[4:9])
+        zero_point = ROW_ZERO_POINT if candidate.dynamic else zero_point_of(before)
         epilogue = (
-            (zero_point_of(before), zero_point_of(added_qparams), zero_point_of(after)),
+            (zero_point, zero_point_of(added_qparams), zero_point_of(after)),
             f32(scale_of(added_qparams) / scale_of(after)),
             bounds_of(after, *node.args[-2:]),
             storage(fmt),
         )
         target = qops.QCONV2D if geometry else qops.QLINEAR
-        args = (self.operand(x, candidate.input_format), *params, added, *geometry, *epilogue)
+        inputs: tuple[fx.Node, ...] = (self.operand(x, candidate.input_format),)
+        if candidate.dynamic:
+            _check_dynamic(site, candidate)
+            target, inputs = qops.QLINEAR_ROWS, self._rows(x)
+        args = (*inputs, *params, added, *geometry, *epilogue)
         new = self.graph.call_function(target, args)
         self.records[new.name] = SiteRecord(
             site=site,
@@ -258,6 +276,14 @@ class _Builder:
             return weight if candidate.weight_bits == 32 else weight.bfloat16()
         made = self.task.rounded.get((site.id, candidate.name))
         return made or self.network.rounded(site.id, candidate)
+
+    def _rows(self, x: fx.Node) -> tuple[fx.Node, ...]:
+        """Codes and row scales of a tensor; sites that read the same tensor share them."""
+        if x.name not in self.rows:
+            both = self.graph.call_function(qops.QUANTIZE_ROWS, (self.operand(x, "fp32"),))
+            picks = [self.graph.call_function(operator.getitem, (both, i)) for i in range(2)]
+            self.rows[x.name] = tuple(picks)
+        return self.rows[x.name]
 
     def _residual(self, residual: Any) -> tuple[fx.Node | None, QParams | None]:
         if residual is None:
@@ -371,12 +397,12 @@ class _Builder:
 
     def _moved(self, node: fx.Node, fmt: str) -> fx.Node:
         is_tensor = self.kinds.get(node.name) is not Kind.SHAPE
-        return self.operand(node, fmt) if is_tensor else self._raw(node)
+        return self.operand(node, fmt) if is_tensor else self.raw(node)
 
     def pick(self, node: fx.Node) -> tuple[fx.Node, str]:
         source, index = node.args
         fmt = next(iter(self.made[source.name]))
-        return self.graph.call_function(node.target, (self._raw(source), index)), fmt
+        return self.graph.call_function(node.target, (self.raw(source), index)), fmt
 
     def concat(self, node: fx.Node) -> tuple[fx.Node, str]:
         fmt = self.stored(node)
@@ -394,7 +420,7 @@ class _Builder:
 
     def float_op(self, node: fx.Node) -> tuple[fx.Node, str]:
         def operand(n: fx.Node) -> fx.Node:
-            return self.operand(n, "fp32") if self._is_float(n) else self._raw(n)
+            return self.operand(n, "fp32") if self._is_float(n) else self.raw(n)
 
         args = fx.node.map_arg(node.args, operand)
         kwargs = fx.node.map_arg(node.kwargs, operand)
@@ -407,7 +433,7 @@ class _Builder:
         return entry is None or entry[1] == torch.float32
 
     def shape(self, node: fx.Node) -> tuple[fx.Node, str]:
-        new = self.graph.node_copy(node, lambda n: self._raw(n))
+        new = self.graph.node_copy(node, lambda n: self.raw(n))
         return new, "fp32"
 
 
@@ -423,6 +449,7 @@ _RULES: dict[Kind, Callable[[_Builder, fx.Node], tuple[fx.Node, str]]] = {
     Kind.MOVE: _Builder.move,
     Kind.PICK: _Builder.pick,
     Kind.CONCAT: _Builder.concat,
+    Kind.ATTENTION: attention,
     Kind.FLOAT: _Builder.float_op,
     Kind.SHAPE: _Builder.shape,
 }
@@ -445,15 +472,26 @@ def _codes_and_scale(
     return weight, torch.ones(weight.shape[0])
 
 
-def _check_accumulator(site: Site, codes: Tensor, before: QParams | None) -> None:
+def _check_accumulator(site: Site, codes: Tensor, candidate: Candidate) -> None:
     inputs = codes[0].numel()
-    if before is not None and inputs > MAX_INPUTS:
+    if candidate.integer_compute and inputs > MAX_INPUTS:
         raise LoweringError(
             "the int32 accumulator could overflow",
             where=site.id,
             expected=f"at most {MAX_INPUTS} inputs for an output",
             found=str(inputs),
             remedy="constrain this site to fp32 or bf16",
+        )
+
+
+def _check_dynamic(site: Site, candidate: Candidate) -> None:
+    if site.op != "linear" or candidate.activation_bits != 8:
+        raise LoweringError(
+            "no kernel quantizes these activations at run time",
+            where=site.id,
+            expected="a linear layer with 8-bit activations",
+            found=f"{candidate.name} for {site.op}",
+            remedy="choose a candidate without d",
         )
 
 

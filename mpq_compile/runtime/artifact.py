@@ -22,7 +22,7 @@ from mpq_compile.errors import ArtifactError
 from mpq_compile.lower.parameters import Recipe, StoredSite
 from mpq_compile.types import AuditRow, Plan, Verification
 
-VERSION = 1
+VERSION = 2
 LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
 VERIFICATION = "verification.json"
 
@@ -34,6 +34,8 @@ class Manifest:
     Args:
         tier: Tier of the kernels.
         threads: Threads the kernels use.
+        arena: Bytes of the buffer in which the network computes; None where Relax's virtual
+            machine runs it.
         inputs, outputs: ``{"shape": […], "dtype": …}`` of each tensor.
         out_spec: JSON of the tree of outputs, or "" for a tuple.
         dynamic_batch: True where other batches run as slices of the compiled one.
@@ -47,6 +49,7 @@ class Manifest:
 
     tier: str
     threads: int
+    arena: int | None
     inputs: Sequence[Mapping[str, Any]]
     outputs: Sequence[Mapping[str, Any]]
     out_spec: str

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.executor import Executor
-from mpq_compile.runtime.virtual_machine import as_tensor
+from mpq_compile.runtime.native import as_tensor
 
 _WARM_S = 0.4
 _BLOCK_S = 0.12

@@ -1,4 +1,4 @@
-"""TVM's virtual machine and tensors without its compiler, which running an artifact never needs.
+"""TVM's runtime without its compiler, which running an artifact never needs.
 
 ``import tvm`` loads LLVM: half a second, and 150 MB that stay resident. What runs a library is in
 two small libraries beside it. A process may still import tvm, before or after.
@@ -26,23 +26,21 @@ _LIBRARIES = (("tvm_runtime", "RTLD_GLOBAL"), ("tvm_runtime_extra", "RTLD_LOCAL"
 _CPU, _FIRST, _POOLED = 1, 0, 2
 
 
-class VirtualMachine:
-    """A library that ``relax.build`` exported, loaded.
+def load_library(path: Path) -> Any:
+    """Load a shared library that TVM exported; its functions do not keep it loaded."""
+    return _loaded_runtime().load_module(str(path.resolve()))
 
-    Attributes:
-        main: Its function of that name: tensors in, a tensor or an array of them out.
 
-    Args:
-        library: Path of the shared library.
-    """
+def start_machine(library: Any) -> Any:
+    """Return a virtual machine for a library that ``relax.build`` made."""
+    machine = library["vm_load_executable"]()
+    machine["vm_initialization"](_CPU, _FIRST, _POOLED)
+    return machine
 
-    def __init__(self, library: Path) -> None:
-        ffi = _loaded_runtime()
-        # Kept: functions do not keep the library loaded.
-        self._library = ffi.load_module(str(library.resolve()))
-        self._machine = self._library["vm_load_executable"]()
-        self._machine["vm_initialization"](_CPU, _FIRST, _POOLED)
-        self.main = self._machine["main"]
+
+def empty(cells: int, dtype: str) -> Any:
+    """Return a tensor whose content is not set."""
+    return _loaded_runtime().from_dlpack(_aligned_memory(cells * np.dtype(dtype).itemsize, dtype))
 
 
 def as_tensor(value: Any) -> Any:
@@ -73,11 +71,15 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     # DLPack refuses arrays that may not be written to.
     if array.ctypes.data % ALIGNMENT == 0 and array.flags.writeable:
         return array
-    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy = _aligned_memory(array.nbytes, array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
+
+
+def _aligned_memory(size: int, dtype: Any) -> np.ndarray:
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype)
 
 
 @cache

@@ -1,0 +1,72 @@
+"""Attention in a materialized graph: operands in one format, one operator."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from mpq_compile.passes.base import argument
+from mpq_compile.passes.network import Network
+from mpq_compile.quant import ops as qops
+from mpq_compile.quant.multipliers import bounds_of, f32, scale_of, zero_point_of
+from mpq_compile.types import QParams, storage
+
+aten = torch.ops.aten
+
+
+class Builder(Protocol):
+    """What this rule needs of the materializer."""
+
+    network: Network
+    native: dict[str, str]
+    graph: fx.Graph
+    floats: list[str]
+
+    def stored(self, node: fx.Node) -> str: ...
+
+    def qparams(self, node: fx.Node, fmt: str) -> QParams | None: ...
+
+    def operand(self, node: fx.Node, fmt: str) -> fx.Node: ...
+
+    def raw(self, node: fx.Node) -> fx.Node: ...
+
+    def attribute(self, name: str, value: Tensor) -> fx.Node: ...
+
+
+def attention(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
+    """Return the operator that replaces ``scaled_dot_product_attention``, and its format."""
+    fmt, compute = builder.stored(node), builder.native[node.name]
+    operands: Any = node.args[:3]
+    q, k, v = (builder.qparams(operand, compute) for operand in operands)
+    after = builder.qparams(node, fmt)
+    depth = builder.network.shapes[operands[0].name][0][-1]
+    scale: Any = argument(node, 6, "scale") or depth**-0.5
+    args = (
+        *(builder.operand(operand, compute) for operand in operands),
+        _mask(builder, argument(node, 3, "attn_mask")),
+        bool(argument(node, 5, "is_causal", False)),
+        f32(scale_of(q) * scale_of(k) * scale),
+        (zero_point_of(q), zero_point_of(v), zero_point_of(after)),
+        f32(scale_of(v) / scale_of(after)),
+        bounds_of(after),
+        storage(fmt),
+    )
+    new = builder.graph.call_function(qops.ATTENTION, args)
+    if storage(compute) != "u8":
+        builder.floats.append(new.name)
+    return new, fmt
+
+
+def _mask(builder: Builder, mask: Any) -> fx.Node | None:
+    """Return the float32 numbers that are added to the scores."""
+    if mask is None:
+        return None
+    if builder.network.shapes[mask.name][1] != torch.bool:
+        return builder.operand(mask, "fp32")
+    seen, hidden = torch.zeros(1), torch.full((1,), float("-inf"))
+    values = (builder.attribute(f"{mask.name}_{n}", t) for n, t in (("on", seen), ("off", hidden)))
+    new = builder.graph.call_function(aten.where.self, (builder.raw(mask), *values))
+    builder.floats.append(new.name)
+    return new
