@@ -21,6 +21,14 @@ RUNTIME = [
     "scikit-learn>=1.4",
 ]
 DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "pillow"]
+# What benchmarks/peers.py compares with: ratios are to these versions.
+PEERS = [
+    "torchao==0.18.0",
+    "onnxruntime==1.32.0",
+    "onnxscript==0.7.2",
+    "openvino==2026.4.1",
+    "nncf==3.4.0",
+]
 
 setup(
     name="mpq_compile",
@@ -34,6 +42,6 @@ setup(
         "mpq_compile": ["hw_profiles/*.yaml", "hw_profiles/*.json", "schemas/*.json", "py.typed"]
     },
     install_requires=RUNTIME,
-    extras_require={"dev": DEVELOPMENT},
+    extras_require={"dev": DEVELOPMENT, "peers": PEERS},
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

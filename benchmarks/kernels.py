@@ -1,106 +1,65 @@
-"""Time of the matrix-multiply kernels, and of torch float32, on one set of shapes.
+"""Matrix-multiply kernels as a fraction of what this machine can do, measured in the same run.
 
-Prints one row a workload: median microseconds of int8, bf16 and fp32 here and of torch eager
-fp32, all interleaved in one run, GMAC/s of each of ours, and torch's time over each of ours.
-Then one row a few-row linear layer: 8-, 4- and 2-bit weights, in cache and from memory.
+First the peaks: multiply-adds a second of the tier's dot products out of registers, for int8, bf16
+and fp32, and bytes a second of reading memory in order (``kernel_peaks``). Then one row a layer:
+µs, GMAC/s and the fraction of the peak for int8, bf16 and fp32, in turns; with --torch also torch
+eager fp32. Then one-row linears at 8, 4 and 2 bits of weights that rotate through more than the
+caches hold: µs, GB/s of weights, the fraction of the bandwidth that reading in order has in the
+same round, and the ratio to 8 bits.
 
-    python benchmarks/kernels.py [--only TEXT] [--rounds 5] [--tier NAME] [--no-torch]
+    python benchmarks/kernels.py [--only TEXT] [--rounds 5] [--tier NAME] [--torch] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
-THREADS = os.environ.setdefault("TVM_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+THREADS = int(os.environ.setdefault("TVM_NUM_THREADS", str(min(2, os.cpu_count() or 1))))
 
 # ruff: noqa: E402  (TVM reads TVM_NUM_THREADS when it is imported)
 import numpy as np
 import torch
 import tvm
+from kernel_peaks import Peaks, measure_peaks, stream_rate
+from kernel_workloads import GEMV_SIZES, WORKLOADS
 
 from mpq_compile.kernels.matmul import generate
-from mpq_compile.kernels.packing import (
-    packed_weight_size,
-    record_words,
-)
+from mpq_compile.kernels.packing import packed_weight_size, record_words
 from mpq_compile.kernels.tier import Tier, detect_tier, tier_named
-from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
+from mpq_compile.kernels.workload import LinearWorkload, Workload
+from mpq_compile.runtime.executor import request_amx
 
 DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
-PAUSE_S = 0.25  # lets the other runtime's spinning threads fall asleep
-SLICE_S = 0.03
-
-
-def conv(size: int, channels: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1):
-    """Return a square convolution with 'same' padding."""
-    pad = (kernel - 1) // 2
-    return ConvWorkload(
-        batch=1,
-        height=size,
-        width=size,
-        in_channels=channels,
-        out_channels=out,
-        kernel=(kernel, kernel),
-        stride=(stride, stride),
-        padding=(pad,) * 4,
-        groups=groups,
-    )
-
-
-def linear(rows: int, inputs: int, outputs: int):
-    """Return a linear layer."""
-    return LinearWorkload(rows=rows, in_features=inputs, out_features=outputs)
-
-
-WORKLOADS: dict[str, Workload] = {
-    "cifar stem 3>16@32": conv(32, 3, 16),
-    "cifar 16@32": conv(32, 16, 16),
-    "cifar 16>32@32 s2": conv(32, 16, 32, stride=2),
-    "cifar 32@16": conv(16, 32, 32),
-    "cifar 64@8": conv(8, 64, 64),
-    "stem 3>64@224 7x7 s2": conv(224, 3, 64, kernel=7, stride=2),
-    "64@56": conv(56, 64, 64),
-    "64>128@56 s2": conv(56, 64, 128, stride=2),
-    "128@28": conv(28, 128, 128),
-    "256@14": conv(14, 256, 256),
-    "512@7": conv(7, 512, 512),
-    "64>256@56 1x1": conv(56, 64, 256, kernel=1),
-    "256>64@56 1x1": conv(56, 256, 64, kernel=1),
-    "1024>256@14 1x1": conv(14, 1024, 256, kernel=1),
-    "depthwise 32@112": conv(112, 32, 32, groups=32),
-    "depthwise 96@112 s2": conv(112, 96, 96, stride=2, groups=96),
-    "depthwise 384@14": conv(14, 384, 384, groups=384),
-    "depthwise 240@28 5x5": conv(28, 240, 240, kernel=5, groups=240),
-    "resnext 128@28 g32": conv(28, 128, 128, groups=32),
-    "linear 1x2048x1000": linear(1, 2048, 1000),
-    "linear 1x2048x2048": linear(1, 2048, 2048),
-    "linear 128x384x384": linear(128, 384, 384),
-    "linear 128x768x768": linear(128, 768, 768),
-    "linear 128x768x3072": linear(128, 768, 3072),
-}
-
-
-LOW_BIT_SIZES = ((1024, 1024), (2048, 2048), (4096, 4096), (4096, 11008))
-LOW_BIT_KINDS: dict[str, dict] = {
+FORMATS = {"int8": "u8", "bf16": "bf16", "fp32": "fp32"}
+GEMV_KINDS: dict[str, dict[str, Any]] = {
     "int8": {},
     "int8 g128": {"group_size": 128},
     "weight-only": {"compute": "weight_only"},
 }
 # Weights in rotation, so that each call reads them from memory.
-ROTATION_BYTES = 128 * 2**20
+ROTATION_BYTES = 1 << 30
+PAUSE_S = 0.25  # lets the other runtime's spinning threads fall asleep
+SLICE_S = 0.02
+
+
+def target_of(tier: Tier) -> tvm.target.Target:
+    """Return the TVM target of a tier."""
+    return tvm.target.Target(tier.target(THREADS))
 
 
 def kernel_call(workload: Workload, tier: Tier) -> Callable[[int], float]:
     """Compile a kernel; return a function that gives the seconds of one call over n calls."""
-    program = tvm.compile(generate(workload, tier, int(THREADS)), target=target_of(tier))
-    inputs = {"int8": "u8", "fp32": "fp32"}.get(workload.compute, "bf16")
+    program = tvm.compile(generate(workload, tier, THREADS), target=target_of(tier))
     size, dtype = packed_weight_size(workload, tier)
-    arrays = [np.ones(workload.input_size, DTYPES[inputs]), np.ones(size, dtype)]
+    arrays = [np.ones(workload.input_size, DTYPES[FORMATS[workload.compute]]), np.ones(size, dtype)]
     arrays.append(np.zeros(record_words(workload, tier), np.int32))
     arrays.append(np.zeros(workload.output_size, DTYPES[workload.out]))
     tensors = [tvm.runtime.tensor(array) for array in arrays]
@@ -110,11 +69,6 @@ def kernel_call(workload: Workload, tier: Tier) -> Callable[[int], float]:
         return evaluator(*tensors).mean
 
     return timed
-
-
-def target_of(tier: Tier) -> tvm.target.Target:
-    """Return the TVM target of a tier."""
-    return tvm.target.Target(tier.target(int(THREADS)))
 
 
 def torch_call(workload: Workload) -> Callable[[int], float]:
@@ -139,105 +93,166 @@ def torch_call(workload: Workload) -> Callable[[int], float]:
     return timed
 
 
-def medians(calls: dict[str, Callable[[int], float]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each contestant, measured in turns."""
+def samples(calls: dict[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each contestant in every round, measured in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    counts: dict[str, int] = {}
     for _ in range(rounds):
         for name, timed in calls.items():
             if "torch" in calls:
                 time.sleep(PAUSE_S)
             timed(3)
-            count = max(3, int(SLICE_S / max(timed(3), 1e-7)))
-            seconds[name].append(timed(count))
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            if name not in counts:
+                counts[name] = max(3, int(SLICE_S / max(timed(3), 1e-7)))
+            seconds[name].append(timed(counts[name]))
+    return seconds
 
 
-def contestants(workload: Workload, tier: Tier, with_torch: bool) -> dict[str, Callable]:
-    """Return the measurements of one row."""
-    formats = {"int8": "u8", "bf16": "bf16", "fp32": "fp32"}
-    calls: dict[str, Callable] = {
-        name: kernel_call(replace(workload, compute=name, out=out), tier)  # type: ignore[arg-type]
-        for name, out in formats.items()
+def layer_row(
+    name: str, workload: Workload, tier: Tier, peaks: Peaks, rounds: int, with_torch: bool
+) -> dict[str, Any]:
+    """Time one layer in every compute format."""
+    calls: dict[str, Callable[[int], float]] = {
+        compute: kernel_call(replace(workload, compute=compute, out=out), tier)  # type: ignore[arg-type]
+        for compute, out in FORMATS.items()
     }
     if with_torch:
         calls["torch"] = torch_call(workload)
-    return calls
+    seconds = {name: statistics.median(v) for name, v in samples(calls, rounds).items()}
+    row: dict[str, Any] = {"name": name, "macs": workload.macs}
+    for compute in FORMATS:
+        rate = workload.macs / seconds[compute]
+        row[compute] = {
+            "us": seconds[compute] * 1e6,
+            "gmacs": rate / 1e9,
+            "fraction": rate / peaks.macs[compute],
+        }
+    if with_torch:
+        row["torch_us"] = seconds["torch"] * 1e6
+    return row
 
 
-def low_bit_call(workload: LinearWorkload, tier: Tier, copies: int) -> Callable[[int], float]:
-    """Compile a kernel; return the seconds of one call, over ``copies`` sets of weights."""
-    program = tvm.compile(generate(workload, tier, int(THREADS)), target=target_of(tier))
-    inputs = "uint8" if workload.compute == "int8" else "uint16"
+def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], float], int]:
+    """Compile a one-row kernel; return its measurement over rotating weights, and their bytes."""
+    program = tvm.compile(generate(workload, tier, THREADS), target=target_of(tier))
     size, dtype = packed_weight_size(workload, tier)
+    bytes_each = size * np.dtype(dtype).itemsize
+    copies = -(-ROTATION_BYTES // bytes_each)
     weights = [tvm.runtime.tensor(np.ones(size, dtype)) for _ in range(copies)]
+    inputs = "uint8" if workload.compute == "int8" else "uint16"
     x = tvm.runtime.tensor(np.ones(workload.input_size, inputs))
     record = tvm.runtime.tensor(np.zeros(record_words(workload, tier), np.int32))
-    out = tvm.runtime.tensor(np.zeros(workload.output_size, np.float32))
-    function = program["main"]
+    out, function = tvm.runtime.tensor(np.zeros(workload.output_size, np.float32)), program["main"]
+    position = 0
 
     def timed(calls: int) -> float:
-        rounds = -(-calls // copies)
+        nonlocal position
         start = time.perf_counter()
-        for _ in range(rounds):
-            for packed in weights:
-                function(x, packed, record, out)
-        return (time.perf_counter() - start) / (rounds * copies)
+        for index in range(position, position + calls):
+            function(x, weights[index % copies], record, out)
+        position += calls
+        return (time.perf_counter() - start) / calls
 
-    return timed
-
-
-def print_low_bit(tier: Tier, rounds: int) -> None:
-    """Print the few-row layers: µs at 8, 4 and 2 bits, and the ratio of 8 bits to each."""
-    print("one row, µs at 8, 4, 2 bits in cache | from memory | 8 bits ÷ 4, 2 bits from memory")
-    for inputs, outputs in LOW_BIT_SIZES:
-        for kind, options in LOW_BIT_KINDS.items():
-            calls = {}
-            for bits in (8, 4, 2):
-                workload = LinearWorkload(
-                    rows=1, in_features=inputs, out_features=outputs, weight_bits=bits,
-                    out="fp32", **options,
-                )  # fmt: skip
-                copies = -(-ROTATION_BYTES // (inputs * outputs * bits // 8))
-                calls[f"cache {bits}"] = low_bit_call(workload, tier, 1)
-                calls[f"memory {bits}"] = low_bit_call(workload, tier, copies)
-            micros = {name: value * 1e6 for name, value in medians(calls, rounds).items()}
-            cache, memory = ([micros[f"{p} {b}"] for b in (8, 4, 2)] for p in ("cache", "memory"))
-            ratios = [memory[0] / value for value in memory[1:]]
-            columns = [" ".join(f"{v:8.1f}" for v in group) for group in (cache, memory)]
-            text = " ".join(f"{ratio:5.2f}" for ratio in ratios)
-            print(f"{inputs}x{outputs} {kind:12s} {columns[0]} | {columns[1]} | {text}", flush=True)
+    return timed, bytes_each
 
 
-def print_row(name: str, macs: int, seconds: dict[str, float]) -> None:
-    """Print times and rates of one workload."""
-    times = " ".join(f"{value * 1e6:9.1f}" for value in seconds.values())
-    ours = [value for key, value in seconds.items() if key != "torch"]
-    rates = " ".join(f"{macs / value / 1e9:7.0f}" for value in ours)
-    ratios = ""
-    if "torch" in seconds:
-        ratios = " ".join(f"{seconds['torch'] / value:6.2f}" for value in ours)
-    print(f"{name:24s} {times} | {rates} | {ratios}", flush=True)
+def gemv_rows(
+    inputs: int, outputs: int, kind: str, tier: Tier, rounds: int
+) -> list[dict[str, Any]]:
+    """Time one-row linears at 8, 4 and 2 bits, and reading memory in order, in turns.
+
+    The bandwidth of a shared machine changes by a factor of two within seconds: each round's rate
+    is compared with the bandwidth of the same round.
+    """
+    stream = stream_rate(tier, THREADS)
+    built = {}
+    for bits in (8, 4, 2):
+        workload = LinearWorkload(
+            rows=1, in_features=inputs, out_features=outputs, weight_bits=bits,  # type: ignore[arg-type]
+            out="fp32", **GEMV_KINDS[kind],
+        )  # fmt: skip
+        built[bits] = gemv_call(workload, tier)
+    calls: dict[str, Callable[[int], float]] = {"stream": lambda _: 1 / stream()}
+    seconds = samples(calls | {str(bits): call for bits, (call, _) in built.items()}, rounds)
+    rows = []
+    for bits, (_, size) in built.items():
+        took = seconds[str(bits)]
+        rows.append(
+            {
+                "name": f"gemv {inputs}x{outputs} {kind} w{bits}",
+                "us": statistics.median(took) * 1e6,
+                "gbs": size / statistics.median(took) / 1e9,
+                "fraction": _median_ratio([s * size for s in seconds["stream"]], took),
+                "times_w8": _median_ratio(seconds["8"], took),
+            }
+        )
+    return rows
+
+
+def _median_ratio(above: list[float], below: list[float]) -> float:
+    """Return the median over the rounds of a quotient within one round."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def show_peaks(tier: Tier, peaks: Peaks) -> str:
+    """Return the peaks as one line."""
+    rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in peaks.macs.items())
+    return (f"tier {tier.name}, {THREADS} threads; peaks: {rates} GMAC/s; "
+            f"memory {peaks.bytes / 1e9:.1f} GB/s")  # fmt: skip
+
+
+def show_layer(row: dict[str, Any]) -> str:
+    """Return one layer as a line of the table."""
+    cells = [row[compute] for compute in FORMATS]
+    columns = [f"{c['us']:9.1f} {c['gmacs']:6.0f} {100 * c['fraction']:4.0f}%" for c in cells]
+    torch_us = f" | {row['torch_us']:9.1f}" if "torch_us" in row else ""
+    return f"{row['name']:34s} {' | '.join(columns)}{torch_us}"
+
+
+def show_gemv(row: dict[str, Any]) -> str:
+    """Return one one-row linear as a line of the table."""
+    return (f"{row['name']:34s} {row['us']:9.1f} µs {row['gbs']:6.1f} GB/s "
+            f"{100 * row['fraction']:4.0f}%  {row['times_w8']:5.2f}× w8")  # fmt: skip
+
+
+def run(options: argparse.Namespace, tier: Tier, say: Callable[[str], None]) -> dict[str, Any]:
+    """Measure what was asked for; return all of it."""
+    peaks = measure_peaks(tier, THREADS)
+    say(show_peaks(tier, peaks))
+    say(f"{'':34s} {'int8 µs, GMAC/s, of peak':>22s} | bf16 | fp32")
+    layers: list[dict[str, Any]] = []
+    for name, workload in WORKLOADS.items():
+        if options.only in name:
+            layers.append(layer_row(name, workload, tier, peaks, options.rounds, options.torch))
+            say(show_layer(layers[-1]))
+    gemv: list[dict[str, Any]] = []
+    for inputs, outputs in GEMV_SIZES:
+        for kind in GEMV_KINDS:
+            if options.only in f"gemv {inputs}x{outputs} {kind}":
+                gemv += gemv_rows(inputs, outputs, kind, tier, options.rounds)
+                say("\n".join(map(show_gemv, gemv[-3:])))
+    return {"tier": tier.name, "threads": THREADS, "peaks": asdict(peaks), "layers": layers,
+            "gemv": gemv}  # fmt: skip
 
 
 def main() -> None:
-    """Parse the command line and print the table."""
+    """Parse the command line and print the tables, or one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="rows whose name contains this text")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tier", default="")
-    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--tier", default="", help="a tier of this machine; the best by default")
+    parser.add_argument("--torch", action="store_true", help="time torch eager fp32 beside ours")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     tier = tier_named(options.tier) if options.tier else detect_tier()
-    torch.set_num_threads(int(THREADS))
+    if tier.dot == "amx":
+        request_amx()
+    torch.set_num_threads(THREADS)
     torch.set_grad_enabled(False)
-    print(f"tier {tier.name}, {THREADS} threads; µs: int8, bf16, fp32, torch fp32 "
-          "| GMAC/s: int8, bf16, fp32 | torch ÷ int8, bf16, fp32")  # fmt: skip
-    for name, workload in WORKLOADS.items():
-        if options.only in name:
-            calls = contestants(workload, tier, not options.no_torch)
-            print_row(name, workload.macs, medians(calls, options.rounds))
-    if options.only in "low-bit":
-        print_low_bit(tier, options.rounds)
+    stream = sys.stderr if options.json else sys.stdout
+    result = run(options, tier, lambda line: print(line, file=stream, flush=True))
+    if options.json:
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

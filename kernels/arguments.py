@@ -12,7 +12,7 @@ from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.geometry import geometry
 from mpq_compile.kernels.packing import packed_weight_size, padded_channels, record_words
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.workload import Workload
+from mpq_compile.kernels.workload import LinearWorkload, Workload
 
 INPUT_DTYPE = {"int8": "uint8", "fp32": "float32", "bf16": "uint16", "weight_only": "uint16"}
 ELEMENT_BYTES = {"uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "int32": 4, "float32": 4}
@@ -20,27 +20,37 @@ ELEMENT_BYTES = {"uint8": 1, "int8": 1, "int16": 2, "uint16": 2, "int32": 4, "fl
 
 @dataclass(frozen=True, kw_only=True)
 class Buffers:
-    """Arguments of a kernel, in order; ``residual`` is None where there is none."""
+    """Arguments of a kernel, in order; those that a workload lacks are None."""
 
     inputs: Any
     weights: Any
     record: Any
+    row_scales: Any
     residual: Any
     output: Any
 
 
 def declare_arguments(workload: Workload, tier: Tier) -> Buffers:
-    """Declare X, W, E, [R], O of the function under construction."""
+    """Declare X, W, E, [D], [R], O of the function under construction."""
     weights, weight_dtype = packed_weight_size(workload, tier)
     inputs = T.arg("X", T.buffer((workload.input_size,), INPUT_DTYPE[workload.compute]))
     packed = T.arg("W", T.buffer((weights,), weight_dtype))
     record = T.arg("E", T.buffer((record_words(workload, tier),), "int32"))
-    residual = None
+    row_scales = residual = None
+    if isinstance(workload, LinearWorkload) and workload.row_scales:
+        row_scales = T.arg("D", T.buffer((workload.rows,), "float32"))
     if workload.residual:
         dtype = FORMAT_DTYPE[workload.residual]
         residual = T.arg("R", T.buffer((workload.output_size,), dtype))
     output = T.arg("O", T.buffer((workload.output_size,), FORMAT_DTYPE[workload.out]))
-    return Buffers(inputs=inputs, weights=packed, record=record, residual=residual, output=output)
+    return Buffers(
+        inputs=inputs,
+        weights=packed,
+        record=record,
+        row_scales=row_scales,
+        residual=residual,
+        output=output,
+    )
 
 
 def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
@@ -48,6 +58,7 @@ def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
     shape = geometry(workload)
     return Epilogue(
         record=buffers.record,
+        row_scales=buffers.row_scales,
         residual=buffers.residual,
         output=buffers.output,
         residual_format=workload.residual,

@@ -30,12 +30,14 @@ class StepCost:
         pixel: To broadcast one pixel's input.
         weight: To load one vector of weights.
         spare: Registers beyond accumulators and one weight vector per column.
+        pixels: Pixels that are multiplied together: a block pays for whole multiples.
     """
 
     dot: float = 1
     pixel: float = 1
     weight: float = 1
     spare: int = 1
+    pixels: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def _blocks(shape: Geometry, vectors: int, registers: int, cost: StepCost) -> li
     """A block spans several rows only where it spans the whole width: one tail at a time."""
     fits = []
     for width in range(1, min(vectors, 8) + 1):
-        limit = (registers - width - cost.spare) // width
+        limit = (registers - width - cost.spare) // width // cost.pixels * cost.pixels
         columns = [(1, c) for c in range(1, min(limit, shape.out_width) + 1)]
         rows = [
             (r, shape.out_width)
@@ -117,7 +119,7 @@ def _block_time(
     apart = pixel_bytes(shape, element_bytes)
     steps = max(1, shape.run // 4 * shape.runs[0] * shape.runs[1])
     for (rows, n_rows), (columns, n_columns), (width, n_width) in spans:
-        pixels = rows * columns
+        pixels = -(-rows * columns // cost.pixels) * cost.pixels
         loads = pixels * cost.pixel + width * cost.weight
         dots = pixels * width * cost.dot
         time = max(dots, loads, LATENCY) + 0.1 * loads + BLOCK_CYCLES / steps

@@ -166,7 +166,7 @@ def code_step(workload: LinearWorkload, tier: Tier) -> CodeStep:
             accumulator="float32",
         )  # fmt: skip
     kinds: dict[int, tuple[type[CodeStep], str]] = {
-        4: (SdotCodes if tier.dot == "sdot" else VpdpbusdCodes, "int8"),
+        4: (SdotCodes if tier.has_sdot else VpdpbusdCodes, "int8"),
         2: (VpmaddwdCodes, "int16"),
         1: (CodeStep, "int32"),
     }

@@ -111,6 +111,19 @@ class ConcatWorkload:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuantizeRowsWorkload:
+    """Quantize each of ``rows`` float32 rows by its own largest magnitude."""
+
+    rows: int
+    features: int
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        return f"quantize_rows/{self.rows}x{self.features}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolWorkload:
     """Pooling of NHWC [batch, height, width, channels] to [batch, out_height, out_width, channels].
 

@@ -29,7 +29,7 @@ class Epilogue:
     """Reads one record ``E`` (``packing.pack_epilogue``) and writes the output.
 
     Args:
-        record, residual, output: Buffers; ``residual`` is None where there is none.
+        record, row_scales, residual, output: Buffers; those that a workload lacks are None.
         residual_format, out_format: Formats of those two.
         columns: Channels to which the record's columns are padded.
         lanes: Channels handled at once.
@@ -39,6 +39,7 @@ class Epilogue:
     """
 
     record: Any
+    row_scales: Any
     residual: Any
     output: Any
     residual_format: Format | None
@@ -60,8 +61,17 @@ class Epilogue:
         return replace(self, bound={name: T.bind(self._scalar(name)) for name in names})
 
     def factors(self, channels: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """Read (S, B) of each vector of channels into variables."""
-        return [(T.bind(self.scale(c)), T.bind(self.bias(c))) for c in channels]
+        """Read what :meth:`total` needs of each vector of channels into variables: (S, B).
+
+        Sums over weight groups are scaled already (no S), and began with B unless rows have
+        scales of their own.
+        """
+        grouped = self.scale_groups > 1
+        began = grouped and self.row_scales is None
+        return [
+            (None if grouped else T.bind(self.scale(c)), None if began else T.bind(self.bias(c)))
+            for c in channels
+        ]
 
     def compensation(self, channel: Any, group: Any = 0) -> Any:
         """Load the int32 start of the accumulators of ``lanes`` channels."""
@@ -83,12 +93,30 @@ class Epilogue:
         """Return f32(acc) ⊗ S of int32 or float32 accumulators."""
         return fenced_product(T.cast(acc, vector("float32", self.lanes)), scale, self.lanes)
 
+    def first(self, channel: Any) -> Any:
+        """Return what the float32 sum over weight groups starts from: B, or 0 before row scales."""
+        if self.row_scales is None:
+            return self.bias(channel)
+        return splat(T.float32(0), self.lanes)
+
+    def total(self, value: Any, factors: tuple[Any, Any], row: Any) -> Any:
+        """Return v of accumulators or of sums over weight groups, the residual left out.
+
+        ``row`` is the output pixel, which has a scale of its own where inputs are dynamic.
+        """
+        scale, bias = factors
+        if scale is not None:
+            value = self.scaled(value, scale)
+        if self.row_scales is not None:
+            value = fenced_product(value, splat(self.row_scales[row], self.lanes), self.lanes)
+        return value if bias is None else value + bias
+
     def finish(self, v: Any, offset: Any) -> None:
         """Add the residual to float32 ``v``, clamp and store it at element ``offset``."""
         if self.residual_format:
             v = v + self._residual(offset)
-        limits = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
-        value = narrow(v, self.out_format, *limits, self.lanes)
+        lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
+        value = narrow(v, self.out_format, lo, hi, zp_out, self.lanes)
         if self.width == self.lanes:
             store(self.output, offset, self.lanes, value)
             return

@@ -158,7 +158,7 @@ class _FewRows:
         lanes, vectors = self.layout.lanes, len(channels)
         sums = self._cells(vectors, "float32")
         for index, cell in enumerate(sums):
-            store(cell, 0, lanes, self.epilogue.bias(channels[index % vectors]))
+            store(cell, 0, lanes, self.epilogue.first(channels[index % vectors]))
         with T.serial(self.layout.groups) as group:
             self._start(cells, channels, group)
             span = self.layout.words * vectors * lanes * 4
@@ -233,10 +233,9 @@ class _FewRows:
 
     def _finish(self, channels: Sequence[Any]) -> None:
         lanes, vectors = self.layout.lanes, len(channels)
+        factors = self.epilogue.factors(channels)
         with T.serial(self.workload.rows) as row:
             for v, channel in enumerate(channels):
                 value = load(self.tile, self.tile_base + (row * vectors + v) * lanes, lanes)
-                if self.layout.groups == 1:
-                    scale = self.epilogue.scale(channel)
-                    value = self.epilogue.scaled(value, scale) + self.epilogue.bias(channel)
+                value = self.epilogue.total(value, factors[v], row)
                 self.epilogue.finish(value, row * self.workload.out_features + channel)

@@ -83,7 +83,7 @@ def code_layout(workload: LinearWorkload, tier: Tier) -> CodeLayout:
         groups=shape.scale_groups,
         vectors=vectors,
         block=min(vectors, _block(workload, tier)),
-        offset=0 if bits == 8 and tier.dot == "sdot" else 1 << (bits - 1),
+        offset=0 if bits == 8 and tier.has_sdot else 1 << (bits - 1),
         prefetch_bytes=tier.prefetch_bytes,
     )
 

@@ -15,6 +15,8 @@ from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload,
 
 # Elements of k in one row of an AMX tile: 64 bytes.
 TILE_DEPTH = {"int8": 64, "bf16": 32}
+# Elements of k in one row of an operand of usmmla or bfmmla: two rows of 8 bytes.
+MATRIX_DEPTH = {"int8": 8, "bf16": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,8 @@ def k_group(workload: Workload, tier: Tier) -> int:
     """Return the input elements that one step of the dot product consumes."""
     if is_depthwise(workload):
         return 1
+    if uses_matrix_products(workload, tier):
+        return MATRIX_DEPTH[workload.compute]
     if workload.compute == "int8":
         return tier.k_group
     return 2 if uses_bf16_dot(workload, tier) else 1
@@ -194,6 +198,22 @@ def uses_tiles(workload: Workload, tier: Tier) -> bool:
         return False
     pixels = shape.out_height * shape.out_width
     return shape.group_outputs >= tier.lanes and pixels >= 8 and 4 * shape.run >= depth
+
+
+def uses_matrix_products(workload: Workload, tier: Tier) -> bool:
+    """Tell whether a workload runs on usmmla or bfmmla, which multiply pairs of pixels: as many
+    instructions as a dot product for one pixel, half as many for two.
+
+    Few-row integer linears read packed codes instead, and weights scaled by groups need their
+    sums lane by lane.
+    """
+    offered = {"int8": tier.dot == "usmmla", "bf16": tier.bf16_matrix}
+    if not offered.get(workload.compute) or is_depthwise(workload):
+        return False
+    if isinstance(workload, LinearWorkload):
+        fewest = FEW_ROWS if workload.compute == "int8" else 1
+        return workload.rows > fewest and not workload.group_size
+    return workload.batch * workload.out_height * workload.out_width > 1
 
 
 def padded_run(workload: Workload, tier: Tier) -> int:

@@ -126,10 +126,13 @@ class _BlockLoops:
         )
         whole, tail = divmod(plan.line_pixels(rows), size.columns)
         if whole:
+            wide = replace(self.block, block=size)
+            wide.prepare()
             with T.serial(whole) as i:
-                replace(self.block, block=size).emit(self._right(place, i * size.columns))
+                wide.emit(self._right(place, i * size.columns))
         if tail:
             narrow = replace(self.block, block=replace(size, columns=tail))
+            narrow.prepare()
             narrow.emit(self._right(place, whole * size.columns))
 
     def _right(self, place: Place, left: Any) -> Place:

@@ -4,7 +4,8 @@ AVX-512 with byte permutes (every AMX processor) holds the table in four registe
 byte shuffle reads 16 entries at once, by the low four bits of the code, and gives 0 where the
 code's top bit is set. So the code is lowered by 16, saturating, once per 16 entries: each step
 xors in the difference of two neighbouring parts of the table, until the code turns negative; what
-is left of the sum is the entry of its own part.
+is left of the sum is the entry of its own part. NEON reads 64 entries at once and leaves lanes
+alone whose code lies beyond them.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from mpq_compile.kernels.tier import Tier
 _PART = 16
 _SHUFFLE = {64: "llvm.x86.avx512.pshuf.b.512", 32: "llvm.x86.avx2.pshuf.b"}
 _PERMUTE = "llvm.x86.avx512.vpermi2var.qi.512"
+_TABLE = "llvm.aarch64.neon.tbx4.v16i8"
 
 Lookup = Callable[[Any], Any]
 
@@ -58,6 +60,8 @@ def _method(tier: Tier) -> tuple[int, Callable[[Any, int], Lookup]]:
         return 64, _by_permutes
     if tier.dot in ("vpdpbusd", "vpmaddwd"):
         return 4 * tier.lanes, _by_shuffles
+    if tier.has_sdot:
+        return _PART, _by_tables
     return 1, lambda table, lanes: lambda code: table[T.cast(code, "int32")]
 
 
@@ -72,6 +76,22 @@ def _by_permutes(table: Any, lanes: int) -> Lookup:
             for first, second in (parts[:2], parts[2:])
         )
         return T.Select(codes < splat(T.uint8(128), lanes), low, high)
+
+    return look_up
+
+
+def _by_tables(table: Any, lanes: int) -> Lookup:
+    parts = [T.bind(load(table, part * _PART, _PART)) for part in range(256 // _PART)]
+
+    def look_up(codes: Any) -> Any:
+        codes = T.bind(codes)
+        dtype, found = vector("uint8", lanes), splat(T.uint8(0), lanes)
+        for first in range(0, len(parts), 4):
+            # Codes below the first entry wrap around to beyond the last.
+            index = codes - splat(T.uint8(first * _PART), lanes)
+            entries = parts[first : first + 4]
+            found = T.call_llvm_pure_intrin(dtype, _TABLE, found, *entries, index)
+        return found
 
     return look_up
 

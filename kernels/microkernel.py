@@ -13,7 +13,7 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.blocking import StepCost
 from mpq_compile.kernels.emit import load, splat, vector, widen
-from mpq_compile.kernels.geometry import uses_bf16_dot
+from mpq_compile.kernels.geometry import MATRIX_DEPTH, uses_bf16_dot, uses_matrix_products
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Compute, Workload
 
@@ -91,6 +91,61 @@ class Sdot(DotStep):
         return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
 
 
+class Usdot(Sdot):
+    """NEON with i8mm: u8 × s8, so that the input is taken as it is."""
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        word = T.reinterpret("uint32", load(buffer, offset, 4))
+        return T.reinterpret("uint8x16", T.broadcast(word, 4))
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        name = "llvm.aarch64.neon.usdot.v4i32.v16i8"
+        return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
+
+
+class MatrixStep(DotStep):
+    """2 pixels × k_group inputs by k_group inputs × 2 channels.
+
+    An accumulator holds [pixel][channel]; ``matrix_block`` pairs pixels and channels.
+    """
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        """Load the weights of two channels."""
+        return load(buffer, offset, 2 * self.k_group)
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        """Load the inputs of one pixel: half of an operand."""
+        return load(buffer, offset, self.k_group)
+
+
+class Usmmla(MatrixStep):
+    """NEON with i8mm: u8 × s8, eight inputs."""
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        name = "llvm.aarch64.neon.usmmla.v4i32.v16i8"
+        return T.call_llvm_pure_intrin("int32x4", name, acc, x, w)
+
+
+class Bfmmla(MatrixStep):
+    """NEON with bf16: four inputs. Wrapped like vdpbf16ps."""
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        return T.call_pure_extern("float32x4", "mpq_bfmmla", acc, x, w)
+
+
+BFMMLA_IR = """
+declare <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float>, <8 x bfloat>, <8 x bfloat>)
+define linkonce_odr <4 x float> @mpq_bfmmla(
+  <4 x float> %acc, <8 x i16> %x, <8 x i16> %w) alwaysinline {
+  %a = bitcast <8 x i16> %x to <8 x bfloat>
+  %b = bitcast <8 x i16> %w to <8 x bfloat>
+  %sum = call <4 x float> @llvm.aarch64.neon.bfmmla(
+    <4 x float> %acc, <8 x bfloat> %a, <8 x bfloat> %b)
+  ret <4 x float> %sum
+}
+"""
+
+
 class FloatStep(DotStep):
     """float32 multiply-add; inputs may be stored as bf16, weights as bf16 or int8."""
 
@@ -160,6 +215,8 @@ def _format(dtype: str) -> str:
 
 def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
+    if uses_matrix_products(workload, tier):
+        return _matrix_step(workload)
     return step_of(workload.compute, tier, uses_bf16_dot(workload, tier))
 
 
@@ -191,11 +248,30 @@ def _bf16_step(compute: Compute) -> DotStep:
     )
 
 
+def _matrix_step(workload: Workload) -> MatrixStep:
+    # LLVM loads all inputs of a step before the first product: room for those of eight pixels.
+    cost = StepCost(weight=2, spare=8, pixels=2)
+    depth = MATRIX_DEPTH[workload.compute]
+    if workload.compute == "int8":
+        return Usmmla(lanes=4, k_group=depth, cost=cost)
+    return Bfmmla(
+        lanes=4,
+        k_group=depth,
+        input_dtype="uint16",
+        weight_dtype="uint16",
+        accumulator="float32",
+        cost=cost,
+        llvm_ir=BFMMLA_IR,
+    )
+
+
 def _integer_step(tier: Tier) -> DotStep:
     if tier.dot in ("amx", "vpdpbusd"):
         return Vpdpbusd(lanes=16, k_group=4, cost=StepCost())
     if tier.dot == "vpmaddwd":
         return Vpmaddwd(lanes=8, k_group=2, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))
+    if tier.dot == "usmmla":
+        return Usdot(lanes=4, k_group=4, cost=StepCost())
     if tier.dot == "sdot":
         return Sdot(lanes=4, k_group=4, cost=StepCost(pixel=2))
     return DotStep(lanes=tier.lanes, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))

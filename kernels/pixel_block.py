@@ -63,6 +63,10 @@ class PixelBlock(ABC):
         """Surround the blocks of one task; nothing to prepare here."""
         yield
 
+    def prepare(self) -> None:
+        """Prepare for blocks of this size, once before a row of them; nothing to do here."""
+        return
+
     def emit(self, place: Place) -> None:
         """Emit the block at ``place``."""
         channels = [
@@ -97,7 +101,7 @@ class PixelBlock(ABC):
     def _finish(self, place: Place, channels: Sequence[Any]) -> None:
         """Run the epilogue over the tile, pixel by pixel."""
         plan, epilogue = self.plan, self.epilogue.hoisted()
-        factors = epilogue.factors(channels) if plan.shape.scale_groups == 1 else []
+        factors = epilogue.factors(channels)
         finish = partial(self._finish_pixel, epilogue=epilogue, channels=channels, factors=factors)
         with T.serial(self.block.pixels) as i:
             if not plan.flat_rows:
@@ -118,13 +122,10 @@ class PixelBlock(ABC):
         channels: Sequence[Any],
         factors: Sequence[tuple[Any, Any]],
     ) -> None:
-        """Finish one pixel; sums of weight groups (no ``factors``) are scaled already."""
-        lanes, shape = self.plan.step.lanes, self.plan.shape
+        """Finish one pixel."""
+        lanes = self.plan.step.lanes
         at = T.bind(self.tile_base + index * (len(channels) * lanes))
-        out = T.bind(output * shape.out_channels)
+        out = T.bind(output * self.plan.shape.out_channels)
         for v, channel in enumerate(channels):
             value = load(self.tile, at + v * lanes, lanes)
-            if factors:
-                scale, bias = factors[v]
-                value = epilogue.scaled(value, scale) + bias
-            epilogue.finish(value, out + channel)
+            epilogue.finish(epilogue.total(value, factors[v], output), out + channel)

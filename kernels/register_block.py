@@ -39,7 +39,7 @@ class RegisterBlock(PixelBlock):
         lanes = self.plan.step.lanes
         cells, sums = self._cells("int32"), self._cells("float32")
         for index, cell in enumerate(sums):
-            store(cell, 0, lanes, self.epilogue.bias(channels[index % len(channels)]))
+            store(cell, 0, lanes, self.epilogue.first(channels[index % len(channels)]))
         with T.serial(self.plan.shape.scale_groups) as group:
             self._start(cells, channels, group)
             self._run(cells, start, panel, group, 0)

@@ -3,7 +3,7 @@
 What Relax legalizes (softmax, normalisation, resampling, batched products, …) arrives as scalar,
 serial loops. Here elementwise stages are inlined; each loop nest that is left is vectorised along
 an axis on which memory is contiguous, and shared among the threads where it is large. A nest that
-cannot be scheduled stays as it is, and ``unscheduled`` reports it.
+cannot be scheduled stays as it is, and ``plain_loops.unscheduled`` reports it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import ScheduleError
 from tvm.tirx import PrimFunc
 
-from mpq_compile.kernels.access import COSTLY_WEIGHT, constant, has_branches, weight_of
+from mpq_compile.kernels.access import COSTLY_WEIGHT, has_branches, weight_of
 from mpq_compile.kernels.emit import KERNEL_ATTRS, SCHEDULED
 from mpq_compile.kernels.nest_schedule import schedule_block
 from mpq_compile.kernels.tier import Tier
@@ -129,48 +129,3 @@ def _inline(schedule: Schedule, block: Any) -> bool:
             continue
         return True
     return False
-
-
-def unscheduled(mod: IRModule, min_elements: int) -> list[str]:
-    """Return the functions that run at least ``min_elements`` iterations scalar and serial.
-
-    Counted are loop nests with constant extents in which no loop is vectorised or parallel.
-    """
-    return [
-        name.name_hint
-        for name, func in mod.functions.items()
-        if isinstance(func, PrimFunc) and _largest_plain_nest(func.body) >= min_elements
-    ]
-
-
-def _largest_plain_nest(body: Any) -> int:
-    """Return the most iterations of a loop nest without vectors and without threads."""
-    largest = 0
-
-    def visit(loop: tirx.For) -> None:
-        nonlocal largest
-        # Post-order: the innermost loops come first, and hold whole nests only if they are plain.
-        largest = max(largest, _plain_iterations(loop))
-
-    tvm_ffi.structural_walk(body, (tirx.For, visit))
-    return largest
-
-
-def _plain_iterations(loop: tirx.For) -> int:
-    """Return the iterations of a chain of serial loops down to its innermost; else 0."""
-    plain, count = True, 1
-
-    def visit(inner: tirx.For) -> None:
-        nonlocal plain, count
-        plain = plain and inner.kind in (tirx.ForKind.SERIAL, tirx.ForKind.UNROLLED)
-        count *= constant(inner.extent) or 1
-
-    tvm_ffi.structural_walk(loop, (tirx.For, visit))
-    return count if plain and not _writes_vectors(loop) else 0
-
-
-def _writes_vectors(body: Any) -> bool:
-    """Tell whether anything stores through a ramp: our kernels write vectors directly."""
-    found: list[Any] = []
-    tvm_ffi.structural_walk(body, (tirx.Ramp, found.append))
-    return bool(found)

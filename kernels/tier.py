@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,9 +26,10 @@ class Tier:
         flags: CPU flags it needs.
         mcpu: LLVM CPU that enables the instructions; None for the plain architecture.
         lanes: int32 / float32 lanes of one vector register.
-        dot: Integer dot product: "amx", "vpdpbusd", "vpmaddwd", "sdot" or "widen".
+        dot: Integer dot product: "amx", "vpdpbusd", "vpmaddwd", "usmmla", "sdot" or "widen".
         k_group: Input channels that one dot product step consumes.
-        bf16_dot: True where vdpbf16ps exists; otherwise bf16 is widened to float32.
+        bf16_dot: True where vdpbf16ps exists.
+        bf16_matrix: True where bfmmla exists; with neither, bf16 is widened to float32.
         registers: Vector registers, which bounds the register block.
         prefetch_bytes: How far ahead few-row kernels prefetch weights; 0 for not at all. Xeons
             need it beyond L2; on Zen 4 it costs a fifth of the speed.
@@ -43,6 +44,7 @@ class Tier:
     dot: str = "widen"
     k_group: int = 1
     bf16_dot: bool = False
+    bf16_matrix: bool = False
     registers: int = 16
     prefetch_bytes: int = 0
 
@@ -55,6 +57,11 @@ class Tier:
             spec["mattr"] = list(self.mattr)
         return spec
 
+    @property
+    def has_sdot(self) -> bool:
+        """Tell whether the tier multiplies s8 × s8 four products a lane."""
+        return self.dot in ("usmmla", "sdot")
+
     def runs_on(self, machine: str, flags: frozenset[str]) -> bool:
         """Tell whether a CPU of this architecture and these flags executes the tier."""
         return (not self.machine or machine in self.machine) and self.flags <= flags
@@ -65,6 +72,8 @@ _ARM = ("aarch64", "arm64")
 _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 _VNNI = _AVX512 | {"avx512_vnni"}
+_DOTPROD = frozenset({"asimddp"})
+_I8MM = _DOTPROD | {"i8mm"}
 
 # Best first: detection takes the first tier that the CPU executes.
 TIERS: Mapping[str, Tier] = {
@@ -114,9 +123,30 @@ TIERS: Mapping[str, Tier] = {
             k_group=2,
         ),
         Tier(
+            name="neon_i8mm_bf16",
+            machine=_ARM,
+            flags=_I8MM | {"bf16"},
+            mattr=("+neon", "+dotprod", "+i8mm", "+bf16"),
+            lanes=4,
+            dot="usmmla",
+            k_group=4,
+            bf16_matrix=True,
+            registers=32,
+        ),
+        Tier(
+            name="neon_i8mm",
+            machine=_ARM,
+            flags=_I8MM,
+            mattr=("+neon", "+dotprod", "+i8mm"),
+            lanes=4,
+            dot="usmmla",
+            k_group=4,
+            registers=32,
+        ),
+        Tier(
             name="neon",
             machine=_ARM,
-            flags=frozenset({"asimddp"}),
+            flags=_DOTPROD,
             mattr=("+neon", "+dotprod"),
             lanes=4,
             dot="sdot",
@@ -133,12 +163,18 @@ def host_flags() -> frozenset[str]:
     """Return the CPU flags of this machine as Linux names them; empty where unreadable."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                key, _, value = line.partition(":")
-                if key.strip() in ("flags", "Features"):
-                    return frozenset(value.split())
+            return cpu_flags(lines)
     except OSError:
-        pass
+        return frozenset()
+
+
+def cpu_flags(lines: Iterable[str]) -> frozenset[str]:
+    """Return the flags of the first CPU in the text of /proc/cpuinfo; x86 and Arm spell the key
+    differently."""
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
     return frozenset()
 
 
@@ -156,7 +192,11 @@ def tier_named(name: str) -> Tier:
 
 def host_tiers() -> list[Tier]:
     """Return every tier this machine executes, best first."""
-    machine, flags = platform.machine(), host_flags()
+    return tiers_on(platform.machine(), host_flags())
+
+
+def tiers_on(machine: str, flags: frozenset[str]) -> list[Tier]:
+    """Return every tier that a CPU of an architecture executes, best first."""
     return [tier for tier in TIERS.values() if tier.runs_on(machine, flags)]
 
 

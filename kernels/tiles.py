@@ -89,20 +89,10 @@ class TileBlock(PixelBlock):
     @contextmanager
     def task(self) -> Iterator[None]:
         self.unit.begin()
-        if not self._varies():
-            self._configure()
         yield
         self.unit.end()
 
-    def _varies(self) -> bool:
-        """Tell whether blocks differ in pixels, so that each configures its tiles."""
-        plan, shape = self.plan, self.plan.shape
-        rows = {plan.line_rows, shape.out_height % plan.line_rows or plan.line_rows}
-        if not plan.flat_rows and len(rows) > 1:
-            return True
-        return any(plan.line_pixels(r) % plan.block.columns for r in rows)
-
-    def _configure(self) -> None:
+    def prepare(self) -> None:
         parts, full = segments(self.block, self.plan.shape), self.plan.block.vectors
         rows = {self._weight_tile(v): TILE_STEPS for v in range(full)}
         for m, count in enumerate(parts):
@@ -122,8 +112,6 @@ class TileBlock(PixelBlock):
 
     def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
         plan, lanes = self.plan, self.plan.step.lanes
-        if self._varies():
-            self._configure()
         parts = segments(self.block, plan.shape)
         self._start(len(parts), place, channels)
         start = T.bind(place.pixel + place.group * plan.shape.group_inputs)

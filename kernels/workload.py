@@ -103,6 +103,8 @@ class LinearWorkload:
         weight_bits: Layout of the weights that the kernel reads: 8, or 4 and 2 bits packed
             (integer weights and at most ``FEW_ROWS`` rows).
         group_size: Input features that share one weight scale (int8 only), or None.
+        row_scales: True where the input's codes were made at run time: each row has a float32
+            scale of its own, and the zero point 128 (int8 only).
         out: Format of the output.
         residual: Format of the tensor that the epilogue adds, shaped like the output; or None.
     """
@@ -113,6 +115,7 @@ class LinearWorkload:
     compute: Compute = "int8"
     weight_bits: Literal[8, 4, 2] = 8
     group_size: int | None = None
+    row_scales: bool = False
     out: Format = "u8"
     residual: Format | None = None
 
@@ -133,6 +136,14 @@ class LinearWorkload:
                 expected="int8 compute and input features that are a multiple of the group",
                 found=f"{self.compute}, {self.in_features} features in groups of {self.group_size}",
                 remedy="choose another group size, or one scale per channel",
+            )
+        if self.row_scales and self.compute != "int8":
+            raise LoweringError(
+                "only codes have a scale for each row",
+                where=self.key,
+                expected="int8 compute",
+                found=self.compute,
+                remedy="leave out row_scales",
             )
 
     @property
@@ -163,6 +174,8 @@ class LinearWorkload:
             text += f"_w{self.weight_bits}"
         if self.group_size:
             text += f"_q{self.group_size}"
+        if self.row_scales:
+            text += "_d"
         return text + _formats(self.compute, self.residual, self.out)
 
 

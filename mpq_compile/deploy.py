@@ -25,8 +25,6 @@ from mpq_compile.runtime.artifact import (
 from mpq_compile.runtime.threads import thread_count
 from mpq_compile.types import AuditRow, Candidate, Plan
 
-_COMPUTE = {"fp32": "fp32", "bf16": "bf16"}
-
 
 def complete_assignment(network: Network, assignment: str | Mapping[str, str]) -> dict[str, str]:
     """Return a candidate for every site, from one name for all or from a mapping.
@@ -93,7 +91,7 @@ def write_artifact(
     materialized = materialize(network, calibration, plan.assignment, allow_float)
     lowered = lower(materialized, network.captured.example_inputs, tier, threads)
     folder.mkdir(parents=True, exist_ok=True)
-    unscheduled = build_library(lowered, tier, threads, folder / LIBRARY)
+    library = build_library(lowered, tier, threads, folder / LIBRARY)
     index = write_weights(folder / WEIGHTS, lowered.arrays)
     (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
     inputs = zip(lowered.input_shapes, lowered.input_dtypes, strict=True)
@@ -101,6 +99,7 @@ def write_artifact(
     manifest = Manifest(
         tier=tier.name,
         threads=threads,
+        arena=library.arena,
         inputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in inputs],
         outputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in outputs],
         out_spec=pytree.treespec_dumps(network.captured.out_spec),
@@ -109,11 +108,20 @@ def write_artifact(
         recipes=lowered.recipes,
         arrays=index,
         audit=audit_rows(materialized, lowered.kernel_of, tier),
-        notes=[f"no schedule fits {name}: it runs scalar" for name in unscheduled],
+        notes=[f"no schedule fits {name}: it runs scalar" for name in library.unscheduled],
         provenance=dict(plan.provenance),
     )
     seal(folder, manifest)
     return materialized
+
+
+def _compute(candidate: Candidate) -> str:
+    """Return how a site multiplies, as the audit names it."""
+    if candidate.is_float:
+        return candidate.name
+    if not candidate.integer_compute:
+        return "weight-only bf16"
+    return "int8 rows" if candidate.dynamic else "int8"
 
 
 def audit_rows(
@@ -134,13 +142,12 @@ def audit_rows(
                 expected=f"a kernel for {candidate.name}",
                 remedy="constrain the site to fp32 and report this network",
             )
-        integer = "int8" if candidate.integer_compute else "weight-only bf16"
         rows.append(
             AuditRow(
                 site=site.id,
                 requested=candidate.name,
                 stored_bits=candidate.weight_bits,
-                compute=_COMPUTE.get(candidate.name, integer),
+                compute=_compute(candidate),
                 kernel=kernel_of[site.id],
                 tier=tier.name,
             )

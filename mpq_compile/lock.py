@@ -48,16 +48,17 @@ def make_cache_dir() -> Path:
 
 
 @contextmanager
-def timing_lock(timeout_s: float = 600.0) -> Iterator[None]:
+def timing_lock(timeout_s: float = 600.0, *, shared: bool = False) -> Iterator[None]:
     """Hold the one lock for anything timed on a device: two timings at once disturb each other.
 
+    ``shared`` is for heavy work that is not timed: any number of those, but no timing beside them.
     The lock excludes other threads too and is not re-entrant. It ends with its process, however
     that ends. It covers the processes that share a cache folder, so usually those of one user.
 
     Raises:
         DeviceError: The lock was not free within ``timeout_s`` seconds, or there are no locks here.
     """
-    with file_lock(make_cache_dir() / "timing.lock", timeout_s):
+    with file_lock(make_cache_dir() / "timing.lock", timeout_s, shared=shared):
         yield
 
 

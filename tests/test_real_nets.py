@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
     reason=f"no networks in {shared_nets.data_folder()} (set MPQ_DATA)",
 )
 # Samples on which the oracle, which is slow, is run by default; and all there are.
-COMPARED = {"resnet20": 40, "resnet32": 40, "squeezenet": 12, "dscnn": 200}
+COMPARED = {"resnet20": 12, "resnet32": 8, "squeezenet": 4, "dscnn": 50}
 EVERYTHING = {"resnet20": 5000, "resnet32": 5000, "squeezenet": 400, "dscnn": 400}
 CANDIDATES = ("w8a8", "w4a8")
 
@@ -75,7 +75,7 @@ def test_device_equals_oracle_on_everything(name: str, candidate: str) -> None:
     assert equal_samples(network_of(name, candidate), images) == len(images)
 
 
-@pytest.mark.parametrize(("name", "count"), [("dscnn", 400), ("resnet20", 500), ("resnet32", 500)])
+@pytest.mark.parametrize(("name", "count"), [("dscnn", 400), ("resnet20", 500)])
 def test_w8a8_keeps_the_accuracy(name: str, count: int) -> None:
     drop, error = drop_of(name, "w8a8", count)
     assert abs(drop) <= 2 * error

@@ -15,7 +15,6 @@ from rich.console import Console
 from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import Data, read_data
-from mpq_compile.runtime.torch_free import torch_left_out
 
 if TYPE_CHECKING:
     from mpq_compile.runtime.network import CompiledNetwork
@@ -34,8 +33,7 @@ def run(
     from mpq_compile.runtime.network import load
 
     samples = read_data(data)
-    with torch_left_out():
-        network = load(artifact)
+    network = load(artifact)
     outputs, calls_ms = _run_all(network, samples)
     if output is not None:
         # A stream: to a path without suffix NumPy would add one.

@@ -16,14 +16,14 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.errors import DeviceError
 from mpq_compile.kernels import packing
-from mpq_compile.kernels.elementwise_workload import ConvertWorkload
+from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lock import timing_lock
 from mpq_compile.progress import track
 from mpq_compile.runtime.threads import thread_count
 
-Workload = ConvWorkload | LinearWorkload | ConvertWorkload
+Workload = ConvWorkload | LinearWorkload | ConvertWorkload | QuantizeRowsWorkload
 
 # A block of calls this long makes the clock's resolution and the call's overhead negligible.
 _BLOCK_S = 2e-3
@@ -48,6 +48,8 @@ def kernel_candidate(workload: Workload) -> str:
     """Return the candidate whose kernel this is: several candidates may share one kernel."""
     if isinstance(workload, ConvertWorkload):
         return f"{workload.source}-{workload.target}"
+    if isinstance(workload, QuantizeRowsWorkload):
+        return "fp32-rows"
     if workload.compute in ("fp32", "bf16"):
         return workload.compute
     bits = workload.weight_bits if isinstance(workload, LinearWorkload) else 8
@@ -192,6 +194,9 @@ def _arguments(workload: Workload, tier: Tier) -> list[np.ndarray]:
         record = np.zeros(packing.SCALAR_WORDS, np.int32)
         output = np.zeros(workload.size, _DTYPES[workload.target])
         return [filled(workload.size, _DTYPES[workload.source]), record, output]
+    if isinstance(workload, QuantizeRowsWorkload):
+        size, rows = workload.rows * workload.features, workload.rows
+        return [filled(size, "float32"), np.zeros(size, np.uint8), np.zeros(rows, np.float32)]
     source = {"int8": "u8", "weight_only": "bf16"}.get(workload.compute, workload.compute)
     elements, dtype = packing.packed_weight_size(workload, tier)
     arguments = [
@@ -199,6 +204,8 @@ def _arguments(workload: Workload, tier: Tier) -> list[np.ndarray]:
         filled(elements, dtype),
         np.zeros(packing.record_words(workload, tier), np.int32),
     ]
+    if isinstance(workload, LinearWorkload) and workload.row_scales:
+        arguments.append(np.ones(workload.rows, np.float32))
     if workload.residual:
         arguments.append(filled(workload.output_size, _DTYPES[workload.residual]))
     return [*arguments, np.zeros(workload.output_size, _DTYPES[workload.out])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.lower.workloads import site_workload
+from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.passes.base import constant, is_call
 from mpq_compile.passes.formats import Kind, kinds
 from mpq_compile.passes.network import Network
@@ -86,16 +87,14 @@ def measured_table(
     What a network costs beside its sites is found by ``cost.latency`` from whole networks.
     """
     tasks = {
-        (site.id, name): Task(
-            operator=operator_name(site.op, site.depthwise),
-            workload=workload_of(network, site, Candidate.parse(name)),
-        )
+        (site.id, name): _tasks(network, site, Candidate.parse(name))
         for site in network.sites
         for name in choices[site.id]
     }
     siblings = sibling_sites(network)
     changes = _format_changes(network, siblings, choices)
-    unique = {task.workload.key: task for task in (*tasks.values(), *changes.values())}
+    alone = itertools.chain.from_iterable(tasks.values())
+    unique = {task.workload.key: task for task in (*alone, *changes.values())}
     times = {
         k: m.median_us for k, m in measure(unique.values(), store, tier, budget_s=budget_s).items()
     }
@@ -104,7 +103,7 @@ def measured_table(
         costs[site.id] = {}
         for name in choices[site.id]:
             entry = counted_costs(network, site, Candidate.parse(name))
-            entry["latency_us"] = times[tasks[site.id, name].workload.key]
+            entry["latency_us"] = sum(times[task.workload.key] for task in tasks[site.id, name])
             costs[site.id][name] = entry
     seconds = {key: times[task.workload.key] for key, task in changes.items()}
     return CostTable(
@@ -112,6 +111,14 @@ def measured_table(
         transitions=_transitions(siblings, choices, seconds),
         overhead={"size_bytes": float(fixed_bytes(network))},
     )
+
+
+def _tasks(network: Network, site: Site, candidate: Candidate) -> list[Task]:
+    """Return what a site runs: its kernel, and the quantization of a dynamic input before it."""
+    kernel = workload_of(network, site, candidate)
+    tasks = [Task(operator=operator_name(site.op, site.depthwise), workload=kernel)]
+    before = input_workload(site, candidate)
+    return tasks if before is None else [Task(operator="quantize_rows", workload=before), *tasks]
 
 
 def workload_of(network: Network, site: Site, candidate: Candidate) -> Any:

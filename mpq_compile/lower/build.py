@@ -1,7 +1,8 @@
-"""Relax module → shared library."""
+"""Relax module → shared library: one function for the whole network, else a virtual machine."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,31 @@ import tvm_ffi
 from tvm import relax
 
 from mpq_compile.errors import LoweringError
-from mpq_compile.kernels.schedule import unscheduled
+from mpq_compile.kernels.plain_loops import unscheduled
 from mpq_compile.kernels.tier import Tier
+from mpq_compile.lower.entry import build_entry
 from mpq_compile.lower.lowering import Lowered
 from mpq_compile.lower.pipeline import lower_pipeline
+from mpq_compile.lower.program import NotAProgram, read_program
+
+log = logging.getLogger(__name__)
 
 # Smaller loop nests cost less than sharing them among threads would.
 _LARGE = 32768
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """What was built.
+
+    Args:
+        unscheduled: Names of functions that no schedule fits: they run as TVM generated them.
+        arena: Bytes that ``main(inputs…, parameters, arena, outputs…)`` needs for what it computes
+            on the way; None where Relax's virtual machine runs the network.
+    """
+
+    unscheduled: list[str]
+    arena: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +45,8 @@ class _Built:
 
     module: Any
     settings: tuple[str, int]
-    library: bytes
-    unscheduled: list[str]
+    content: bytes
+    library: Library
 
 
 # Parameters are arguments of the library: networks that differ in scales, or in weight bits that
@@ -36,11 +55,8 @@ _BUILT: dict[int, _Built] = {}
 _KEPT = 32
 
 
-def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> list[str]:
+def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
     """Compile the module for ``tier`` and write the shared library to ``path``.
-
-    Returns:
-        Names of functions that no schedule fits: they run as TVM generated them.
 
     Raises:
         LoweringError: TVM or the linker refuses.
@@ -48,26 +64,26 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> lis
     digest = tvm_ffi.structural_hash(lowered.module)
     built, settings = _BUILT.get(digest), (tier.name, threads)
     if built is not None and _fits(built, lowered.module, settings):
-        path.write_bytes(built.library)
-        return built.unscheduled
-    names = _build(lowered, tier, threads, path)
+        path.write_bytes(built.content)
+        return built.library
+    library = _build(lowered, tier, threads, path)
     if len(_BUILT) >= _KEPT:
         _BUILT.clear()
     _BUILT[digest] = _Built(
-        module=lowered.module, settings=settings, library=path.read_bytes(), unscheduled=names
+        module=lowered.module, settings=settings, content=path.read_bytes(), library=library
     )
-    return names
+    return library
 
 
 def _fits(built: _Built, module: Any, settings: tuple[str, int]) -> bool:
     return built.settings == settings and tvm_ffi.structural_equal(built.module, module)
 
 
-def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> list[str]:
+def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
     target = tvm.target.Target(tier.target(threads))
     try:
         module = lower_pipeline(lowered.module, tier, threads)
-        executable = relax.build(module, target, exec_mode="compiled")
+        executable, arena = _executable(module, target, tier, threads)
         executable.export_library(str(path))
     except Exception as error:
         raise LoweringError(
@@ -76,7 +92,17 @@ def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> list[str]:
             found=f"{type(error).__name__}: {_ends(str(error).strip())}",
             remedy="a C compiler must be installed for linking; `mpq doctor` checks it",
         ) from error
-    return unscheduled(module, _LARGE)
+    return Library(unscheduled=unscheduled(module, _LARGE), arena=arena)
+
+
+def _executable(module: Any, target: Any, tier: Tier, threads: int) -> tuple[Any, int | None]:
+    """Build one function where the network is a list of calls, else for the virtual machine."""
+    try:
+        entry = build_entry(module, read_program(module), tier, threads)
+    except NotAProgram as reason:
+        log.info("the virtual machine runs this network: %s", reason)
+        return relax.build(module, target, exec_mode="compiled"), None
+    return tvm.compile(entry.module, target=target), entry.arena
 
 
 def _ends(text: str) -> str:

@@ -10,11 +10,20 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from mpq_compile.kernels import attention, elementwise, layer_norm, matmul, packing, pool
+from mpq_compile.kernels import (
+    attention,
+    elementwise,
+    layer_norm,
+    matmul,
+    packing,
+    pool,
+    quantize_rows,
+)
 from mpq_compile.kernels.attention_workload import AttentionWorkload
 from mpq_compile.kernels.elementwise_workload import (
     NormWorkload,
     PoolWorkload,
+    QuantizeRowsWorkload,
     TransposeConvertWorkload,
 )
 from mpq_compile.kernels.tier import Tier
@@ -132,7 +141,7 @@ class Emitter:
     def kernel(
         self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmt: str, nhwc: bool
     ) -> Value:
-        """Call the kernel of ``workload``; equal workloads share one function."""
+        """Call the kernel of ``workload``, which has one result."""
         kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
         call = relax.call_tir(self._function(workload), list(arguments), kind)
         return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
@@ -143,14 +152,25 @@ class Emitter:
         """Call a kernel that stores its result once in each of ``fmts``, in logical order."""
         if len(fmts) == 1:
             return [self.kernel(workload, arguments, shape, fmts[0], False)]
-        kinds = [relax.TensorType((math.prod(shape),), DTYPES[fmt]) for fmt in fmts]
+        return self.kernel_results(workload, arguments, [(shape, fmt) for fmt in fmts])
+
+    def kernel_results(
+        self,
+        workload: Any,
+        arguments: Sequence[Any],
+        results: Sequence[tuple[tuple[int, ...], str]],
+    ) -> list[Value]:
+        """Call a kernel of several results, given as (shape, format)."""
+        kinds = [relax.TensorType((math.prod(shape),), DTYPES[fmt]) for shape, fmt in results]
         call = relax.call_tir(self._function(workload), list(arguments), kinds)
-        results = self.builder.emit(call)
-        picked = [self.builder.emit(relax.TupleGetItem(results, i)) for i in range(len(fmts))]
-        return [Value(var=var, shape=shape, fmt=fmt) for var, fmt in zip(picked, fmts, strict=True)]
+        made = self.builder.emit(call)
+        return [
+            Value(var=self.builder.emit(relax.TupleGetItem(made, index)), shape=shape, fmt=fmt)
+            for index, (shape, fmt) in enumerate(results)
+        ]
 
     def _function(self, workload: Any) -> Any:
-        """Return the function of a workload, generated when first asked for."""
+        """Return the function of ``workload``; equal workloads share one."""
         if workload.key not in self._kernels:
             function = generator_of(workload)(workload, self.tier, self.threads)
             name = "k_" + "".join(c if c.isalnum() else "_" for c in workload.key)
@@ -243,4 +263,6 @@ def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
         return attention.generate
     if isinstance(workload, NormWorkload):
         return layer_norm.generate
+    if isinstance(workload, QuantizeRowsWorkload):
+        return quantize_rows.generate
     return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate

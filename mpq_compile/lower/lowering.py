@@ -178,6 +178,8 @@ def _integer_values(module: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[st
 _RULES: dict[Any, Callable[[Lowering, fx.Node], Any]] = {
     qops.QCONV2D: rules_matmul.conv2d,
     qops.QLINEAR: rules_matmul.linear,
+    qops.QUANTIZE_ROWS: rules_matmul.quantize_rows,
+    qops.QLINEAR_ROWS: rules_matmul.linear_rows,
     qops.CONVERT: rules_elementwise.convert,
     qops.QADD: rules_elementwise.add,
     qops.QMUL: rules_elementwise.multiply,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from mpq_compile.kernels.elementwise_workload import QuantizeRowsWorkload
 from mpq_compile.lower.emit import Value
 from mpq_compile.lower.parameters import StoredSite, stored_arrays
 from mpq_compile.lower.workloads import conv_workload, linear_workload
@@ -54,6 +55,30 @@ def linear(lowering: Lowering, node: fx.Node) -> Value:
     return _matmul(lowering, node, workload, x, residual, node.args[5:8], nhwc=False)
 
 
+def quantize_rows(lowering: Lowering, node: fx.Node) -> list[Value]:
+    x = lowering.emitter.logical(lowering.value(node.args[0]))
+    workload = QuantizeRowsWorkload(rows=x.size // x.shape[-1], features=x.shape[-1])
+    results = [(x.shape, "u8"), (x.shape[:-1], "fp32")]
+    return lowering.emitter.kernel_results(workload, [x.var], results)
+
+
+def linear_rows(lowering: Lowering, node: fx.Node) -> Value:
+    x, row_scales = lowering.value(node.args[0]), lowering.value(node.args[1])
+    residual = None if node.args[5] is None else lowering.value(node.args[5])
+    workload = linear_workload(
+        x.shape,
+        lowering.tensor(node.args[2]).shape,
+        lowering.records[node.name].candidate,
+        str(node.args[9]),
+        residual.fmt if residual else None,
+    )
+    if residual is not None:
+        residual = lowering.emitter.logical(residual)
+    return _matmul(
+        lowering, node, workload, x, residual, node.args[6:9], nhwc=False, row_scales=row_scales
+    )
+
+
 def _matmul(
     lowering: Lowering,
     node: fx.Node,
@@ -62,6 +87,7 @@ def _matmul(
     residual: Value | None,
     epilogue: tuple[Any, ...],
     nhwc: bool,
+    row_scales: Value | None = None,
 ) -> Value:
     zero_points, residual_scale, bounds = epilogue
     name, scales = _store(lowering, node)
@@ -73,7 +99,8 @@ def _matmul(
         "bounds": [str(float(b)) for b in bounds],
     }
     weight, record = lowering.emitter.matmul_parameters(name, workload, values)
-    arguments = [x.var, weight, record, *([residual.var] if residual else [])]
+    optional = [value.var for value in (row_scales, residual) if value is not None]
+    arguments = [x.var, weight, record, *optional]
     if node.name in lowering.records:
         lowering.kernel_of[lowering.records[node.name].site.id] = workload.key
     return lowering.emitter.kernel(workload, arguments, lowering.shape(node), workload.out, nhwc)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from mpq_compile.kernels.elementwise_workload import QuantizeRowsWorkload
 from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload
 from mpq_compile.types import Candidate, Site, storage
 
@@ -18,6 +20,16 @@ def compute_of(candidate: Candidate) -> str:
     return "int8" if candidate.integer_compute else "weight_only"
 
 
+def conv_compute_of(candidate: Candidate) -> str:
+    """Return how a convolution multiplies: as :func:`compute_of`, weight-only ones as bf16.
+
+    bf16 holds codes of up to 8 bits exactly. They are widened when the artifact is loaded, once,
+    so that a weight-only convolution has the speed of the bf16 kernel of every tier.
+    """
+    compute = compute_of(candidate)
+    return "bf16" if compute == "weight_only" else compute
+
+
 def kernel_weight_bits(rows: int, candidate: Candidate) -> int:
     """Return the weight layout that a linear kernel reads.
 
@@ -26,9 +38,7 @@ def kernel_weight_bits(rows: int, candidate: Candidate) -> int:
     """
     if candidate.is_float or candidate.weight_bits > 4 or rows > FEW_ROWS:
         return 8
-    if candidate.weight_bits == 2 and candidate.integer_compute:
-        return 2
-    return 4
+    return 2 if candidate.weight_bits == 2 else 4
 
 
 def conv_workload(
@@ -45,7 +55,7 @@ def conv_workload(
         input_shape: [B, C, H, W].
         weight_shape: [N, C/groups, KH, KW].
         geometry: (stride, padding, dilation, groups, input_dilation) as the operators have them.
-        compute: See :func:`compute_of`.
+        compute: See :func:`conv_compute_of`.
         out: Storage of the output.
         residual: Storage of the residual, or None.
     """
@@ -87,9 +97,18 @@ def linear_workload(
         compute=compute_of(candidate),  # type: ignore[arg-type]
         weight_bits=kernel_weight_bits(rows, candidate),  # type: ignore[arg-type]
         group_size=candidate.group_size,
+        row_scales=candidate.dynamic,
         out=out,  # type: ignore[arg-type]
         residual=residual,  # type: ignore[arg-type]
     )
+
+
+def input_workload(site: Site, candidate: Candidate) -> QuantizeRowsWorkload | None:
+    """Return what a dynamic site runs before its own kernel; None for all others."""
+    if not candidate.dynamic:
+        return None
+    *rows, features = site.input_shape
+    return QuantizeRowsWorkload(rows=math.prod(rows), features=features)
 
 
 def site_workload(
@@ -105,7 +124,7 @@ def site_workload(
     added = fmt if residual else None
     if site.op == "linear":
         return linear_workload(site.input_shape, site.weight_shape, candidate, out, added)
-    compute = compute_of(candidate)
+    compute = conv_compute_of(candidate)
     # A transposed convolution runs as one over its spread input: [C, N/g, …] → [N, C/g, …].
     weight_shape = (site.out_channels, site.input_shape[1] // site.groups, *site.weight_shape[2:])
     return conv_workload(site.input_shape, weight_shape, geometry, compute, out, added)

@@ -15,6 +15,7 @@ from mpq_compile.passes.formats import kinds, quantizer_roots
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.observers import fake_quantize
+from mpq_compile.quant.reference import fake_quantize_rows
 from mpq_compile.types import Candidate
 
 
@@ -46,6 +47,8 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fmt = self.candidate.input_format
+        if self.candidate.dynamic:
+            return fake_quantize_rows(x)
         if fmt == "fp32":
             return x
         if fmt == "bf16":

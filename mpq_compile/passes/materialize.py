@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.multipliers import (
+    ROW_ZERO_POINT,
     bounds_of,
     channel_multipliers,
     f32,
@@ -137,6 +139,7 @@ class _Builder:
         self.formats = stored_formats(task.network, self.kinds, self.candidates)
         self.native = native_formats(task.network, self.kinds, self.candidates)
         self.made: dict[str, dict[str, fx.Node]] = {}
+        self.rows: dict[str, tuple[fx.Node, ...]] = {}
         self.records: dict[str, SiteRecord] = {}
         self.floats: list[str] = []
         self._anchor = self.graph.output((None,))
@@ -227,7 +230,7 @@ class _Builder:
         before, after = self.qparams(x, candidate.input_format), self.qparams(node, fmt)
         weight, bias = self._weight(site, candidate), self.network.bias(site.id)
         codes, weight_scale = _codes_and_scale(weight, candidate)
-        _check_accumulator(site, codes, before)
+        _check_accumulator(site, codes, candidate)
         scale, shift = channel_multipliers(
             weight_scale.numpy(),
             bias.numpy(),
@@ -241,14 +244,19 @@ class _Builder:
         )
         added, added_qparams = self._residual(residual)
         geometry = () if is_call(node, ops.site_linear) else tuple(node.args[4:9])
+        zero_point = ROW_ZERO_POINT if candidate.dynamic else zero_point_of(before)
         epilogue = (
-            (zero_point_of(before), zero_point_of(added_qparams), zero_point_of(after)),
+            (zero_point, zero_point_of(added_qparams), zero_point_of(after)),
             f32(scale_of(added_qparams) / scale_of(after)),
             bounds_of(after, *node.args[-2:]),
             storage(fmt),
         )
         target = qops.QCONV2D if geometry else qops.QLINEAR
-        args = (self.operand(x, candidate.input_format), *params, added, *geometry, *epilogue)
+        inputs: tuple[fx.Node, ...] = (self.operand(x, candidate.input_format),)
+        if candidate.dynamic:
+            _check_dynamic(site, candidate)
+            target, inputs = qops.QLINEAR_ROWS, self._rows(x)
+        args = (*inputs, *params, added, *geometry, *epilogue)
         new = self.graph.call_function(target, args)
         self.records[new.name] = SiteRecord(
             site=site,
@@ -268,6 +276,14 @@ class _Builder:
             return weight if candidate.weight_bits == 32 else weight.bfloat16()
         made = self.task.rounded.get((site.id, candidate.name))
         return made or self.network.rounded(site.id, candidate)
+
+    def _rows(self, x: fx.Node) -> tuple[fx.Node, ...]:
+        """Codes and row scales of a tensor; sites that read the same tensor share them."""
+        if x.name not in self.rows:
+            both = self.graph.call_function(qops.QUANTIZE_ROWS, (self.operand(x, "fp32"),))
+            picks = [self.graph.call_function(operator.getitem, (both, i)) for i in range(2)]
+            self.rows[x.name] = tuple(picks)
+        return self.rows[x.name]
 
     def _residual(self, residual: Any) -> tuple[fx.Node | None, QParams | None]:
         if residual is None:
@@ -456,15 +472,26 @@ def _codes_and_scale(
     return weight, torch.ones(weight.shape[0])
 
 
-def _check_accumulator(site: Site, codes: Tensor, before: QParams | None) -> None:
+def _check_accumulator(site: Site, codes: Tensor, candidate: Candidate) -> None:
     inputs = codes[0].numel()
-    if before is not None and inputs > MAX_INPUTS:
+    if candidate.integer_compute and inputs > MAX_INPUTS:
         raise LoweringError(
             "the int32 accumulator could overflow",
             where=site.id,
             expected=f"at most {MAX_INPUTS} inputs for an output",
             found=str(inputs),
             remedy="constrain this site to fp32 or bf16",
+        )
+
+
+def _check_dynamic(site: Site, candidate: Candidate) -> None:
+    if site.op != "linear" or candidate.activation_bits != 8:
+        raise LoweringError(
+            "no kernel quantizes these activations at run time",
+            where=site.id,
+            expected="a linear layer with 8-bit activations",
+            found=f"{candidate.name} for {site.op}",
+            remedy="choose a candidate without d",
         )
 
 

@@ -10,6 +10,12 @@ import numpy as np
 
 from mpq_compile.types import QParams
 
+# Codes of dynamic rows lie symmetrically about the middle code. Rows of smaller magnitude than the
+# peak below count as zeros, so that the reciprocal stays finite.
+ROW_ZERO_POINT = 128
+ROW_UNIT = float(np.float32(1 / 127))
+ROW_PEAK = 2.0**-100
+
 
 def f32(value: float) -> float:
     """Round a Python float to float32 and widen it again."""

@@ -21,7 +21,7 @@ _DTYPES = {"u8": torch.uint8, "bf16": torch.bfloat16, "fp32": torch.float32}
 _library = torch.library.Library("mpq", "DEF")
 
 
-def _operator(schema: str, function: Callable[..., Tensor]) -> None:
+def _operator(schema: str, function: Callable[..., Tensor | tuple[Tensor, ...]]) -> None:
     name = schema.partition("(")[0]
     _library.define(schema)
     _library.impl(name, function, "CPU")
@@ -69,6 +69,23 @@ def _qlinear(
     return ref.epilogue(acc, scale, bias, residual, residual_scale, zero_points, bounds, out)
 
 
+def _qlinear_rows(
+    x: Tensor,
+    row_scale: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    zero_points: Sequence[int],
+    residual_scale: float,
+    bounds: Sequence[float],
+    out: str,
+) -> Tensor:
+    v = ref.scaled_linear(x, weight, scale, zero_points[0])
+    columns = row_scale.unsqueeze(-1), bias
+    return ref.epilogue(v, *columns, residual, residual_scale, zero_points, bounds, out)
+
+
 def _max_pool2d(
     x: Tensor,
     kernel: Sequence[int],
@@ -113,6 +130,12 @@ _operator(
     f"{_EPILOGUE}) -> Tensor",
     _qlinear,
 )
+_operator("mpq_quantize_rows(Tensor x) -> (Tensor, Tensor)", ref.quantize_rows)
+_operator(
+    "mpq_qlinear_rows(Tensor x, Tensor row_scale, Tensor weight, Tensor scale, Tensor bias, "
+    f"Tensor? residual, {_EPILOGUE}) -> Tensor",
+    _qlinear_rows,
+)
 _operator(
     "mpq_qadd(Tensor a, Tensor b, int[] zero_points, float[] scales, float[] bounds, str out)"
     " -> Tensor",
@@ -147,6 +170,8 @@ _operator(
 
 QCONV2D = torch.ops.mpq.mpq_qconv2d.default
 QLINEAR = torch.ops.mpq.mpq_qlinear.default
+QUANTIZE_ROWS = torch.ops.mpq.mpq_quantize_rows.default
+QLINEAR_ROWS = torch.ops.mpq.mpq_qlinear_rows.default
 QADD = torch.ops.mpq.mpq_qadd.default
 QMUL = torch.ops.mpq.mpq_qmul.default
 CONVERT = torch.ops.mpq.mpq_convert.default

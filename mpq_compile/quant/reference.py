@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mpq_compile.quant.multipliers import ROW_PEAK, ROW_UNIT, ROW_ZERO_POINT
+
 INT32_LIMIT = 2**31
 
 
@@ -136,6 +138,39 @@ def grouped_linear(
         acc = linear_accumulate(x[..., span], weight[:, span], zero_point)
         v = v + acc.to(torch.float32) * group_scale[:, g]
     return v
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize each row of float32 ``x`` [..., K] by its own largest magnitude.
+
+    Returns u8 codes [..., K] with zero point ``ROW_ZERO_POINT`` and float32 scales [...], each
+    operation rounded to float32 in this order::
+
+        peak  = max(max |x|, ROW_PEAK)
+        scale = peak ⊗ f32(1 / 127)
+        code  = u8(round_half_even(min(max(x ⊗ (127 ⊘ peak), −127), 127)) + 128)
+    """
+    peak = x.abs().amax(-1).clamp_min(ROW_PEAK)
+    inverse = torch.tensor(127.0, dtype=torch.float32) / peak
+    scale = peak * torch.tensor(ROW_UNIT, dtype=torch.float32)
+    codes = requantize(x * inverse.unsqueeze(-1), -127.0, 127.0, ROW_ZERO_POINT, "u8")
+    return codes, scale
+
+
+def fake_quantize_rows(x: Tensor) -> Tensor:
+    """Return float32 ``x`` [..., K] as :func:`quantize_rows` rounds it."""
+    codes, scale = quantize_rows(x)
+    return centered(codes, ROW_ZERO_POINT) * scale.unsqueeze(-1)
+
+
+def scaled_linear(x: Tensor, weight: Tensor, scale: Tensor, zero_point: int) -> Tensor:
+    """Return float32 f32(acc) ⊗ S of a linear layer, or the sum of that over weight groups.
+
+    ``scale`` is [N], or [N, G] for groups, which are added in order to 0.
+    """
+    if scale.dim() == 2:
+        return grouped_linear(x, weight, scale, torch.zeros(len(weight)), zero_point)
+    return linear_accumulate(x, weight, zero_point).to(torch.float32) * scale
 
 
 def weight_only_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from mpq_compile.errors import ArtifactError
 from mpq_compile.lower.parameters import Recipe, StoredSite
 from mpq_compile.types import AuditRow, Plan, Verification
 
-VERSION = 1
+VERSION = 2
 LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
 VERIFICATION = "verification.json"
 
@@ -34,6 +34,8 @@ class Manifest:
     Args:
         tier: Tier of the kernels.
         threads: Threads the kernels use.
+        arena: Bytes of the buffer in which the network computes; None where Relax's virtual
+            machine runs it.
         inputs, outputs: ``{"shape": […], "dtype": …}`` of each tensor.
         out_spec: JSON of the tree of outputs, or "" for a tuple.
         dynamic_batch: True where other batches run as slices of the compiled one.
@@ -47,6 +49,7 @@ class Manifest:
 
     tier: str
     threads: int
+    arena: int | None
     inputs: Sequence[Mapping[str, Any]]
     outputs: Sequence[Mapping[str, Any]]
     out_spec: str
@@ -94,14 +97,12 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> list[dict[str
 
 def read_weights(path: Path, index: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     """Return the arrays that :func:`write_weights` wrote."""
-    data = path.read_bytes()
-    arrays = {}
-    for entry in index:
-        dtype = np.dtype(entry["dtype"])
-        # Offsets are not aligned to the type: copy out of the bytes.
-        raw = data[entry["offset"] : entry["offset"] + entry["count"] * dtype.itemsize]
-        arrays[entry["name"]] = np.frombuffer(raw, dtype).copy()
-    return arrays
+    return {
+        entry["name"]: np.fromfile(
+            path, np.dtype(entry["dtype"]), entry["count"], offset=entry["offset"]
+        )
+        for entry in index
+    }
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -118,7 +119,8 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 def sha256(path: Path) -> str:
     """Return the hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -13,9 +13,10 @@ from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
 from mpq_compile.lower.parameters import build_parameter
 from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
+from mpq_compile.runtime.engine import Machine, Program
+from mpq_compile.runtime.native import as_array, as_tensor, is_tensor
 from mpq_compile.runtime.threads import thread_count
 
-_ALIGNMENT = 64
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
 
 
@@ -41,42 +42,21 @@ class Executor:
                 remedy="compile for this CPU, or with MPQ_TIER set to a tier that both have",
             )
         thread_count()
-        import tvm
-        from tvm import relax
-
         if tier.dot == "amx":
             request_amx()
         self.manifest = manifest
-        self._tensor = tvm.runtime.tensor
-        self._from_dlpack = tvm.runtime.from_dlpack
-        library = tvm.runtime.load_module(str((folder / LIBRARY).resolve()))
-        self._machine = relax.VirtualMachine(library, tvm.cpu())
-        self._main = self._machine["main"]
         arrays = read_weights(folder / WEIGHTS, manifest.arrays)
-        self._parameters = _tuple(
-            [
-                tvm.runtime.tensor(build_parameter(recipe, manifest.sites, arrays, tier))
-                for recipe in manifest.recipes
-            ]
-        )
-        # The virtual machine keeps registers between instructions: one call at a time.
+        parameters = [
+            build_parameter(recipe, manifest.sites, arrays, tier) for recipe in manifest.recipes
+        ]
+        self._engine = _engine(folder / LIBRARY, parameters, manifest)
         self._lock = threading.Lock()
 
     def run_flat(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on contiguous flat arrays (NumPy, torch or TVM); return TVM tensors, flat."""
-        tensors = [self._as_tensor(value) for value in inputs]
+        tensors = [value if is_tensor(value) else as_tensor(value) for value in inputs]
         with self._lock:
-            outputs = self._main(*tensors, self._parameters)
-        return list(outputs) if not hasattr(outputs, "numpy") else [outputs]
-
-    def _as_tensor(self, value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return self._tensor(value)
-        if not _is_torch(value):
-            return value
-        # Kernels assume aligned memory; a slice of a larger tensor may not have it.
-        aligned = value.data_ptr() % _ALIGNMENT == 0
-        return self._from_dlpack(value) if aligned else self._tensor(value.numpy())
+            return self._engine(tensors)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.
@@ -113,14 +93,39 @@ class Executor:
         return [_shaped(o, s, as_torch) for o, s in zip(outputs, shapes, strict=True)]
 
     def _run_slices(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
-        """Other batches run as slices of the compiled one; the last slice is filled up."""
+        """Run another batch as slices of the compiled one.
+
+        A batch that is no multiple ends with a slice of its last samples, some of which run
+        twice; one that is smaller is filled up with its last sample. The results of a slice are
+        copied into their place while they are in the cache.
+        """
         size, total = self.manifest.inputs[0]["shape"][0], inputs[0].shape[0]
-        pieces = []
-        for start in range(0, total, size):
-            part = [_fill(value[start : start + size], size, as_torch) for value in inputs]
-            pieces.append(self._run_once(part, as_torch))
-        joined = _joiner(as_torch)
-        return [joined([piece[i] for piece in pieces])[:total] for i in range(len(pieces[0]))]
+        if total < size:
+            filled = [_fill(value, size, as_torch) for value in inputs]
+            return [output[:total] for output in self._run_once(filled, as_torch)]
+        joined = [
+            np.empty((total, *spec["shape"][1:]), spec["dtype"]) for spec in self.manifest.outputs
+        ]
+        shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
+        for first in slice_starts(total, size):
+            part = [_contiguous(value[first : first + size], as_torch) for value in inputs]
+            outputs = zip(joined, self.run_flat(part), shapes, strict=True)
+            for whole, output, shape in outputs:
+                whole[first : first + size] = np.from_dlpack(output).reshape(shape)
+        return [_as_torch(whole) for whole in joined] if as_torch else joined
+
+
+def slice_starts(total: int, size: int) -> list[int]:
+    """Return the first sample of each slice of ``size`` of at least as many samples."""
+    return [min(first, total - size) for first in range(0, total, size)]
+
+
+def _engine(
+    library: Path, parameters: Sequence[np.ndarray], manifest: Manifest
+) -> Program | Machine:
+    if manifest.arena is None:
+        return Machine(library, parameters)
+    return Program(library, parameters, manifest.arena, manifest.outputs)
 
 
 def _fits(value: Any, spec: Mapping[str, Any], dynamic: bool) -> bool:
@@ -148,12 +153,6 @@ def request_amx() -> None:
     ctypes.CDLL(None, use_errno=True).syscall(158, _ARCH_REQ_XCOMP_PERM, _XTILEDATA)
 
 
-def _tuple(tensors: list[Any]) -> Any:
-    import tvm_ffi
-
-    return tvm_ffi.convert(tensors)
-
-
 def _is_torch(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
 
@@ -168,22 +167,22 @@ def _contiguous(value: Any, as_torch: bool) -> Any:
 
 def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
     if not as_torch:
-        return output.numpy().reshape(shape)
+        return as_array(output).reshape(shape)
     import torch
 
     return torch.from_dlpack(output).reshape(shape)
 
 
 def _fill(value: Any, size: int, as_torch: bool) -> Any:
-    missing = size - value.shape[0]
-    if missing == 0:
-        return value
-    return _joiner(as_torch)([value] + [value[-1:]] * missing)
+    """Return an array with its last sample repeated up to ``size`` samples."""
+    samples = value.detach().numpy() if as_torch else value
+    filled = np.empty((size, *samples.shape[1:]), samples.dtype)
+    filled[: len(samples)] = samples
+    filled[len(samples) :] = samples[-1]
+    return _as_torch(filled) if as_torch else filled
 
 
-def _joiner(as_torch: bool) -> Any:
-    if not as_torch:
-        return np.concatenate
+def _as_torch(array: np.ndarray) -> Any:
     import torch
 
-    return torch.cat
+    return torch.from_numpy(array)

@@ -17,7 +17,7 @@ import numpy as np
 
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.executor import Executor
-from mpq_compile.runtime.torch_free import torch_left_out
+from mpq_compile.runtime.native import as_tensor
 
 _WARM_S = 0.4
 _BLOCK_S = 0.12
@@ -57,9 +57,7 @@ def time_in_turns(
 
 def _block_timer(executor: Executor, warm_s: float, block_s: float) -> Callable[[], list[float]]:
     """Warm up; return a function that gives the latencies (ms) of a block of calls."""
-    import tvm
-
-    tensors = [tvm.runtime.tensor(value) for value in example_inputs(executor)]
+    tensors = [as_tensor(value) for value in example_inputs(executor)]
     call = _call(executor, tensors)
     end = time.perf_counter() + warm_s
     once = [call()]
@@ -96,8 +94,7 @@ def main(arguments: Sequence[str]) -> None:
     """Time the artifact named first; print one JSON object."""
     folder = Path(arguments[0])
     manifest, _ = open_artifact(folder)
-    with torch_left_out():
-        executor = Executor(folder, manifest)
+    executor = Executor(folder, manifest)
     print(json.dumps(summary(time_blocks(executor))))
 
 

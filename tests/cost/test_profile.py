@@ -71,15 +71,17 @@ def test_local_is_the_profile_of_this_machine(monkeypatch: pytest.MonkeyPatch) -
 def test_cpu_candidates(name: str, conv: Site, depthwise: Site, transposed: Site) -> None:
     profile = load_profile(name)
     assert profile.defaults == ("fp32", "bf16", "w8a8", "w4a8")
-    wanted = ["fp32", "bf16", *ALL_WEIGHT_BITS]
+    weight_only = [f"w{bits}a16" for bits in range(8, 1, -1)]
+    wanted = ["fp32", "bf16", *ALL_WEIGHT_BITS, *weight_only]
     for site in (conv, depthwise, transposed):
         assert profile.candidates_for(site) == list(profile.defaults)
         assert profile.candidates_for(site, wanted) == wanted
-        assert profile.candidates_for(site, ["w4a16", "w4a8g32", "w8a8"]) == ["w8a8"]
+        assert profile.candidates_for(site, ["w4a8d", "w4a8g32", "w8a8"]) == ["w8a8"]
 
 
-def test_linear_has_weight_only_and_groups(linear: Site) -> None:
-    wanted = ["w8a16", "w4a16", "w4a8g32", "w4a8g64", "w4a8g128", "w8a8g64", "w2a8g128"]
+def test_linear_has_weight_only_dynamic_and_groups(linear: Site) -> None:
+    wanted = ["w8a16", "w3a16", "w8a8d", "w4a8d", "w4a8g64d"]
+    wanted += ["w4a8g32", "w4a8g64", "w4a8g128", "w8a8g64", "w2a8g128"]
     assert load_profile("generic").candidates_for(linear, [*wanted, "w4a8g16"]) == wanted
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import tvm
+from programs import THREADS, call
 
 from mpq_compile.kernels import matmul
 from mpq_compile.kernels.packing import (
@@ -21,8 +21,8 @@ from mpq_compile.kernels.packing import (
 from mpq_compile.kernels.tier import Tier, host_tiers
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 from mpq_compile.quant import reference
+from mpq_compile.quant.multipliers import ROW_ZERO_POINT
 
-THREADS = 2
 # For emulated instructions: their loops take LLVM seconds to optimize.
 PLAIN_TARGET = {**host_tiers()[-1].target(THREADS), "opt-level": 0}
 RANGES = {8: (-127, 127), 4: (-8, 7), 2: (-2, 1)}
@@ -36,6 +36,7 @@ class Case:
     weight: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
+    row_scales: np.ndarray | None
     residual: np.ndarray | None
     residual_scale: float
     zero_points: tuple[int, int, int]
@@ -52,13 +53,17 @@ def make_case(workload: Workload, seed: int) -> Case:
     wide = 60.0 if workload.out == "u8" else 1.0
     groups = _groups(workload)
     shape = (len(weight), groups) if groups > 1 else (len(weight),)
+    dynamic = isinstance(workload, LinearWorkload) and workload.row_scales
     zero_points = (int(rng.integers(0, 256)), int(rng.integers(0, 256)), int(rng.integers(0, 200)))
+    if dynamic:
+        zero_points = (ROW_ZERO_POINT, *zero_points[1:])
     limits = (-float(zero_points[2]), 255.0 - zero_points[2])
     return Case(
         x=_values(_input_shape(workload), "u8" if integer else _float_format(workload), rng),
         weight=weight,
         scale=(rng.uniform(0.5, 1.5, shape) * wide / max(spread, 1e-6)).astype(np.float32),
         bias=(rng.normal(size=len(weight)) * wide / 4).astype(np.float32),
+        row_scales=rng.uniform(0.3, 3.0, workload.rows).astype(np.float32) if dynamic else None,
         residual=_values(_output_shape(workload), workload.residual, rng)
         if workload.residual
         else None,
@@ -88,6 +93,9 @@ def expected(workload: Workload, case: Case) -> np.ndarray:
             workload.groups,
             workload.input_dilation,
         ).permute(0, 2, 3, 1)
+    elif case.row_scales is not None:
+        acc = reference.scaled_linear(x, weight, scale, zero_point)
+        scale = torch.from_numpy(case.row_scales).unsqueeze(-1)
     elif _groups(workload) > 1:
         acc = reference.grouped_linear(x, weight, scale, bias, zero_point)
         scale, bias = torch.tensor(1.0), torch.tensor(0.0)
@@ -109,8 +117,6 @@ def computed(
 ) -> np.ndarray:
     """Compile for the tier, or for ``target``, and run; the output as ``expected`` gives it."""
     function = generate(workload, tier, THREADS)
-    spec = dict(target or tier.target(THREADS))
-    program = tvm.compile(function, target=tvm.target.Target(spec))
     scale = case.scale.T if case.scale.ndim == 2 else case.scale
     record = pack_epilogue(
         compensation(workload, tier, case.weight, case.zero_points[0]),
@@ -124,13 +130,14 @@ def computed(
     arrays = [_stored(case.x), pack_weight(workload, tier, case.weight), record]
     if workload.compute in ("bf16", "weight_only"):
         arrays[0] = bf16_bits(case.x).reshape(-1)
+    if case.row_scales is not None:
+        arrays.append(case.row_scales)
     if case.residual is not None:
         bits = workload.residual == "bf16"
         arrays.append(bf16_bits(case.residual).reshape(-1) if bits else _stored(case.residual))
     dtype = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}[workload.out]
-    out = tvm.runtime.tensor(np.zeros(workload.output_size, dtype))
-    program["main"](*[tvm.runtime.tensor(a) for a in arrays], out)
-    result = out.numpy().reshape(_output_shape(workload))
+    out = call(function, tier, arrays, np.zeros(workload.output_size, dtype), target)
+    result = out.reshape(_output_shape(workload))
     if workload.out == "bf16":
         return (result.astype(np.uint32) << 16).view(np.float32)
     return result

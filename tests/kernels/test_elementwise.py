@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import tvm
+from programs import THREADS, call
+from tiers import DISTINCT_TIERS
 from torch import Tensor
 
 from mpq_compile.kernels.elementwise import generate
@@ -25,7 +26,6 @@ from mpq_compile.kernels.packing import pack_add, pack_convert, pack_multiply
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
 from mpq_compile.quant import reference
 
-TIERS = pytest.mark.parametrize("tier", host_tiers(), ids=lambda tier: tier.name)
 FORMATS = ("u8", "bf16", "fp32")
 PAIRS = list(itertools.product(FORMATS, FORMATS))
 U8_BOUNDS = (-7.0, 240.0)
@@ -47,12 +47,10 @@ def as_numpy(x: Tensor) -> np.ndarray:
 
 def run(workload, tier, arguments: list, expected: Tensor) -> None:
     """Build and run a workload; compare with the oracle bit for bit."""
-    function = generate(workload, tier, threads=2)
-    library = tvm.compile(function, target=tvm.target.Target(tier.target(2)))
+    function = generate(workload, tier, THREADS)
     wanted = as_numpy(expected)
-    result = tvm.runtime.tensor(np.zeros_like(wanted))
-    library["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arguments], result)
-    np.testing.assert_array_equal(result.numpy(), wanted)
+    result = call(function, tier, arguments, np.zeros_like(wanted))
+    np.testing.assert_array_equal(result, wanted)
 
 
 def bounds_of(out: str) -> tuple[float, float]:
@@ -60,7 +58,7 @@ def bounds_of(out: str) -> tuple[float, float]:
     return U8_BOUNDS if out == "u8" else (-2.5, 3.0e4)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("source,target", PAIRS)
 def test_convert(tier, source, target, size=1003):
     scale = {"u8": 0.37, "bf16": 61.7, "fp32": 61.7}[source]
@@ -71,7 +69,7 @@ def test_convert(tier, source, target, size=1003):
     run(workload, tier, [as_numpy(x), record], expected)
 
 
-@TIERS
+@DISTINCT_TIERS
 def test_convert_in_parallel(tier):
     x = random_values("fp32", (70_001,))
     expected = reference.convert(x, 0, 43.9, (-128.0, 127.0), 128, "u8")
@@ -79,7 +77,7 @@ def test_convert_in_parallel(tier):
     run(workload, tier, [as_numpy(x), pack_convert(0, 43.9, (-128.0, 127.0), 128)], expected)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize(
     "channels,pixels", [(3, 1031), (1, 50), (3, 16), (64, 49), (21, 37), (6, 6), (300, 2)]
 )
@@ -105,7 +103,7 @@ def test_transpose_convert(tier, channels, pixels, direction, source, target):
     run(workload, tier, [as_numpy(x), record], converted.transpose(1, 2))
 
 
-@TIERS
+@DISTINCT_TIERS
 def test_transpose_convert_in_parallel(tier):
     x = random_values("fp32", (1, 40, 1000))
     expected = reference.convert(x, 0, 43.9, U8_BOUNDS, 7, "u8").transpose(1, 2)
@@ -115,7 +113,7 @@ def test_transpose_convert_in_parallel(tier):
     run(workload, tier, [as_numpy(x), pack_convert(0, 43.9, U8_BOUNDS, 7)], expected)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize(
     "a,b,out",
     [("u8", "u8", "u8"), ("u8", "fp32", "u8"), ("bf16", "u8", "bf16"), ("fp32", "fp32", "fp32")],
@@ -130,7 +128,7 @@ def test_add(tier, a, b, out, size):
     run(workload, tier, [as_numpy(x), as_numpy(y), record], expected)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("broadcast", ["none", "pixel"])
 @pytest.mark.parametrize(
     "a,b,out,pixels,channels",
@@ -153,7 +151,7 @@ def test_multiply(tier, broadcast, a, b, out, pixels, channels):
     run(workload, tier, [as_numpy(x), as_numpy(y), record], expected)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("size", [3, 1003, 50_021])
 def test_lut(tier, size):
     x, table = random_values("u8", (size,)), random_values("u8", (256,))
@@ -168,7 +166,7 @@ def test_lut_reads_every_entry():
         run(LutWorkload(size=256), tier, [as_numpy(x), as_numpy(table)], table)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize(
     "fmt,pixels,channels",
     [

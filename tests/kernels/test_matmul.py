@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import matmul_cases as cases
-import numpy as np
 import pytest
+from tiers import DISTINCT_TIERS, EVERY_TIER, distinct_tiers
 
 from mpq_compile.errors import LoweringError
-from mpq_compile.kernels import tiles
-from mpq_compile.kernels.geometry import uses_tiles
-from mpq_compile.kernels.tier import host_tiers, tier_named
-from mpq_compile.kernels.tile_instructions import EmulatedTiles
-from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
+from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 
-TIERS = pytest.mark.parametrize("tier", host_tiers(), ids=lambda tier: tier.name)
-
+FORMATS = ("u8", "bf16", "fp32")
 CONVS = {
     "same": dict(height=8, width=8, in_channels=16, out_channels=16, padding=(1, 1, 1, 1)),
     "rgb_stem": dict(height=9, width=11, in_channels=3, out_channels=24, stride=(2, 2)),
@@ -69,34 +62,42 @@ def conv(name: str, **formats: object) -> ConvWorkload:
     return ConvWorkload(**{"batch": 1, "kernel": (3, 3), **CONVS[name], **formats})
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("name", CONVS)
 def test_integer_convolution_equals_the_oracle(tier, name):
     cases.assert_matches(conv(name), tier)
 
 
-@TIERS
-@pytest.mark.parametrize("residual", ["u8", "bf16", "fp32"])
-@pytest.mark.parametrize("out", ["u8", "bf16", "fp32"])
-def test_every_pair_of_residual_and_output_formats(tier, residual, out):
+@pytest.mark.parametrize("residual", FORMATS)
+@pytest.mark.parametrize("out", FORMATS)
+def test_every_pair_of_residual_and_output_formats(out, residual):
+    """Each pair once; each tier meets each format, as residual and as output."""
+    tiers = distinct_tiers()
+    turn = FORMATS.index(out) + FORMATS.index(residual)
+    tier = tiers[turn % len(tiers)]
     cases.assert_matches(conv("pointwise", residual=residual, out=out), tier, seed=1)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("residual,out", [("u8", "fp32"), ("bf16", "u8"), ("fp32", "bf16")])
 def test_formats_of_groups_narrower_than_a_vector(tier, residual, out):
     cases.assert_matches(conv("narrow_groups", residual=residual, out=out), tier, seed=1)
 
 
-@TIERS
-@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@DISTINCT_TIERS
 @pytest.mark.parametrize("name", ["rgb_stem", "odd", "grouped", "transposed", "depthwise"])
-def test_float_convolution_is_close(tier, name, compute):
-    cases.assert_matches(conv(name, compute=compute, out="fp32"), tier)
+def test_fp32_convolution_is_close(tier, name):
+    cases.assert_matches(conv(name, compute="fp32", out="fp32"), tier)
 
 
-@TIERS
-@pytest.mark.parametrize("compute", ["int8", "fp32", "bf16", "weight_only"])
+@EVERY_TIER
+@pytest.mark.parametrize("name", ["odd", "grouped", "depthwise"])
+def test_bf16_convolution_is_close(tier, name):
+    cases.assert_matches(conv(name, compute="bf16", out="fp32"), tier)
+
+
+@DISTINCT_TIERS
+@pytest.mark.parametrize("compute", ["int8", "fp32"])
 @pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 10), (5, 37, 33), (19, 130, 48)])
 def test_linear(tier, compute, rows, inputs, outputs):
     workload = LinearWorkload(
@@ -105,7 +106,17 @@ def test_linear(tier, compute, rows, inputs, outputs):
     cases.assert_matches(workload, tier)
 
 
-@TIERS
+@EVERY_TIER
+@pytest.mark.parametrize("compute", ["bf16", "weight_only"])
+@pytest.mark.parametrize("rows,inputs,outputs", [(1, 37, 33), (19, 130, 48)])
+def test_linear_over_bf16(tier, compute, rows, inputs, outputs):
+    workload = LinearWorkload(
+        rows=rows, in_features=inputs, out_features=outputs, compute=compute, out="fp32"
+    )
+    cases.assert_matches(workload, tier)
+
+
+@DISTINCT_TIERS
 @pytest.mark.parametrize("rows,group", [(1, 32), (2, 10), (7, 32)])
 def test_linear_with_group_scales(tier, rows, group):
     workload = LinearWorkload(
@@ -114,7 +125,7 @@ def test_linear_with_group_scales(tier, rows, group):
     cases.assert_matches(workload, tier)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 10), (2, 75, 150), (4, 130, 33)])
 def test_few_rows_read_packed_weights(tier, bits, rows, inputs, outputs):
@@ -124,7 +135,14 @@ def test_few_rows_read_packed_weights(tier, bits, rows, inputs, outputs):
     cases.assert_matches(workload, tier)
 
 
-@TIERS
+@EVERY_TIER
+def test_few_rows_with_and_without_prefetch(tier):
+    cases.assert_matches(
+        LinearWorkload(rows=3, in_features=600, out_features=200, weight_bits=4), tier
+    )
+
+
+@DISTINCT_TIERS
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("rows,group", [(1, 64), (3, 12)])
 def test_few_rows_with_group_scales(tier, bits, rows, group):
@@ -134,9 +152,10 @@ def test_few_rows_with_group_scales(tier, bits, rows, group):
     cases.assert_matches(workload, tier)
 
 
-@TIERS
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("rows,inputs,outputs", [(1, 64, 10), (2, 75, 150)])
+@EVERY_TIER
+@pytest.mark.parametrize(
+    "bits,rows,inputs,outputs", [(8, 2, 75, 150), (4, 1, 64, 10), (2, 2, 75, 150)]
+)
 def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
     workload = LinearWorkload(
         rows=rows,
@@ -149,6 +168,23 @@ def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
     cases.assert_matches(workload, tier)
 
 
+@DISTINCT_TIERS
+@pytest.mark.parametrize(
+    "rows,inputs,outputs,options",
+    [
+        (1, 70, 37, {"weight_bits": 4, "out": "fp32"}),
+        (3, 96, 40, {"weight_bits": 8, "group_size": 32, "residual": "fp32"}),
+        (9, 50, 10, {"residual": "u8"}),
+        (33, 128, 70, {"group_size": 64, "out": "bf16"}),
+    ],
+)
+def test_linear_with_row_scales(tier, rows, inputs, outputs, options):
+    workload = LinearWorkload(
+        rows=rows, in_features=inputs, out_features=outputs, row_scales=True, **options
+    )
+    cases.assert_matches(workload, tier)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -156,60 +192,9 @@ def test_few_rows_weight_only(tier, bits, rows, inputs, outputs):
         {"rows": 1, "weight_bits": 4, "compute": "bf16"},
         {"rows": 1, "group_size": 24},
         {"rows": 1, "group_size": 32, "compute": "weight_only"},
+        {"rows": 1, "row_scales": True, "compute": "fp32"},
     ],
 )
 def test_workloads_without_a_kernel_are_refused(options):
     with pytest.raises(LoweringError, match="expected"):
         LinearWorkload(in_features=64, out_features=8, **options)
-
-
-def random_workload(rng: np.random.Generator) -> Workload:
-    """Draw a small convolution or linear layer with any mix of options."""
-    compute = str(rng.choice(["int8", "int8", "fp32", "bf16"]))
-    formats = {
-        "compute": compute,
-        "out": str(rng.choice(["u8", "bf16", "fp32"] if compute == "int8" else ["bf16", "fp32"])),
-        "residual": [None, "u8", "bf16", "fp32"][rng.integers(4)],
-    }
-    if rng.random() < 0.3:
-        return LinearWorkload(
-            rows=int(rng.integers(1, 40)),
-            in_features=int(rng.integers(1, 200)),
-            out_features=int(rng.integers(1, 100)),
-            **formats,
-        )
-    groups = int(rng.choice([1, 1, 1, 2, 3]))
-    channels = groups * int(rng.integers(1, 40))
-    outputs = channels if rng.random() < 0.2 else groups * int(rng.integers(1, 50))
-    if outputs == channels and rng.random() < 0.7:
-        groups = channels
-    workload = ConvWorkload(
-        batch=int(rng.integers(1, 3)),
-        height=int(rng.integers(3, 14)),
-        width=int(rng.integers(3, 30)),
-        in_channels=channels,
-        out_channels=outputs,
-        kernel=tuple(int(k) for k in rng.integers(1, 5, 2)),
-        stride=tuple(int(s) for s in rng.integers(1, 4, 2)),
-        padding=tuple(int(p) for p in rng.integers(-1, 3, 4)),
-        dilation=tuple(int(d) for d in rng.integers(1, 3, 2)),
-        groups=groups,
-        input_dilation=tuple(int(d) for d in rng.choice([1, 1, 2], 2)),
-        **formats,
-    )
-    if workload.out_height < 1 or workload.out_width < 1:
-        return random_workload(rng)
-    return workload
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(150))
-def test_random_workloads(seed):
-    workload = random_workload(np.random.default_rng(seed))
-    for tier in host_tiers():
-        cases.assert_matches(workload, tier, seed=seed)
-    amx = tier_named("amx")
-    if uses_tiles(workload, amx):
-        emulated = partial(tiles.generate, unit=EmulatedTiles)
-        options = {"generate": emulated, "target": cases.PLAIN_TARGET}
-        cases.assert_matches(workload, amx, seed=seed, **options)

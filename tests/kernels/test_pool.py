@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import tvm
+from programs import THREADS, call
+from tiers import DISTINCT_TIERS
 
 from mpq_compile.errors import LoweringError
 from mpq_compile.kernels.elementwise_workload import PoolWorkload
@@ -17,7 +18,6 @@ from mpq_compile.kernels.pool import generate
 from mpq_compile.kernels.tier import host_tiers
 from mpq_compile.quant import reference
 
-TIERS = pytest.mark.parametrize("tier", host_tiers(), ids=lambda tier: tier.name)
 BOUNDS = (-9.0, 246.0)
 
 
@@ -53,11 +53,8 @@ def stored(x: torch.Tensor) -> np.ndarray:
 
 def run(workload, tier, arguments, like: torch.Tensor) -> np.ndarray:
     """Build and run a workload; return the stored result."""
-    function = generate(workload, tier, threads=2)
-    library = tvm.compile(function, target=tvm.target.Target(tier.target(2)))
-    result = tvm.runtime.tensor(np.zeros_like(stored(like)))
-    library["main"](*[tvm.runtime.tensor(a) for a in arguments], result)
-    return result.numpy()
+    function = generate(workload, tier, THREADS)
+    return call(function, tier, arguments, np.zeros_like(stored(like)))
 
 
 def workload_of(kind: Any, shape, rows, columns, source, out, batch=2, step=(1, 1)):
@@ -76,7 +73,7 @@ def workload_of(kind: Any, shape, rows, columns, source, out, batch=2, step=(1, 
     )
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("case,batch,out", AVERAGES)
 def test_avg_u8(tier, case, batch, out):
     shape, rows, columns = spans(case)
@@ -89,7 +86,7 @@ def test_avg_u8(tier, case, batch, out):
     np.testing.assert_array_equal(run(workload, tier, arguments, expected), stored(expected))
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("source", ["fp32", "bf16"])
 def test_avg_float(tier, source):
     shape, rows, columns = spans("3x3s2p1")
@@ -104,7 +101,7 @@ def test_avg_float(tier, source):
     np.testing.assert_allclose(result, stored(expected), rtol=1e-5, atol=1e-6)
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("case,source", MAXIMA)
 def test_max(tier, case, source):
     shape, rows, columns = spans(case)
@@ -116,7 +113,7 @@ def test_max(tier, case, source):
     np.testing.assert_array_equal(result, stored(expected))
 
 
-@TIERS
+@DISTINCT_TIERS
 @pytest.mark.parametrize("dilation", [(1, 1), (2, 3)])
 def test_max_with_dilation_equals_torch(tier, dilation):
     x = torch.randint(0, 256, (1, 21, 17, 19), dtype=torch.uint8)

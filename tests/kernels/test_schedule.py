@@ -18,12 +18,12 @@ from tvm.script import tirx as T
 from mpq_compile.kernels.elementwise import generate
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.emit import PARALLEL_ELEMENTS
+from mpq_compile.kernels.plain_loops import plain_iterations, unscheduled
 from mpq_compile.kernels.schedule import (
     FAILURE,
     default_schedule,
     is_scheduled,
     schedule_function,
-    unscheduled,
 )
 from mpq_compile.kernels.tier import Tier, detect_tier, host_tiers
 
@@ -130,6 +130,31 @@ def test_finished_kernels_stay_as_they_are():
     mod = tvm.IRModule({"kernel": kernel})
     assert default_schedule(mod, detect_tier(), THREADS)["kernel"].same_as(kernel)
     assert is_scheduled(kernel) and unscheduled(mod, 1) == []
+
+
+def test_plain_loops_count_what_surrounds_them():
+    @T.prim_func(s_tir=True)
+    def mixed(
+        a: T.Buffer((6400,), "float32"),  # type: ignore[valid-type]
+        b: T.Buffer((6400,), "float32"),  # type: ignore[valid-type]
+    ):
+        for i in range(100):
+            for j in T.vectorized(32):
+                b[i * 64 + j] = a[i * 64 + j]
+            for k in range(T.min(i, 7)):
+                b[i * 64 + 32 + k] = a[i * 64]
+
+    @T.prim_func(s_tir=True)
+    def shared(
+        a: T.Buffer((6400,), "float32"),  # type: ignore[valid-type]
+        b: T.Buffer((6400,), "float32"),  # type: ignore[valid-type]
+    ):
+        for i in T.parallel(100):
+            for j in range(64):
+                b[i * 64 + j] = a[i * 64 + j]
+
+    assert plain_iterations(mixed) == 700
+    assert plain_iterations(shared) == 0
 
 
 def test_a_function_without_a_schedule_is_reported():

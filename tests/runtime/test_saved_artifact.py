@@ -37,7 +37,27 @@ network = mpq.load(sys.argv[1])
 inputs = np.load(sys.argv[2])
 outputs = network(*(inputs[name] for name in inputs))
 np.savez(sys.argv[3], *(outputs if isinstance(outputs, tuple) else (outputs,)))
-assert "torch" not in sys.modules
+assert not {"torch", "tvm"} & set(sys.modules)
+"""
+
+# A process that has loaded the runtime alone may compile later.
+LOAD_THEN_COMPILE = """
+import sys
+import numpy as np
+import mpq_compile as mpq
+loaded = mpq.load(sys.argv[1])
+x = np.load(sys.argv[2])["arr_0"]
+before = loaded(x)
+assert not {"torch", "tvm"} & set(sys.modules)
+
+import torch
+image = torch.from_numpy(x)
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(image[0].numel(), 4))
+network = mpq.assign(model, image, [image], "w8a8")
+assert "tvm" in sys.modules
+assert torch.equal(network(image), network.reference(image))
+assert np.array_equal(loaded(x), before)
+assert np.array_equal(loaded(image).numpy(), before)
 """
 
 
@@ -72,17 +92,21 @@ def test_a_loaded_network_has_no_reference(saved: Path) -> None:
     assert "mpq.assign" in str(caught.value.remedy)
 
 
-def run_without_torch(folder: Path, inputs: list[np.ndarray], work: Path) -> list[np.ndarray]:
-    given, found = work / "inputs.npz", work / "outputs.npz"
-    np.savez(given, *inputs)
+def run_fresh(script: str, *arguments: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(folder), str(given), str(found)],
+        [sys.executable, "-c", script, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        cwd=work,
+        cwd=arguments[0].parent,
     )
     assert done.returncode == 0, done.stderr
+
+
+def run_without_torch(folder: Path, inputs: list[np.ndarray], work: Path) -> list[np.ndarray]:
+    given, found = work / "inputs.npz", work / "outputs.npz"
+    np.savez(given, *inputs)
+    run_fresh(WITHOUT_TORCH, folder, given, found)
     arrays = np.load(found)
     return [arrays[name] for name in arrays]
 
@@ -97,6 +121,12 @@ def test_a_fresh_process_without_torch_gives_the_same_bits(name: str, tmp_path: 
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         assert np.array_equal(a, b)
+
+
+def test_a_process_that_loaded_an_artifact_can_compile(saved: Path, tmp_path: Path) -> None:
+    (x,) = CASES["mobile"].inputs(2, seed=4)
+    np.savez(tmp_path / "inputs.npz", x.numpy())
+    run_fresh(LOAD_THEN_COMPILE, saved, tmp_path / "inputs.npz")
 
 
 def flip(path: Path, place: float) -> None:

@@ -1,0 +1,62 @@
+"""ONNX Runtime's CPU provider: fp32, and static int8 in QDQ form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quant_pre_process,
+    quantize_static,
+)
+
+from contenders.onnx_export import exported
+from contenders.saved_models import load_onnx
+from contenders.task import NetTask, Prepared
+from mpq_compile.kernels.tier import host_flags
+
+
+def fp32(task: NetTask) -> Prepared:
+    """The exported model."""
+    return task.prepared_numpy(load_onnx(exported(task), task.threads))
+
+
+def int8(task: NetTask) -> Prepared:
+    """The quantized model."""
+    return task.prepared_numpy(load_onnx(quantized(task), task.threads))
+
+
+def quantized(task: NetTask) -> Path:
+    """Return the path of the int8 model: u8 activations, s8 weights per channel."""
+    path = task.folder / f"{task.net.name}.int8.onnx"
+    if path.is_file():
+        return path
+    source = task.folder / f"{task.net.name}.pre.onnx"
+    quant_pre_process(str(exported(task)), str(source))
+    name = onnxruntime.InferenceSession(str(source)).get_inputs()[0].name
+    quantize_static(
+        str(source),
+        str(path),
+        _Reader([{name: x.numpy()} for x in task.calibration]),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        # Without VNNI its kernels saturate at 16 bits, and 7 bits of weights avoid that.
+        reduce_range="avx512_vnni" not in host_flags(),
+    )
+    return path
+
+
+class _Reader(CalibrationDataReader):
+    """Hands out calibration inputs one by one."""
+
+    def __init__(self, feeds: list[dict[str, np.ndarray]]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._feeds, None)

@@ -1,0 +1,82 @@
+"""What runs a loaded library: one function for the whole network, or Relax's virtual machine.
+
+Both take and return flat TVM tensors and serve one call at a time: the first computes in one
+arena, the second keeps its registers between instructions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mpq_compile.lower.arena import offsets_of
+from mpq_compile.runtime.native import (
+    as_tensor,
+    as_tuple,
+    empty,
+    is_tensor,
+    load_library,
+    start_machine,
+)
+
+
+class Program:
+    """Calls ``main(inputs…, parameters, arena, outputs…)``.
+
+    Args:
+        library: Path of the library.
+        parameters: Kernel parameters, flat, in order.
+        arena: Bytes in which the network computes.
+        outputs: ``{"shape", "dtype"}`` of each output.
+    """
+
+    def __init__(
+        self,
+        library: Path,
+        parameters: Sequence[np.ndarray],
+        arena: int,
+        outputs: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self._library = load_library(library)
+        self._main = self._library["main"]
+        self._outputs = [(math.prod(output["shape"]), output["dtype"]) for output in outputs]
+        self._lent = as_tensor(_joined(parameters)), empty(arena // 4, "int32")
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run the network; return TVM tensors."""
+        outputs = [empty(cells, dtype) for cells, dtype in self._outputs]
+        self._main(*inputs, *self._lent, *outputs)
+        return outputs
+
+
+class Machine:
+    """Relax's virtual machine, for what is no plain list of calls.
+
+    Args:
+        library: Path of the library.
+        parameters: Kernel parameters, flat, in order.
+    """
+
+    def __init__(self, library: Path, parameters: Sequence[np.ndarray]) -> None:
+        self._library = load_library(library)
+        self._machine = start_machine(self._library)
+        self._main = self._machine["main"]
+        self._parameters = as_tuple([as_tensor(value) for value in parameters])
+
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run the network; return TVM tensors."""
+        outputs = self._main(*inputs, self._parameters)
+        return [outputs] if is_tensor(outputs) else list(outputs)
+
+
+def _joined(parameters: Sequence[np.ndarray]) -> np.ndarray:
+    """Return all parameters in one buffer, each where the library expects it."""
+    offsets, size = offsets_of([value.nbytes for value in parameters])
+    joined = np.zeros(max(size, 1), np.uint8)
+    for value, offset in zip(parameters, offsets, strict=True):
+        joined[offset : offset + value.nbytes] = value.view(np.uint8)
+    return joined
