@@ -1,90 +1,118 @@
-"""Depthwise convolution: vectors run over channels, a block over the columns of a row.
+"""Depthwise convolution: vectors run over channels, a block over some rows and columns.
 
-The input vector of a column is loaded once and serves every tap and output that reads it.
-Weights are laid out ``[vector][tap][lanes]``.
+A chunk of input rows (``depthwise_layout``) of one column is loaded once and serves every tap and
+output that reads it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm.script import tirx as T
 
 from mpq_compile.kernels.arguments import ELEMENT_BYTES, INPUT_DTYPE
 from mpq_compile.kernels.blocking import Block
-from mpq_compile.kernels.emit import load, splat, store, vector, widen
+from mpq_compile.kernels.depthwise_layout import DepthwiseLayout, depthwise_layout
+from mpq_compile.kernels.emit import load, permute, splat, store, vector, widen
 from mpq_compile.kernels.gemm_plan import GemmPlan, split_of
-from mpq_compile.kernels.geometry import geometry
+from mpq_compile.kernels.geometry import Geometry, geometry
 from mpq_compile.kernels.implicit_gemm import build
-from mpq_compile.kernels.microkernel import DotStep, FloatStep
+from mpq_compile.kernels.microkernel import (
+    DPBF16PS_IR,
+    DotStep,
+    FloatStep,
+    Vdpbf16ps,
+    Vpdpbusd,
+    Vpmaddwd,
+)
+from mpq_compile.kernels.packing import packed_weight_size
 from mpq_compile.kernels.pixel_block import PixelBlock, Place
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.workload import Workload
-
-# Output columns of a block: accumulators leave room for the taps of a 3×3 kernel.
-COLUMNS = {16: 4, 32: 8}
+from mpq_compile.kernels.workload import ConvWorkload
 
 
 class Lanewise(DotStep):
-    """int32 multiply-add of channel vectors; LLVM picks the instruction."""
+    """int32 multiply-add of one row; LLVM picks the instruction."""
 
-    def pixel(self, buffer: Any, offset: Any) -> Any:
-        return self.weights(buffer, offset)
-
-
-class LanewisePairs(Lanewise):
-    """int16 pairs with a zero high half: exact, and one instruction instead of a slow multiply."""
-
-    def weights(self, buffer: Any, offset: Any) -> Any:
-        words = T.cast(load(buffer, offset, self.lanes), vector("int32", self.lanes))
-        return T.reinterpret(vector("int16", 2 * self.lanes), words)
-
-
-class Vpdpwssd(LanewisePairs):
-    """AVX-512 VNNI."""
-
-    def add(self, acc: Any, x: Any, w: Any) -> Any:
-        return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpwssd.512", acc, x, w)
-
-
-class VpmaddwdPairs(LanewisePairs):
-    """AVX2."""
-
-    def add(self, acc: Any, x: Any, w: Any) -> Any:
-        return acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", x, w)
+    def chunk(self, buffer: Any, offsets: Sequence[Any]) -> Any:
+        """Load the rows at ``offsets``, ordered by channel."""
+        return self.weights(buffer, offsets[0])
 
 
 class LanewiseFloat(FloatStep):
-    """float32 multiply-add of channel vectors."""
+    """float32 multiply-add of one row."""
 
-    def pixel(self, buffer: Any, offset: Any) -> Any:
+    def chunk(self, buffer: Any, offsets: Sequence[Any]) -> Any:
+        """Load the rows at ``offsets``, ordered by channel."""
         fmt = "bf16" if self.input_dtype == "uint16" else "fp32"
-        return widen(load(buffer, offset, self.lanes), fmt, None, self.lanes)
+        return widen(load(buffer, offsets[0], self.lanes), fmt, None, self.lanes)
 
 
-def depthwise_step(workload: Workload, tier: Tier) -> DotStep:
-    """Return the multiply-add of channel vectors that a tier offers."""
+class VpdpbusdRows(Vpdpbusd):
+    """AVX-512 VNNI: four rows of u8."""
+
+    def chunk(self, buffer: Any, offsets: Sequence[Any]) -> Any:
+        """Load the rows at ``offsets``, ordered by channel."""
+        return _interleaved(buffer, offsets, self.lanes)
+
+
+class VpmaddwdRows(Vpmaddwd):
+    """AVX2: two rows of u8, widened to int16."""
+
+    def chunk(self, buffer: Any, offsets: Sequence[Any]) -> Any:
+        """Load the rows at ``offsets``, ordered by channel."""
+        rows = _interleaved(buffer, offsets, self.lanes)
+        return T.cast(rows, vector("int16", 2 * self.lanes))
+
+
+class Vdpbf16psRows(Vdpbf16ps):
+    """AVX-512 BF16: two rows."""
+
+    def chunk(self, buffer: Any, offsets: Sequence[Any]) -> Any:
+        """Load the rows at ``offsets``, ordered by channel."""
+        return _interleaved(buffer, offsets, self.lanes)
+
+
+def _interleaved(buffer: Any, offsets: Sequence[Any], lanes: int) -> Any:
+    rows = [load(buffer, offset, lanes) for offset in offsets]
+    order = [row * lanes + lane for lane in range(lanes) for row in range(len(rows))]
+    return permute(rows, order)
+
+
+def depthwise_step(workload: ConvWorkload, tier: Tier, k_group: int) -> DotStep:
+    """Return the multiply-add of ``k_group`` rows that a tier offers."""
+    lanes = tier.lanes
     if workload.compute == "int8":
-        kinds = {"amx": Vpdpwssd, "vpdpbusd": Vpdpwssd, "vpmaddwd": VpmaddwdPairs}
-        return kinds.get(tier.dot, Lanewise)(lanes=tier.lanes)
-    dtype = INPUT_DTYPE[workload.compute]
-    return LanewiseFloat(
-        lanes=tier.lanes, input_dtype=dtype, weight_dtype=dtype, accumulator="float32"
+        kinds = {4: VpdpbusdRows, 2: VpmaddwdRows, 1: Lanewise}
+        return kinds[k_group](lanes=lanes, k_group=k_group)
+    kind: DotStep = LanewiseFloat(lanes=lanes)
+    if k_group == 2:
+        kind = Vdpbf16psRows(lanes=lanes, k_group=2, llvm_ir=DPBF16PS_IR)
+    return replace(
+        kind,
+        input_dtype=INPUT_DTYPE[workload.compute],
+        weight_dtype=packed_weight_size(workload, tier)[1],
+        accumulator="float32",
     )
 
 
-def generate(workload: Workload, tier: Tier, threads: int) -> Any:
+def generate(workload: ConvWorkload, tier: Tier, threads: int) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a depthwise convolution."""
-    return build(plan_depthwise(workload, tier, threads), DepthwiseBlock, workload, tier)
+    layout = depthwise_layout(workload, tier)
+    plan = plan_depthwise(workload, tier, threads, layout)
+    return build(plan, partial(DepthwiseBlock, layout=layout), workload, tier)
 
 
-def plan_depthwise(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
+def plan_depthwise(
+    workload: ConvWorkload, tier: Tier, threads: int, layout: DepthwiseLayout
+) -> GemmPlan:
     """Choose block and split of a depthwise convolution."""
-    shape, step = geometry(workload), depthwise_step(workload, tier)
-    parts = -(-shape.out_width // COLUMNS[tier.registers])
-    block = Block(rows=1, columns=-(-shape.out_width // parts), vectors=1)
+    shape, step = geometry(workload), depthwise_step(workload, tier, layout.k_group)
+    columns = _columns(shape, layout, tier.registers)
+    block = Block(rows=min(layout.rows, shape.out_height), columns=columns, vectors=1)
     return GemmPlan(
         shape=shape,
         step=step,
@@ -97,41 +125,89 @@ def plan_depthwise(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
     )
 
 
+def _columns(shape: Geometry, layout: DepthwiseLayout, registers: int) -> int:
+    """Return the columns of a block for which whole rows load the fewest chunks."""
+    free = registers - len(layout.patterns) * layout.width - 3
+    most = min(max(free // layout.rows, 4), shape.out_width)
+
+    def loads(columns: int) -> tuple[int, int]:
+        blocks = -(-shape.out_width // columns)
+        span = (columns - 1) * shape.stride[1] + layout.width
+        return blocks * span, shape.out_width % columns
+
+    return min(range(-(-most // 2), most + 1), key=loads)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DepthwiseBlock(PixelBlock):
-    """One row of output columns × one vector of channels."""
+    """Some rows and columns of the output × one vector of channels."""
+
+    layout: DepthwiseLayout
 
     def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
-        plan, step = self.plan, self.plan.step
-        lanes, (height, width) = step.lanes, plan.shape.runs
+        step, layout, block = self.plan.step, self.layout, self.block
         start = T.bind(place.pixel + channels[0])
-        panel = T.bind(place.vector * plan.panel_size)
-        taps = [
-            T.bind(step.weights(self.weights, panel + tap * lanes)) for tap in range(height * width)
-        ]
+        weights = self._weights(T.bind(place.vector * layout.vector_size))
         cells = self._cells(step.accumulator)
-        first = splat(T.float32(0), lanes)
+        first = splat(T.float32(0), step.lanes)
         if step.accumulator == "int32":
             first = T.bind(self.epilogue.compensation(channels[0]))
         for cell in cells:
-            store(cell, 0, lanes, first)
-        for row in range(height):
-            row_start = start + row * plan.shape.run_strides[0]
-            self._row(cells, row_start, taps[row * width : (row + 1) * width])
+            store(cell, 0, step.lanes, first)
+        for index in range(len(layout.chunks)):
+            users = [o for o in range(block.rows) if (o, index) in layout.met]
+            if users:
+                self._chunk(cells, start, index, users, weights)
         self._spill(cells)
 
-    def _row(self, cells: Sequence[Any], start: Any, taps: Sequence[Any]) -> None:
-        """Multiply one kernel row; each input column is loaded once."""
-        shape, step = self.plan.shape, self.plan.step
+    def _weights(self, start: Any) -> list[list[Any]]:
+        """Load the weights: for each pattern, one vector a kernel column."""
+        step, width = self.plan.step, self.layout.width
+        size = step.lanes * step.k_group
+        return [
+            [
+                T.bind(step.weights(self.weights, start + (pattern * width + x) * size))
+                for x in range(width)
+            ]
+            for pattern in range(len(self.layout.patterns))
+        ]
+
+    def _chunk(
+        self,
+        cells: Sequence[Any],
+        start: Any,
+        index: int,
+        users: Sequence[int],
+        weights: Sequence[Sequence[Any]],
+    ) -> None:
+        """Multiply one chunk of rows; each input column is loaded once."""
+        step, shape, columns = self.plan.step, self.plan.shape, self.block.columns
+        rows = self._rows(index)
+        numbers = [self.layout.patterns.index(self.layout.met[o, index]) for o in users]
+        for column, reads in self._readers().items():
+            offsets = [start + row * shape.row_size + column * shape.channels for row in rows]
+            x = T.bind(step.chunk(self.source, offsets))  # type: ignore[attr-defined]
+            for output, tap in reads:
+                for o, number in zip(users, numbers, strict=True):
+                    cell = cells[o * columns + output]
+                    value = step.add(load(cell, 0, step.lanes), x, weights[number][tap])
+                    store(cell, 0, step.lanes, value)
+
+    def _rows(self, index: int) -> list[int]:
+        """Return the input rows of a chunk; rows that no output of this block reads, and that
+        may lie outside of the input, give way to one that is read."""
+        layout = self.layout
+        last = (self.block.rows - 1) * layout.stride + (layout.height - 1) * layout.dilation
+        chunk = [row for row in layout.chunks[index] if row <= last]
+        return chunk + chunk[-1:] * (layout.k_group - len(chunk))
+
+    def _readers(self) -> dict[int, list[tuple[int, int]]]:
+        """Return, for each input column, the (output column, kernel column) that read it."""
+        shape = self.plan.shape
         reach = shape.run_strides[1] // shape.channels
-        users: dict[int, list[tuple[int, int]]] = {}
+        readers: dict[int, list[tuple[int, int]]] = {}
         for output in range(self.block.columns):
-            for tap in range(len(taps)):
+            for tap in range(self.layout.width):
                 column = output * shape.stride[1] + tap * reach
-                users.setdefault(column, []).append((output, tap))
-        for column in sorted(users):
-            x = T.bind(step.pixel(self.source, start + column * shape.channels))
-            for output, tap in users[column]:
-                cell = cells[output]
-                value = step.add(load(cell, 0, step.lanes), x, taps[tap])
-                store(cell, 0, step.lanes, value)
+                readers.setdefault(column, []).append((output, tap))
+        return dict(sorted(readers.items()))

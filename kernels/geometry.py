@@ -9,6 +9,7 @@ channels read contiguously too.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload, Workload
@@ -70,7 +71,7 @@ class Geometry:
         return any(self.padding) or self.input_dilation != (1, 1)
 
 
-def is_depthwise(workload: Workload) -> bool:
+def is_depthwise(workload: Workload) -> TypeGuard[ConvWorkload]:
     """Tell whether each output channel reads exactly one input channel of its own."""
     return (
         isinstance(workload, ConvWorkload)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mpq_compile.kernels.depthwise_layout import depthwise_layout, pack_depthwise
 from mpq_compile.kernels.gemv_layout import CodeLayout, code_layout, reads_codes
 from mpq_compile.kernels.geometry import (
     Geometry,
@@ -155,6 +156,8 @@ def packed_weight_size(workload: Workload, tier: Tier) -> tuple[int, str]:
     """Return (elements, dtype) of a workload's packed weights."""
     if isinstance(workload, LinearWorkload) and reads_codes(workload):
         return code_layout(workload, tier).size, "uint8"
+    if is_depthwise(workload):
+        return depthwise_layout(workload, tier).size, _WEIGHT_DTYPES[workload.compute]
     shape = geometry(workload)
     vectors = len(vector_starts(shape.group_outputs, tier.lanes))
     runs = shape.runs[0] * shape.runs[1]
@@ -171,8 +174,11 @@ def pack_weight(workload: Workload, tier: Tier, weight: np.ndarray) -> np.ndarra
     """
     if isinstance(workload, LinearWorkload) and reads_codes(workload):
         return pack_codes(weight, code_layout(workload, tier))
-    runs = _weight_runs(weight, geometry(workload))
-    packed = _interleave(runs, padded_run(workload, tier), tier, k_group(workload, tier))
+    if is_depthwise(workload):
+        packed = pack_depthwise(weight, depthwise_layout(workload, tier))
+    else:
+        runs = _weight_runs(weight, geometry(workload))
+        packed = _interleave(runs, padded_run(workload, tier), tier, k_group(workload, tier))
     if workload.compute == "bf16":
         return bf16_bits(packed)
     return packed.astype(_WEIGHT_DTYPES[workload.compute])

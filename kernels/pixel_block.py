@@ -103,15 +103,24 @@ class PixelBlock(ABC):
         plan, epilogue = self.plan, self.epilogue.hoisted()
         factors = epilogue.factors(channels)
         finish = partial(self._finish_pixel, epilogue=epilogue, channels=channels, factors=factors)
+        if not plan.flat_rows:
+            rows, columns = self._runs()
+            with T.serial(rows) as row, T.serial(columns) as column:
+                pixel = place.output + row * plan.shape.out_width + place.left + column
+                finish(row * columns + column, pixel)
+            return
         with T.serial(self.block.pixels) as i:
-            if not plan.flat_rows:
-                finish(i, place.output + place.left + i)
-                return
             flat = T.bind(place.left + i)
             row = T.bind(T.floordiv(flat, plan.shape.padded_width))
             column = T.bind(T.floormod(flat, plan.shape.padded_width))
             with T.If(column < plan.shape.out_width), T.Then():
                 finish(i, place.output + row * plan.shape.out_width + column)
+
+    def _runs(self) -> tuple[int, int]:
+        """Return the runs of output pixels that follow each other, and the pixels of one."""
+        block = self.block
+        whole = block.rows == 1 or block.columns == self.plan.shape.out_width
+        return (1, block.pixels) if whole else (block.rows, block.columns)
 
     def _finish_pixel(
         self,

@@ -49,7 +49,11 @@ def generate(workload: QuantizeRowsWorkload, tier: Tier, threads: int) -> Any:
 
         # Relax looks for reshapes among functions of one input, and expects a block there.
         with T.sblock("root"):
-            shared_range(rows, threads if rows * features >= PARALLEL_ELEMENTS else 1, row)
+            if rows == 1:  # a loop all the same: what it binds stays where it is bound
+                with T.serial(1) as only:
+                    row(only)
+            else:
+                shared_range(rows, threads if rows * features >= PARALLEL_ELEMENTS else 1, row)
     return builder.get()
 
 

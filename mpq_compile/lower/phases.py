@@ -42,7 +42,7 @@ def cut(func: tirx.PrimFunc, target: Target, tasks: int) -> Kernel:
     """Return the phases of ``func`` for ``tasks`` tasks.
 
     Raises:
-        NotAProgram: It allocates memory within a loop.
+        NotAProgram: It allocates memory within a loop, or binds what its own work has written.
     """
     func = _without_blocks(func)
     imports, body = _unwrapped(func.body)
@@ -51,6 +51,7 @@ def cut(func: tirx.PrimFunc, target: Target, tasks: int) -> Kernel:
     before = [s for s in statements if _prepares(s) and not _is_large(s)]
     work = [s for s in statements if not _prepares(s)]
     _check_allocations(work)
+    _check_bindings(statements)
     buffers = [*func.params, *scratch]
     phases = []
     for group in _groups(work):
@@ -91,6 +92,23 @@ def _check_allocations(work: Sequence[Any]) -> None:
     for allocation in found:
         if _is_large(allocation):
             raise NotAProgram(f"{allocation.buffer.name} is allocated within a loop")
+
+
+def _check_bindings(statements: Sequence[Any]) -> None:
+    """Refuse a variable that is read from what work before it has written.
+
+    All variables move to the front.
+    """
+    written: list[Any] = []
+    for statement in statements:
+        if not _prepares(statement):
+            stores = (tirx.BufferStore, lambda store: written.append(store.buffer))
+            tvm_ffi.structural_walk(statement, stores)
+        elif isinstance(statement, tirx.Bind):
+            loads: list[Any] = []
+            tvm_ffi.structural_walk(statement.value, (ir.TensorLoad, loads.append))
+            if any(load.source.same_as(buffer) for load in loads for buffer in written):
+                raise NotAProgram(f"{statement.var.name} is read after work")
 
 
 def _unwrapped(body: Any) -> tuple[list[Any], Any]:

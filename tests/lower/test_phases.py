@@ -1,0 +1,33 @@
+"""Cutting kernels into phases keeps the order of what they compute."""
+
+from __future__ import annotations
+
+import pytest
+from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder.tirx import prim_func
+from tvm.target import Target
+
+from mpq_compile.kernels.emit import store
+from mpq_compile.kernels.tier import detect_tier
+from mpq_compile.lower.phases import cut
+from mpq_compile.lower.program import NotAProgram
+
+
+def written_then_bound(read_input: bool):
+    """Return a function that stores, then binds an element of its input or of its output."""
+    with IRBuilder() as builder, prim_func(s_tir=True):
+        T.func_name("main")
+        x = T.arg("X", T.buffer((4,), "float32"))
+        out = T.arg("O", T.buffer((4,), "float32"))
+        store(out, 0, 1, x[0])
+        value = T.bind((x if read_input else out)[0])
+        store(out, 1, 1, value)
+    return builder.get()
+
+
+def test_a_variable_read_from_finished_work_is_refused() -> None:
+    target = Target(detect_tier().target(2))
+    assert len(cut(written_then_bound(True), target, 2).phases) == 1
+    with pytest.raises(NotAProgram, match="read after work"):
+        cut(written_then_bound(False), target, 2)
