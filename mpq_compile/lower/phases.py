@@ -44,6 +44,8 @@ def cut(func: tirx.PrimFunc, target: Target, tasks: int) -> Kernel:
     Raises:
         NotAProgram: It allocates memory within a loop, or binds what its own work has written.
     """
+    if any(not _starts_at_zero(buffer) for buffer in func.params):
+        raise NotAProgram("a function takes a buffer with an offset")
     func = _without_blocks(func)
     imports, body = _unwrapped(func.body)
     statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
@@ -120,6 +122,11 @@ def _unwrapped(body: Any) -> tuple[list[Any], Any]:
     return imports, body
 
 
+def _starts_at_zero(buffer: Any) -> bool:
+    offset = buffer.ty.elem_offset
+    return offset is None or (isinstance(offset, tirx.IntImm) and int(offset) == 0)
+
+
 def _prepares(statement: Any) -> bool:
     return isinstance(statement, (tirx.Bind, tirx.AllocBuffer, tirx.DeclBuffer))
 
@@ -155,12 +162,17 @@ def _share(group: Sequence[Any], task: Any, tasks: int) -> Any:
         return _when(task < 1, *group)
     extent = int(loop.extent)
     if extent <= tasks:
-        return _when(task < extent, tirx.Bind(loop.loop_var, task), loop.body)
+        return _when(task < extent, _set(loop.loop_var, task), loop.body)
     share = -(-extent // tasks)
     step = tirx.Var("step", "int32")
     index = task * share + step
-    body = _when(index < extent, tirx.Bind(loop.loop_var, index), loop.body)
+    body = _when(index < extent, _set(loop.loop_var, index), loop.body)
     return tirx.For(step, 0, share, tirx.ForKind.SERIAL, body)
+
+
+def _set(variable: Any, value: Any) -> tirx.Bind:
+    dtype = str(variable.ty.dtype)
+    return tirx.Bind(variable, value if dtype == "int32" else value.astype(dtype))
 
 
 def _when(condition: Any, *statements: Any) -> Any:
