@@ -17,6 +17,7 @@ from tvm import IRModule, ir, s_tir, tirx
 from tvm.ir.transform import Sequential
 from tvm.target import Target
 
+from mpq_compile.kernels.access import call_name
 from mpq_compile.lower.program import NotAProgram
 
 # Scratch below this many bytes stays where it is: LLVM keeps it in registers or on the stack.
@@ -46,6 +47,8 @@ def cut(func: tirx.PrimFunc, target: Target, tasks: int) -> Kernel:
     """
     if any(not _starts_at_zero(buffer) for buffer in func.params):
         raise NotAProgram("a function takes a buffer with an offset")
+    if _calls_by_name(func.body):
+        raise NotAProgram("a function calls another by its name")
     func = _without_blocks(func)
     imports, body = _unwrapped(func.body)
     statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
@@ -120,6 +123,13 @@ def _unwrapped(body: Any) -> tuple[list[Any], Any]:
         imports.append(body)
         body = body.body
     return imports, body
+
+
+def _calls_by_name(body: Any) -> bool:
+    """Tell whether TVM's registry is asked for a function: sorting and the like."""
+    names: set[str] = set()
+    tvm_ffi.structural_walk(body, (ir.Call, lambda call: names.add(call_name(call))))
+    return bool(names & {"tvm_call_packed", "tvm_call_cpacked"})
 
 
 def _starts_at_zero(buffer: Any) -> bool:
