@@ -7,6 +7,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from mpq_compile.kernels.border import border_of
 from mpq_compile.kernels.emit import FORMAT_DTYPE
 from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.geometry import geometry
@@ -42,7 +43,7 @@ def declare_arguments(workload: Workload, tier: Tier) -> Buffers:
     if workload.residual:
         dtype = FORMAT_DTYPE[workload.residual]
         residual = T.arg("R", T.buffer((workload.output_size,), dtype))
-    output = T.arg("O", T.buffer((workload.output_size,), FORMAT_DTYPE[workload.out]))
+    output = T.arg("O", T.buffer((workload.stored_size,), FORMAT_DTYPE[workload.out]))
     return Buffers(
         inputs=inputs,
         weights=packed,
@@ -67,4 +68,5 @@ def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
         lanes=tier.lanes,
         width=min(tier.lanes, shape.group_outputs),
         scale_groups=shape.scale_groups,
+        border=border_of(workload),
     )

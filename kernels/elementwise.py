@@ -25,6 +25,7 @@ from mpq_compile.kernels.elementwise_workload import (
     TransposeConvertWorkload,
 )
 from mpq_compile.kernels.emit import (
+    FORMAT_BYTES,
     FORMAT_DTYPE,
     KERNEL_ATTRS,
     PARALLEL_ELEMENTS,
@@ -43,8 +44,6 @@ from mpq_compile.kernels.lookup import emit_lookup
 from mpq_compile.kernels.packing import SCALAR_WORDS
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.transpose import emit_transpose
-
-FORMAT_BYTES = {"u8": 1, "bf16": 2, "fp32": 4}
 
 
 @singledispatch

@@ -15,6 +15,7 @@ from tvm.script import tirx as T
 from mpq_compile.kernels.packing import SCALARS
 
 FORMAT_DTYPE = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
+FORMAT_BYTES = {"u8": 1, "bf16": 2, "fp32": 4}
 
 ROUNDER = 1.5 * 2**23
 ROUNDER_BITS = 0x4B400000

@@ -8,7 +8,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from mpq_compile.kernels.border import Border, border_value
 from mpq_compile.kernels.emit import (
+    FORMAT_BYTES,
     bits_to_float,
     copy_short,
     fenced_product,
@@ -35,6 +37,7 @@ class Epilogue:
         lanes: Channels handled at once.
         width: Channels stored of each vector: ``lanes``, or fewer in a group narrower than one.
         scale_groups: Rows of compensation and of scales in the record.
+        border: What surrounds the output, or None.
         bound: Scalars of the record that :meth:`hoisted` has read into variables.
     """
 
@@ -48,6 +51,7 @@ class Epilogue:
     lanes: int
     width: int
     scale_groups: int = 1
+    border: Border | None = None
     bound: Mapping[str, Any] = field(default_factory=dict)
 
     def hoisted(self) -> Epilogue:
@@ -111,10 +115,25 @@ class Epilogue:
             value = fenced_product(value, splat(self.row_scales[row], self.lanes), self.lanes)
         return value if bias is None else value + bias
 
-    def finish(self, v: Any, offset: Any) -> None:
-        """Add the residual to float32 ``v``, clamp and store it at element ``offset``."""
+    def place(self, pixel: Any) -> Any:
+        """Return where an output pixel is stored, counted in pixels."""
+        return pixel if self.border is None else self.border.place(pixel)
+
+    def surround(self, task: Any, tasks: int) -> None:
+        """Store the border of one task's share of the rows."""
+        if self.border is None:
+            return
+        lanes = 4 * self.lanes // FORMAT_BYTES[self.out_format]
+        value = border_value(self.record, self.output)
+        self.border.fill(self.output, value, task, tasks, lanes)
+
+    def finish(self, v: Any, offset: Any, residual: Any = None) -> None:
+        """Add the residual to float32 ``v``, clamp and store it at element ``offset``.
+
+        ``residual`` is the residual's element; by default the same.
+        """
         if self.residual_format:
-            v = v + self._residual(offset)
+            v = v + self._residual(offset if residual is None else residual)
         lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
         value = narrow(v, self.out_format, lo, hi, zp_out, self.lanes)
         if self.width == self.lanes:

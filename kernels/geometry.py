@@ -86,6 +86,14 @@ def geometry(workload: Workload) -> Geometry:
     """
     if isinstance(workload, LinearWorkload):
         return _linear_geometry(workload)
+    if workload.bordered_input:
+        workload = replace(
+            workload,
+            height=workload.padded_height,
+            width=workload.padded_width,
+            padding=(0, 0, 0, 0),
+            bordered_input=False,
+        )
     if is_depthwise(workload):
         shape = _conv_geometry(workload)
         return replace(shape, groups=1, group_outputs=shape.channels)
@@ -223,6 +231,14 @@ def padded_run(workload: Workload, tier: Tier) -> int:
     if uses_tiles(workload, tier):
         step = TILE_DEPTH[workload.compute]
     return -(-geometry(workload).run // step) * step
+
+
+def reads_past_its_end(workload: Workload, tier: Tier) -> bool:
+    """Tell whether the last step of a kernel reads more input than there is: it needs a copy."""
+    shape = geometry(workload)
+    if is_depthwise(workload):
+        return shape.channels < tier.lanes
+    return padded_run(workload, tier) > shape.run
 
 
 def vector_starts(outputs: int, lanes: int) -> list[int]:

@@ -73,6 +73,7 @@ def _emit(plan: GemmPlan, kind: BlockKind, buffers: Buffers, epilogue: Epilogue)
             tile=tile,
             tile_base=task * plan.tile_size,
         )
+        epilogue.surround(task, tasks)
         with block.task():
             _BlockLoops(plan=plan, block=block, origin=origin).emit(across, first)
 

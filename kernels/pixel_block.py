@@ -134,7 +134,8 @@ class PixelBlock(ABC):
         """Finish one pixel."""
         lanes = self.plan.step.lanes
         at = T.bind(self.tile_base + index * (len(channels) * lanes))
-        out = T.bind(output * self.plan.shape.out_channels)
+        residual = T.bind(output * self.plan.shape.out_channels)
+        out = T.bind(epilogue.place(output) * self.plan.shape.out_channels)
         for v, channel in enumerate(channels):
-            value = load(self.tile, at + v * lanes, lanes)
-            epilogue.finish(epilogue.total(value, factors[v], output), out + channel)
+            value = epilogue.total(load(self.tile, at + v * lanes, lanes), factors[v], output)
+            epilogue.finish(value, out + channel, residual + channel)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mpq_compile.errors import LoweringError
@@ -26,6 +26,9 @@ class ConvWorkload:
         compute: Format of the input and of the multiplication; int8 reads u8 codes.
         out: Format of the output.
         residual: Format of the tensor that the epilogue adds, shaped like the output; or None.
+        bordered_input: True where the input is stored with its padding around it.
+        border: (top, left, bottom, right) pixels that the kernel stores around its output, for
+            the next convolution to read as padding.
     """
 
     batch: int
@@ -42,6 +45,8 @@ class ConvWorkload:
     compute: Compute = "int8"
     out: Format = "u8"
     residual: Format | None = None
+    bordered_input: bool = False
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def padded_height(self) -> int:
@@ -74,12 +79,27 @@ class ConvWorkload:
     @property
     def input_size(self) -> int:
         """Elements of the input buffer."""
-        return self.batch * self.height * self.width * self.in_channels
+        pixels = self.height * self.width
+        if self.bordered_input:
+            pixels = self.padded_height * self.padded_width
+        return self.batch * pixels * self.in_channels
 
     @property
     def output_size(self) -> int:
-        """Elements of the output buffer."""
+        """Elements of the output."""
         return self.batch * self.out_height * self.out_width * self.out_channels
+
+    @property
+    def stored_size(self) -> int:
+        """Elements of the output buffer: the output and its border."""
+        top, left, bottom, right = self.border
+        rows, columns = self.out_height + top + bottom, self.out_width + left + right
+        return self.batch * rows * columns * self.out_channels
+
+    @property
+    def alone(self) -> ConvWorkload:
+        """The same work between neighbours that know nothing of each other."""
+        return replace(self, bordered_input=False, border=(0, 0, 0, 0))
 
     @property
     def key(self) -> str:
@@ -91,6 +111,10 @@ class ConvWorkload:
         )
         if self.input_dilation != (1, 1):
             text += f"_i{_join(self.input_dilation)}"
+        if self.bordered_input:
+            text += "_bordered"
+        if any(self.border):
+            text += f"_border{_join(self.border)}"
         return text + _formats(self.compute, self.residual, self.out)
 
 
@@ -163,8 +187,18 @@ class LinearWorkload:
 
     @property
     def output_size(self) -> int:
-        """Elements of the output buffer."""
+        """Elements of the output."""
         return self.rows * self.out_features
+
+    @property
+    def stored_size(self) -> int:
+        """Elements of the output buffer."""
+        return self.output_size
+
+    @property
+    def alone(self) -> LinearWorkload:
+        """The same work between neighbours that know nothing of each other."""
+        return self
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ one graph, which favours it by a few microseconds a copy. Codes are random: only
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,10 +57,11 @@ class GemvTask:
         return torch.randn((1, self.inputs), generator=torch.Generator().manual_seed(0))
 
 
-def random_codes(size: int, dtype: str, copies: int) -> list[np.ndarray]:
-    """Return copies of packed weights, each in memory of its own."""
-    codes = np.random.default_rng(0).integers(0, 256, size, np.uint8)
-    return [codes.copy().view(dtype) for _ in range(copies)]
+def random_codes(size: int, dtype: str, copies: int) -> Iterator[np.ndarray]:
+    """Yield packed weights, all different: a runtime may share memory between equal ones."""
+    generator = np.random.default_rng(0)
+    for _ in range(copies):
+        yield generator.integers(0, 256, size, np.uint8).view(dtype)
 
 
 def gemv_contenders() -> list[Contender]:

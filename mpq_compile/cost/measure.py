@@ -204,6 +204,9 @@ def _arguments(workload: Workload, tier: Tier) -> list[np.ndarray]:
     def filled(size: int, dtype: str) -> np.ndarray:
         if dtype == "float32":
             return generator.standard_normal(size).astype(np.float32)
+        if dtype == "uint16":
+            # Small integers would be denormal numbers, with which some processors are slow.
+            return packing.bf16_bits(generator.standard_normal(size))
         return generator.integers(0, 100, size).astype(dtype)
 
     if isinstance(workload, ConvertWorkload):

@@ -25,6 +25,7 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.store import Store
 from mpq_compile.errors import DeviceError
 from mpq_compile.kernels.choice import Choice
+from mpq_compile.kernels.geometry import geometry
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 from mpq_compile.progress import track
@@ -148,7 +149,8 @@ def _time(search: Search, store: Store, tier: Tier, threads: int, reference: Run
 class Schedules:
     """Decisions of the database as of one moment: workload → schedule.
 
-    Calling it gives None where the cost model's schedule stays, decided or not.
+    Calling it gives None where the cost model's schedule stays, decided or not. A kernel that
+    stores or reads a border has the schedule of the same work alone.
     """
 
     rows: Rows
@@ -163,10 +165,11 @@ class Schedules:
         return cls(rows=rows, tier=tier, threads=thread_count())
 
     def __call__(self, workload: Workload) -> Choice | None:
-        if not self.rows:
+        alone = workload.alone
+        if not self.rows or geometry(alone).out_width != geometry(workload).out_width:
             return None
-        if workload.key not in self._found:
-            search = search_of(workload, self.tier, self.threads)
+        if alone.key not in self._found:
+            search = search_of(alone, self.tier, self.threads)
             choice = search.decision(self.rows)
-            self._found[workload.key] = None if choice == search.choices[0] else choice
-        return self._found[workload.key]
+            self._found[alone.key] = None if choice == search.choices[0] else choice
+        return self._found[alone.key]

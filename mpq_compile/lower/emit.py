@@ -44,6 +44,7 @@ class Value:
         shape: Logical shape (PyTorch's).
         fmt: Storage: "u8", "bf16", "fp32", or a NumPy dtype for index tensors.
         nhwc: True where a 4-D tensor lies channels-last.
+        bordered: True where it is stored with the padding that its readers ask for.
         source: Where the same elements lie already, if ``var`` is a copy made by movements.
     """
 
@@ -51,6 +52,7 @@ class Value:
     shape: tuple[int, ...]
     fmt: str
     nhwc: bool = False
+    bordered: bool = False
     source: View | None = None
 
     @property
@@ -142,10 +144,19 @@ class Emitter:
     # Calls
 
     def kernel(
-        self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmt: str, nhwc: bool
+        self,
+        workload: Any,
+        arguments: Sequence[Any],
+        shape: tuple[int, ...],
+        fmt: str,
+        nhwc: bool,
+        cells: int | None = None,
     ) -> Value:
-        """Call the kernel of ``workload``, which has one result."""
-        kind = relax.TensorType((math.prod(shape),), DTYPES[fmt])
+        """Call the kernel of ``workload``, which has one result.
+
+        ``cells`` are the elements of the result where it is stored with more than its shape has.
+        """
+        kind = relax.TensorType((cells or math.prod(shape),), DTYPES[fmt])
         call = relax.call_tir(self._function(workload), list(arguments), kind)
         return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
 

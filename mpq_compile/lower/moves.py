@@ -36,6 +36,8 @@ def _permute(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], 
 
 def _permuted(emitter: Emitter, value: Value, order: list[int], shape: Shape) -> Value:
     source = value.view.permuted(order)
+    if source.is_dense:  # a channels-last image read as rows of channels, or a way back
+        return Value(var=source.var, shape=shape, fmt=value.fmt)
     value = emitter.logical(value)
     return emitter.relax_op(value, lambda v: relax.op.permute_dims(v, order), shape, source=source)
 

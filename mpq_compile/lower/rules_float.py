@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def reshape(lowering: Lowering, node: fx.Node) -> Value:
     value, shape = lowering.value(node.args[0]), lowering.shape(node)
     source = value.view.reshaped(shape)
+    if source is not None and source.is_dense:
+        return Value(var=source.var, shape=shape, fmt=value.fmt)
     return replace(lowering.emitter.logical(value), shape=shape, source=source)
 
 

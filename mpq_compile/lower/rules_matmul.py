@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from torch import fx
 
 from mpq_compile.kernels.elementwise_workload import QuantizeRowsWorkload
+from mpq_compile.lower.borders import border_for, workload_of
 from mpq_compile.lower.emit import Value
 from mpq_compile.lower.parameters import StoredSite, stored_arrays
-from mpq_compile.lower.workloads import conv_workload, linear_workload
+from mpq_compile.lower.workloads import linear_workload
 from mpq_compile.passes.materialize import SiteRecord
 from mpq_compile.quant.weights import QuantizedWeight
 from mpq_compile.types import Candidate
@@ -21,22 +23,15 @@ if TYPE_CHECKING:
 
 
 def conv2d(lowering: Lowering, node: fx.Node) -> Value:
-    x, weight = lowering.emitter.channels_last(lowering.value(node.args[0])), node.args[1]
-    stride, padding, dilation, groups, input_dilation = node.args[5:10]
-    out = node.args[13]
+    x = lowering.emitter.channels_last(lowering.value(node.args[0]))
     residual = None if node.args[4] is None else lowering.value(node.args[4])
-    compute = {"u8": "int8", "bf16": "bf16", "fp32": "fp32"}[x.fmt]
-    workload = conv_workload(
-        x.shape,
-        tuple(lowering.tensor(weight).shape),
-        (stride, padding, dilation, groups, input_dilation),
-        compute,
-        str(out),
-        residual.fmt if residual else None,
-    )
+    alone = workload_of(lowering, node, x.fmt, residual.fmt if residual else None)
+    border = border_for(lowering, node)
+    workload = replace(alone, bordered_input=x.bordered, border=border)
     if residual is not None:
         residual = lowering.emitter.channels_last(residual)
-    return _matmul(lowering, node, workload, x, residual, node.args[10:13], nhwc=True)
+    out = _matmul(lowering, node, workload, x, residual, node.args[10:13], nhwc=True)
+    return replace(out, bordered=any(border))
 
 
 def linear(lowering: Lowering, node: fx.Node) -> Value:
@@ -104,7 +99,9 @@ def _matmul(
     if node.name in lowering.records:
         site = lowering.records[node.name].site.id
         lowering.kernel_of[site] = lowering.emitter.matmul_name(workload)
-    return lowering.emitter.kernel(workload, arguments, lowering.shape(node), workload.out, nhwc)
+    return lowering.emitter.kernel(
+        workload, arguments, lowering.shape(node), workload.out, nhwc, workload.stored_size
+    )
 
 
 def _store(lowering: Lowering, node: fx.Node) -> tuple[str, tuple[float, float]]:

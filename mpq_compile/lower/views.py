@@ -33,6 +33,13 @@ class View:
     strides: Shape
     offset: int = 0
 
+    @property
+    def is_dense(self) -> bool:
+        """Tell whether the view is its whole buffer, in order."""
+        steps = zip(self.shape, self.strides, contiguous(self.shape), strict=True)
+        in_order = all(n == 1 or stride == step for n, stride, step in steps)
+        return in_order and self.size == math.prod(self.shape)
+
     def permuted(self, order: Sequence[int]) -> View:
         """Return the view with its axes in another order."""
         return replace(

@@ -1,13 +1,13 @@
 """What runs a loaded library: one function for the whole network, or Relax's virtual machine.
 
-Both take and return flat TVM tensors and serve one call at a time: the first computes in one
-arena, the second keeps its registers between instructions.
+Both take flat tensors, which any library may own, and serve one call at a time: the first
+computes in one arena, the second keeps its registers between instructions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from mpq_compile.runtime.native import (
     load_library,
     start_machine,
 )
+
+# Makes a flat tensor of so many elements of a dtype.
+Make = Callable[[int, str], Any]
 
 
 class Program:
@@ -43,12 +46,12 @@ class Program:
     ) -> None:
         self._library = load_library(library)
         self._main = self._library["main"]
-        self._outputs = [(math.prod(output["shape"]), output["dtype"]) for output in outputs]
+        self._outputs = [(math.prod(output["shape"]), str(output["dtype"])) for output in outputs]
         self._lent = as_tensor(_joined(parameters)), empty(arena // 4, "int32")
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run the network; return TVM tensors."""
-        outputs = [empty(cells, dtype) for cells, dtype in self._outputs]
+    def __call__(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
+        """Run the network; return the flat tensors that ``make`` made."""
+        outputs = [make(cells, dtype) for cells, dtype in self._outputs]
         self._main(*inputs, *self._lent, *outputs)
         return outputs
 
@@ -67,8 +70,8 @@ class Machine:
         self._main = self._machine["main"]
         self._parameters = as_tuple([as_tensor(value) for value in parameters])
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run the network; return TVM tensors."""
+    def __call__(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
+        """Run the network; return TVM tensors: the machine makes them itself."""
         outputs = self._main(*inputs, self._parameters)
         return [outputs] if is_tensor(outputs) else list(outputs)
 

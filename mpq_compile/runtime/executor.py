@@ -13,8 +13,8 @@ from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
 from mpq_compile.lower.parameters import build_parameter
 from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
-from mpq_compile.runtime.engine import Machine, Program
-from mpq_compile.runtime.native import as_array, as_tensor, is_tensor
+from mpq_compile.runtime.engine import Machine, Make, Program
+from mpq_compile.runtime.native import as_array, as_tensor, empty, is_tensor
 from mpq_compile.runtime.threads import thread_count
 
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
@@ -52,11 +52,12 @@ class Executor:
         self._engine = _engine(folder / LIBRARY, parameters, manifest)
         self._lock = threading.Lock()
 
-    def run_flat(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run on contiguous flat arrays (NumPy, torch or TVM); return TVM tensors, flat."""
+    def run_flat(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
+        """Run on contiguous flat arrays (NumPy, torch or TVM); return flat tensors, those that
+        ``make`` made or TVM's."""
         tensors = [value if is_tensor(value) else as_tensor(value) for value in inputs]
         with self._lock:
-            return self._engine(tensors)
+            return self._engine(tensors, make)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.
@@ -88,7 +89,7 @@ class Executor:
 
     def _run_once(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
         flat = [_contiguous(value, as_torch) for value in inputs]
-        outputs = self.run_flat(flat)
+        outputs = self.run_flat(flat, _torch_tensor if as_torch else empty)
         shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
         return [_shaped(o, s, as_torch) for o, s in zip(outputs, shapes, strict=True)]
 
@@ -170,7 +171,13 @@ def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
         return as_array(output).reshape(shape)
     import torch
 
-    return torch.from_dlpack(output).reshape(shape)
+    return (output if _is_torch(output) else torch.from_dlpack(output)).view(shape)
+
+
+def _torch_tensor(cells: int, dtype: str) -> Any:
+    import torch
+
+    return torch.empty(cells, dtype=getattr(torch, dtype))
 
 
 def _fill(value: Any, size: int, as_torch: bool) -> Any:

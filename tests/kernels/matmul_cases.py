@@ -127,20 +127,46 @@ def computed(
         case.bounds,
         padded_channels(workload, tier),
     )
-    arrays = [_stored(case.x), pack_weight(workload, tier, case.weight), record]
+    x = _bordered(workload, case)
+    arrays = [_stored(x), pack_weight(workload, tier, case.weight), record]
     if workload.compute in ("bf16", "weight_only"):
-        arrays[0] = bf16_bits(case.x).reshape(-1)
+        arrays[0] = bf16_bits(x).reshape(-1)
     if case.row_scales is not None:
         arrays.append(case.row_scales)
     if case.residual is not None:
         bits = workload.residual == "bf16"
         arrays.append(bf16_bits(case.residual).reshape(-1) if bits else _stored(case.residual))
     dtype = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}[workload.out]
-    out = call(function, tier, arrays, np.zeros(workload.output_size, dtype), target)
-    result = out.reshape(_output_shape(workload))
+    out = call(function, tier, arrays, np.full(workload.stored_size, 77, dtype), target)
+    result = _without_border(workload, case, out)
     if workload.out == "bf16":
         return (result.astype(np.uint32) << 16).view(np.float32)
     return result
+
+
+def _bordered(workload: Workload, case: Case) -> np.ndarray:
+    """Return the input as it is stored: with its padding where the workload wants that."""
+    if not isinstance(workload, ConvWorkload) or not workload.bordered_input:
+        return case.x
+    top, left, bottom, right = workload.padding
+    blank = case.zero_points[0] if workload.compute == "int8" else 0
+    around = ((0, 0), (top, bottom), (left, right), (0, 0))
+    return np.pad(case.x, around, constant_values=blank)
+
+
+def _without_border(workload: Workload, case: Case, out: np.ndarray) -> np.ndarray:
+    """Return the output without its border, which must hold what stands for zero."""
+    shape = _output_shape(workload)
+    if not isinstance(workload, ConvWorkload) or not any(workload.border):
+        return out.reshape(shape)
+    top, left, bottom, right = workload.border
+    batch, height, width, channels = shape
+    whole = out.reshape(batch, height + top + bottom, width + left + right, channels)
+    inside = np.zeros(whole.shape, bool)
+    inside[:, top : top + height, left : left + width] = True
+    blank = case.zero_points[2] if workload.out == "u8" else 0
+    assert (whole[~inside] == blank).all(), workload.key
+    return whole[inside].reshape(shape)
 
 
 def assert_matches(workload: Workload, tier: Tier, seed: int = 0, **options: Any) -> None:

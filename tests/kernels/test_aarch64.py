@@ -13,6 +13,7 @@ import pytest
 import test_elementwise
 import test_matmul
 import test_pool
+import test_random_sweep
 import test_schedule
 import torch
 from tvm import tirx
@@ -28,10 +29,10 @@ NEON, MATRIX = "neon", "neon_i8mm_bf16"
 # Where tiers run one kernel, one of them is enough outside of the longer sweep.
 ON_BOTH = (test_matmul.test_integer_convolution_equals_the_oracle,)
 ON_MATRIX = (
-    test_matmul.test_float_convolution_is_close,
+    test_matmul.test_bf16_convolution_is_close,
     test_matmul.test_linear,
+    test_matmul.test_linear_over_bf16,
     test_matmul.test_linear_with_group_scales,
-    test_matmul.test_every_pair_of_residual_and_output_formats,
     test_matmul.test_formats_of_groups_narrower_than_a_vector,
 )
 IN_SWEEP_ONLY = (
@@ -104,7 +105,7 @@ def test_scheduled_float_operators_equal_torch(name):
 @pytest.mark.parametrize("name", emulator.CPUS)
 @pytest.mark.parametrize("seed", range(150))
 def test_random_workloads(seed, name):
-    workload = test_matmul.random_workload(np.random.default_rng(seed))
+    workload = test_random_sweep.random_workload(np.random.default_rng(seed))
     cases.assert_matches(workload, TIERS[name], seed=seed)
 
 

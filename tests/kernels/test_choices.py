@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import matmul_cases as cases
@@ -30,12 +31,19 @@ DEPTHWISE = ConvWorkload(
 ROWS = LinearWorkload(rows=61, in_features=70, out_features=130, residual="u8")
 # Larger than what a core caches, so that prefetching is free to choose.
 FEW_ROWS = LinearWorkload(rows=1, in_features=1024, out_features=2100, residual="fp32")
-WORKLOADS = {"image": IMAGE, "depthwise": DEPTHWISE, "rows": ROWS, "few_rows": FEW_ROWS}
+BORDERED = replace(IMAGE, bordered_input=True, border=(1, 2, 0, 1))
+WORKLOADS = {
+    "image": IMAGE,
+    "bordered": BORDERED,
+    "depthwise": DEPTHWISE,
+    "rows": ROWS,
+    "few_rows": FEW_ROWS,
+}
 
 
 def alternatives(workload: Workload, tier: object) -> list[Choice]:
     """Return all offered schedules but the cost model's, which other tests run."""
-    return matmul.choices(workload, tier, cases.THREADS)[1:]  # type: ignore[arg-type]
+    return matmul.choices(workload.alone, tier, cases.THREADS)[1:]  # type: ignore[arg-type]
 
 
 @DISTINCT_TIERS

@@ -155,6 +155,29 @@ def test_a_float_residual_is_not_rounded_for_its_neighbour() -> None:
     assert len(residuals) == 4 and len(norms) == 3  # the first one adds the input
 
 
+class ChannelNorm(nn.Module):
+    """A ConvNeXt block: the norm over channels reads the convolution's output as it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.LayerNorm(8)
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def test_channels_last_is_not_copied_for_a_norm() -> None:
+    torch.manual_seed(0)
+    model, x = ChannelNorm().eval(), torch.randn(4, 8, 6, 5)
+    network = mpq.assign(model, x[:1], [x], "w8a8")
+    assert agreement_decibels(network(x), network.reference(x)) > 45
+    _, low = lowered(model, x, "w8a8")
+    assert set(kernels(low)) == {"to", "conv", "layernorm", "linear"}
+    names = [name.name_hint for name in low.module.functions]
+    assert sum(name.startswith("k_to_nhwc") for name in names) == 1  # the input
+
+
 class Rms(nn.Module):
     def __init__(self) -> None:
         super().__init__()

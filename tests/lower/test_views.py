@@ -38,6 +38,15 @@ def test_permuted_axes_split_and_merge_where_torch_allows(shape: tuple[int, ...]
     assert torch.equal(seen(view.permuted((1, 0, 2, 3)).reshaped(shape)), turned.view(shape))
 
 
+def test_dense_views_are_their_buffer() -> None:
+    view, _ = start()
+    assert view.is_dense and view.reshaped((6, 1, 20)).is_dense  # type: ignore[union-attr]
+    turned = view.permuted((0, 2, 3, 1))
+    assert not turned.is_dense and turned.permuted((0, 3, 1, 2)).is_dense
+    assert not view.sliced(0, 0, 1, 1).is_dense
+    assert not dense("x", (2, 1, 3)).permuted((2, 1, 0)).is_dense
+
+
 def test_what_strides_cannot_say_is_refused() -> None:
     view, tensor = start()
     assert view.permuted((1, 0, 2, 3)).reshaped((6, 20)) is None
