@@ -113,7 +113,8 @@ def tune(
     """Return the schedule of each workload that is decided, by ``workload.key``.
 
     Those without a decision are timed, the largest first, until ``budget_s`` seconds are over; a
-    later call goes on. What was begun is ended, so it may take a few seconds longer.
+    later call goes on. What was begun is ended, so it may take a few seconds longer. A store that
+    cannot be written is only read.
     """
     threads = thread_count()
     unique = {workload.key: workload for workload in workloads}
@@ -122,7 +123,7 @@ def tune(
     pending = [s for s in searches if decided[s.workload.key] is None]
     pending.sort(key=lambda search: -search.workload.macs)
     end = time.monotonic() + budget_s
-    if pending and budget_s > 0:
+    if pending and budget_s > 0 and not store.read_only:
         reference = reference_runner(tier, threads)
         for search in track(pending, "tune kernels"):
             if time.monotonic() >= end:

@@ -167,6 +167,15 @@ def test_off_reads_and_stores_nothing(monkeypatch: pytest.MonkeyPatch):
         assert len(store) == before
 
 
+def test_a_store_that_is_only_read(database: Path):
+    prefer_another([CONV])
+    other = replace(CONV, in_channels=9)
+    with Store(read_only=True) as store:
+        before = len(store)
+        assert list(tune([CONV, other], store, TIER, 60)) == [CONV.key]
+        assert len(store) == before
+
+
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon"])
 def test_what_is_no_time(text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MPQ_TUNE", text)
