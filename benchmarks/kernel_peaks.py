@@ -79,7 +79,11 @@ def _block(tier: Tier, step: DotStep) -> tuple[int, int]:
 def _dot_peak(tier: Tier, compute: str, threads: int) -> Callable[[], float]:
     """Return a measurement of multiply-adds a second of the tier's micro-kernel step."""
     workload = LinearWorkload(
-        rows=64, in_features=64, out_features=64, compute=compute, out="fp32"  # type: ignore[arg-type]
+        rows=64,
+        in_features=64,
+        out_features=64,
+        compute=compute,
+        out="fp32",  # type: ignore[arg-type]
     )
     step = dot_step(workload, tier)
     inputs, vectors = _block(tier, step)

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.border import border_of
 from mpq_compile.kernels.emit import FORMAT_DTYPE
-from mpq_compile.kernels.epilogue import Epilogue
+from mpq_compile.kernels.epilogue import BF16_OF_F32, Epilogue
 from mpq_compile.kernels.geometry import geometry
 from mpq_compile.kernels.packing import packed_weight_size, padded_channels, record_words
 from mpq_compile.kernels.tier import Tier
@@ -69,4 +69,5 @@ def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
         width=min(tier.lanes, shape.group_outputs),
         scale_groups=shape.scale_groups,
         border=border_of(workload),
+        bf16_rounding=BF16_OF_F32 if tier.bf16_dot and workload.out == "bf16" else "",
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from itertools import product
-from math import gcd
+from math import gcd, log2
+from typing import TypeVar
 
 from mpq_compile.kernels.geometry import Geometry
+
+T = TypeVar("T")
 
 # Multiply-adds below which a fork (about 1 µs) costs more than it gains, for each thread.
 SERIAL_MACS = 50_000
@@ -19,6 +23,10 @@ STREAM_CYCLES = 2
 # Inputs a multiple of a page apart fall into one set of the L1 cache, which holds so many lines.
 PAGE = 4096
 L1_WAYS = 6
+# Alternatives to the best block and split that a search may try: no slower than this by the model.
+SLOWEST = 1.3
+MOST_BLOCKS = 5
+MOST_SPLITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,25 +74,44 @@ class Split:
         return self.channels * self.rows
 
 
-def choose_block(
+def rank_blocks(
     shape: Geometry,
     vectors: int,
     registers: int,
     cost: StepCost,
     panel_bytes: int,
     element_bytes: int,
-) -> Block:
-    """Return the register block with the least modelled time.
+) -> list[Block]:
+    """Return the register block with the least modelled time, and others that come near.
 
     ``vectors`` is those of one group of channels, ``panel_bytes`` the weights of one vector and
     ``element_bytes`` the size of an input element.
     """
-    best, best_time = Block(rows=1, columns=1, vectors=1), float("inf")
-    for block in _blocks(shape, vectors, registers, cost):
-        time = _block_time(block, shape, vectors, cost, panel_bytes, element_bytes)
-        if time < best_time:
-            best, best_time = block, time
-    return best
+
+    def time(block: Block) -> float:
+        return _block_time(block, shape, vectors, cost, panel_bytes, element_bytes)
+
+    def size(block: Block) -> tuple[int, int]:
+        """Alike are as many vectors, and pixels within about a quarter."""
+        return block.vectors, round(3 * log2(block.pixels))
+
+    return near_best(_blocks(shape, vectors, registers, cost), time, size)
+
+
+def near_best(
+    items: Iterable[T], cost: Callable[[T], float], likeness: Callable[[T], object]
+) -> list[T]:
+    """Return the cheapest item and up to ``MOST_BLOCKS`` in all that cost little more.
+
+    Of those that are alike only the cheapest; of equal cost the first.
+    """
+    ranked = sorted(((cost(item), number, item) for number, item in enumerate(items)))
+    limit = SLOWEST * ranked[0][0]
+    distinct: dict[object, T] = {}
+    for price, _, item in ranked:
+        if price <= limit:
+            distinct.setdefault(likeness(item), item)
+    return list(distinct.values())[:MOST_BLOCKS]
 
 
 def _blocks(shape: Geometry, vectors: int, registers: int, cost: StepCost) -> list[Block]:
@@ -144,22 +171,31 @@ def _parts(extent: int, size: int) -> list[tuple[int, int]]:
     return [(length, count) for length, count in parts if length and count]
 
 
-def choose_split(
+def rank_splits(
     *, macs: int, channel_blocks: int, row_blocks: int, input_bytes: int, weight_bytes: int,
     threads: int,
-) -> Split:  # fmt: skip
-    """Return the split over threads with the least work in its largest task."""
+) -> list[Split]:  # fmt: skip
+    """Return the split over threads with the least work in its largest task, then others.
+
+    The others are its loops in the other order, and splits into as many tasks along other axes.
+    """
     usable = min(threads, max(1, macs // SERIAL_MACS))
-    best, best_cost = (1, 1), float("inf")
-    for channels in range(1, usable + 1):
+
+    def cost(channels: int) -> float:
         rows = usable // channels
         work = -(-channel_blocks // channels) * -(-row_blocks // rows)
         share = work / (channel_blocks * row_blocks)
         traffic = input_bytes / rows + weight_bytes / channels
-        cost = macs * share + 4 * traffic
-        if cost < best_cost:
-            best, best_cost = (channels, rows), cost
-    channels, rows = min(best[0], channel_blocks), min(best[1], row_blocks)
-    # Blocks of whichever operand is larger stay outside, so that it is read once.
-    rows_outer = input_bytes / rows > max(512 * 1024, weight_bytes / channels)
-    return Split(channels=channels, rows=rows, rows_outer=rows_outer)
+        return macs * share + 4 * traffic
+
+    def split(channels: int) -> Split:
+        tasks = min(channels, channel_blocks), min(usable // channels, row_blocks)
+        # Blocks of whichever operand is larger stay outside, so that it is read once.
+        outer = input_bytes / tasks[1] > max(512 * 1024, weight_bytes / tasks[0])
+        return Split(channels=tasks[0], rows=tasks[1], rows_outer=outer)
+
+    best, *others = [split(channels) for channels in sorted(range(1, usable + 1), key=cost)]
+    ranked = [best, *(other for other in others if other.tasks >= best.tasks)]
+    if channel_blocks > best.channels and row_blocks > best.rows:
+        ranked.insert(1, replace(best, rows_outer=not best.rows_outer))
+    return list(dict.fromkeys(ranked))[:MOST_SPLITS]

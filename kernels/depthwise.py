@@ -14,10 +14,11 @@ from typing import Any
 from tvm.script import tirx as T
 
 from mpq_compile.kernels.arguments import ELEMENT_BYTES, INPUT_DTYPE
-from mpq_compile.kernels.blocking import Block
+from mpq_compile.kernels.blocking import Block, near_best
+from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.depthwise_layout import DepthwiseLayout, depthwise_layout
 from mpq_compile.kernels.emit import load, permute, splat, store, vector, widen
-from mpq_compile.kernels.gemm_plan import GemmPlan, split_of
+from mpq_compile.kernels.gemm_plan import GemmPlan, with_splits
 from mpq_compile.kernels.geometry import Geometry, geometry
 from mpq_compile.kernels.implicit_gemm import build
 from mpq_compile.kernels.microkernel import (
@@ -99,25 +100,34 @@ def depthwise_step(workload: ConvWorkload, tier: Tier, k_group: int) -> DotStep:
     )
 
 
-def generate(workload: ConvWorkload, tier: Tier, threads: int) -> Any:
+def generate(workload: ConvWorkload, tier: Tier, threads: int, choice: Choice | None = None) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a depthwise convolution."""
     layout = depthwise_layout(workload, tier)
-    plan = plan_depthwise(workload, tier, threads, layout)
+    plan = plan_depthwise(workload, tier, choice or choices(workload, tier, threads)[0], layout)
     return build(plan, partial(DepthwiseBlock, layout=layout), workload, tier)
 
 
+def choices(workload: ConvWorkload, tier: Tier, threads: int) -> list[Choice]:
+    """Return what may be chosen, the cost model's choice first; weights fix a block's rows."""
+    shape, layout = geometry(workload), depthwise_layout(workload, tier)
+    rows = min(layout.rows, shape.out_height)
+    blocks = [
+        (Block(rows=rows, columns=columns, vectors=1), 0)
+        for columns in _columns(shape, layout, tier.registers)
+    ]
+    return with_splits(workload, tier, blocks, threads)
+
+
 def plan_depthwise(
-    workload: ConvWorkload, tier: Tier, threads: int, layout: DepthwiseLayout
+    workload: ConvWorkload, tier: Tier, choice: Choice, layout: DepthwiseLayout
 ) -> GemmPlan:
-    """Choose block and split of a depthwise convolution."""
+    """Plan a depthwise convolution by ``choice``."""
     shape, step = geometry(workload), depthwise_step(workload, tier, layout.k_group)
-    columns = _columns(shape, layout, tier.registers)
-    block = Block(rows=min(layout.rows, shape.out_height), columns=columns, vectors=1)
     return GemmPlan(
         shape=shape,
         step=step,
-        block=block,
-        split=split_of(workload, tier, block, block.rows, threads),
+        block=choice.block,
+        split=choice.split,
         run_steps=1,
         vectors=-(-shape.group_outputs // tier.lanes),
         slack=max(0, tier.lanes - shape.channels),
@@ -125,17 +135,20 @@ def plan_depthwise(
     )
 
 
-def _columns(shape: Geometry, layout: DepthwiseLayout, registers: int) -> int:
-    """Return the columns of a block for which whole rows load the fewest chunks."""
+def _columns(shape: Geometry, layout: DepthwiseLayout, registers: int) -> list[int]:
+    """Return the columns of a block for which whole rows load the fewest chunks, then others."""
     free = registers - len(layout.patterns) * layout.width - 3
     most = min(max(free // layout.rows, 4), shape.out_width)
 
-    def loads(columns: int) -> tuple[int, int]:
-        blocks = -(-shape.out_width // columns)
-        span = (columns - 1) * shape.stride[1] + layout.width
-        return blocks * span, shape.out_width % columns
+    def blocks(columns: int) -> int:
+        return -(-shape.out_width // columns)
 
-    return min(range(-(-most // 2), most + 1), key=loads)
+    def loads(columns: int) -> float:
+        """Chunks; of equal ones, the fewest columns in the last block."""
+        span = (columns - 1) * shape.stride[1] + layout.width
+        return blocks(columns) * span + shape.out_width % columns / shape.out_width
+
+    return near_best(range(-(-most // 2), most + 1), loads, blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

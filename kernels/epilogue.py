@@ -25,6 +25,16 @@ from mpq_compile.kernels.emit import (
 from mpq_compile.kernels.packing import SCALAR_WORDS
 from mpq_compile.kernels.workload import Format
 
+# On AVX-512 BF16 the conversion is one instruction; TVM would legalize its own to six.
+BF16_OF_F32 = "mpq_bf16_of_f32"
+BF16_OF_F32_IR = """
+define linkonce_odr <16 x i16> @mpq_bf16_of_f32(<16 x float> %v) alwaysinline {
+  %short = fptrunc <16 x float> %v to <16 x bfloat>
+  %bits = bitcast <16 x bfloat> %short to <16 x i16>
+  ret <16 x i16> %bits
+}
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Epilogue:
@@ -38,6 +48,7 @@ class Epilogue:
         width: Channels stored of each vector: ``lanes``, or fewer in a group narrower than one.
         scale_groups: Rows of compensation and of scales in the record.
         border: What surrounds the output, or None.
+        bf16_rounding: Function that rounds a vector of float32 to bf16 in one instruction, or "".
         bound: Scalars of the record that :meth:`hoisted` has read into variables.
     """
 
@@ -52,7 +63,13 @@ class Epilogue:
     width: int
     scale_groups: int = 1
     border: Border | None = None
+    bf16_rounding: str = ""
     bound: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def llvm_ir(self) -> str:
+        """Functions that the epilogue calls."""
+        return BF16_OF_F32_IR if self.bf16_rounding else ""
 
     def hoisted(self) -> Epilogue:
         """Read the record's scalars here and now, for a loop that uses the result.
@@ -134,14 +151,20 @@ class Epilogue:
         """
         if self.residual_format:
             v = v + self._residual(offset if residual is None else residual)
-        lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
-        value = narrow(v, self.out_format, lo, hi, zp_out, self.lanes)
+        value = self._stored(v)
         if self.width == self.lanes:
             store(self.output, offset, self.lanes, value)
             return
         whole = T.alloc_buffer((self.lanes,), self.output.dtype)
         store(whole, 0, self.lanes, value)
         copy_short(self.output, offset, whole, 0, self.width)
+
+    def _stored(self, v: Any) -> Any:
+        lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
+        if not self.bf16_rounding:
+            return narrow(v, self.out_format, lo, hi, zp_out, self.lanes)
+        clamped = narrow(v, "fp32", lo, hi, zp_out, self.lanes)
+        return T.call_pure_extern(vector("uint16", self.lanes), self.bf16_rounding, clamped)
 
     def _residual(self, offset: Any) -> Any:
         source = self.residual

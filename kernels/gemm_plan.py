@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mpq_compile.kernels.arguments import ELEMENT_BYTES, INPUT_DTYPE
-from mpq_compile.kernels.blocking import Block, Split, choose_block, choose_split
+from mpq_compile.kernels.blocking import Block, Split, rank_blocks, rank_splits
+from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.geometry import Geometry, geometry, padded_run
 from mpq_compile.kernels.microkernel import DotStep, dot_step
 from mpq_compile.kernels.packing import packed_weight_size
@@ -126,32 +128,58 @@ class GemmPlan:
         return needed
 
 
-def plan_gemm(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
-    """Choose step, block and split of a workload for ``threads``."""
+def plan_gemm(workload: Workload, tier: Tier, threads: int, choice: Choice | None) -> GemmPlan:
+    """Plan a workload for ``threads`` by ``choice``; None is the cost model's."""
+    choice = choice or gemm_choices(workload, tier, threads)[0]
     shape, step = geometry(workload), dot_step(workload, tier)
-    vectors = -(-shape.group_outputs // step.lanes)
-    size, dtype = packed_weight_size(workload, tier)
-    panel_bytes = size * ELEMENT_BYTES[dtype] // (shape.groups * vectors)
-    input_bytes = ELEMENT_BYTES[step.input_dtype]
-    block = choose_block(shape, vectors, tier.registers, step.cost, panel_bytes, input_bytes)
     return GemmPlan(
         shape=shape,
         step=step,
-        block=block,
-        split=split_of(workload, tier, block, block.rows, threads),
+        block=choice.block,
+        split=choice.split,
         run_steps=padded_run(workload, tier) // step.k_group,
-        vectors=vectors,
+        vectors=-(-shape.group_outputs // step.lanes),
         slack=-shape.run % step.k_group,
         copy_lanes=4 * tier.lanes // ELEMENT_BYTES[step.input_dtype],
     )
 
 
-def split_of(workload: Workload, tier: Tier, block: Block, line_rows: int, threads: int) -> Split:
-    """Split the channel blocks and the lines of a workload over ``threads``."""
+def gemm_choices(workload: Workload, tier: Tier, threads: int) -> list[Choice]:
+    """Return what a plan may choose, the cost model's choice first."""
+    shape, step = geometry(workload), dot_step(workload, tier)
+    vectors = -(-shape.group_outputs // step.lanes)
+    size, dtype = packed_weight_size(workload, tier)
+    panel_bytes = size * ELEMENT_BYTES[dtype] // (shape.groups * vectors)
+    input_bytes = ELEMENT_BYTES[step.input_dtype]
+    blocks = rank_blocks(shape, vectors, tier.registers, step.cost, panel_bytes, input_bytes)
+    return with_splits(workload, tier, [(block, 0) for block in blocks], threads)
+
+
+def with_splits(
+    workload: Workload, tier: Tier, blocks: Sequence[tuple[Block, int]], threads: int
+) -> list[Choice]:
+    """Return choices of (block, flat rows): the first with all its splits, others with their best.
+
+    Block and split are searched one after the other: all pairs would take several times as long.
+    """
+    choices = [
+        [
+            Choice(block=block, split=split, flat_rows=flat_rows)
+            for split in _splits(workload, tier, block, flat_rows or block.rows, threads)
+        ]
+        for block, flat_rows in blocks
+    ]
+    return [*choices[0], *(others[0] for others in choices[1:])]
+
+
+def _splits(
+    workload: Workload, tier: Tier, block: Block, line_rows: int, threads: int
+) -> list[Split]:
+    """Split the channel blocks and the lines of a workload over ``threads``, best first."""
     shape = geometry(workload)
     vectors = -(-shape.group_outputs // tier.lanes)
     weights, dtype = packed_weight_size(workload, tier)
-    return choose_split(
+    return rank_splits(
         macs=workload.macs,
         channel_blocks=shape.groups * -(-vectors // block.vectors),
         row_blocks=shape.batch * -(-shape.out_height // line_rows),

@@ -12,7 +12,7 @@ float32. Every task centres the input into scratch of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.script import tirx as T
@@ -20,7 +20,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_of
-from mpq_compile.kernels.blocking import choose_split
+from mpq_compile.kernels.blocking import Block, rank_splits
+from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.code_step import CodeStep, code_step
 from mpq_compile.kernels.emit import llvm_functions, load, splat, store, task_loop, vector
 from mpq_compile.kernels.epilogue import Epilogue
@@ -29,33 +30,56 @@ from mpq_compile.kernels.implicit_gemm import whole_or_tail
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import LinearWorkload
 
+# Codes below this many bytes lie in a core's own cache when they are timed again and again.
+CACHED_BYTES = 2 * 1024 * 1024
+# Distances of prefetching that are tried beyond it, in bytes.
+PREFETCHES = (0, 1024, 4096)
 
-def generate(workload: LinearWorkload, tier: Tier, threads: int) -> Any:
+
+def choices(workload: LinearWorkload, tier: Tier, threads: int) -> list[Choice]:
+    """Return what may be chosen, the tier's own prefetch first; the codes' layout fixes the rest.
+
+    Only what does not fit a core's cache is worth another distance.
+    """
+    layout = code_layout(workload, tier)
+    distances = PREFETCHES if layout.size > CACHED_BYTES else ()
+    (split,) = rank_splits(
+        macs=workload.macs,
+        channel_blocks=-(-layout.vectors // layout.block),
+        row_blocks=1,
+        input_bytes=0,
+        weight_bytes=layout.size,
+        threads=threads,
+    )[:1]
+    block = Block(rows=workload.rows, columns=1, vectors=layout.block)
+    return [
+        Choice(block=block, split=split, prefetch_bytes=distance)
+        for distance in dict.fromkeys((layout.prefetch_bytes, *distances))
+    ]
+
+
+def generate(
+    workload: LinearWorkload, tier: Tier, threads: int, choice: Choice | None = None
+) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a few-row linear layer."""
-    layout, step = code_layout(workload, tier), code_step(workload, tier)
+    choice = choice or choices(workload, tier, threads)[0]
+    layout = replace(code_layout(workload, tier), prefetch_bytes=choice.prefetch_bytes)
+    step = code_step(workload, tier)
     with IRBuilder() as builder, prim_func(s_tir=True):
         T.func_name("main")
         buffers = declare_arguments(workload, tier)
         epilogue = epilogue_of(workload, tier, buffers)
-        with llvm_functions(step.llvm_ir):
-            _emit(workload, layout, step, buffers, epilogue, threads)
+        with llvm_functions(step.llvm_ir + epilogue.llvm_ir):
+            _emit(workload, layout, step, buffers, epilogue, choice.split.channels)
     return builder.get()
 
 
 def _emit(
     workload: LinearWorkload, layout: CodeLayout, step: CodeStep, buffers: Buffers,
-    epilogue: Epilogue, threads: int,
+    epilogue: Epilogue, tasks: int,
 ) -> None:  # fmt: skip
     """Allocate scratch; every task centres the input and visits its channel blocks."""
     blocks = -(-layout.vectors // layout.block)
-    tasks = choose_split(
-        macs=workload.macs,
-        channel_blocks=blocks,
-        row_blocks=1,
-        input_bytes=0,
-        weight_bytes=layout.size,
-        threads=threads,
-    ).channels
     sums = workload.rows * layout.groups
     inputs = -(-sums * layout.run // 64) * 64
     tile = workload.rows * layout.block * layout.lanes

@@ -17,20 +17,23 @@ from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_of
 from mpq_compile.kernels.blocking import Block
+from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.emit import llvm_functions, scalar, task_loop
 from mpq_compile.kernels.epilogue import Epilogue
-from mpq_compile.kernels.gemm_plan import GemmPlan, plan_gemm
+from mpq_compile.kernels.gemm_plan import GemmPlan, gemm_choices, plan_gemm
 from mpq_compile.kernels.pixel_block import PixelBlock, Place
 from mpq_compile.kernels.register_block import RegisterBlock
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
 BlockKind = Callable[..., PixelBlock]
+# What ``generate`` may be given, the cost model's choice first.
+choices = gemm_choices
 
 
-def generate(workload: Workload, tier: Tier, threads: int) -> Any:
+def generate(workload: Workload, tier: Tier, threads: int, choice: Choice | None = None) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a convolution or linear layer."""
-    return build(plan_gemm(workload, tier, threads), RegisterBlock, workload, tier)
+    return build(plan_gemm(workload, tier, threads, choice), RegisterBlock, workload, tier)
 
 
 def build(plan: GemmPlan, kind: BlockKind, workload: Workload, tier: Tier) -> Any:
@@ -39,7 +42,7 @@ def build(plan: GemmPlan, kind: BlockKind, workload: Workload, tier: Tier) -> An
         T.func_name("main")
         buffers = declare_arguments(workload, tier)
         epilogue = epilogue_of(workload, tier, buffers)
-        with llvm_functions(plan.step.llvm_ir):
+        with llvm_functions(plan.step.llvm_ir + epilogue.llvm_ir):
             _emit(plan, kind, buffers, epilogue)
     return builder.get()
 

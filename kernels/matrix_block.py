@@ -13,8 +13,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.emit import load, permute, store
-from mpq_compile.kernels.gemm_plan import plan_gemm
+from mpq_compile.kernels.gemm_plan import gemm_choices, plan_gemm
 from mpq_compile.kernels.implicit_gemm import build
 from mpq_compile.kernels.register_block import RegisterBlock
 from mpq_compile.kernels.tier import Tier
@@ -24,11 +25,13 @@ from mpq_compile.kernels.workload import Workload
 PAIRS = ((0, 1, 0, 1), (2, 3, 2, 3))
 # Lanes of two accumulators that are the four channels of the first and of the second pixel.
 PIXELS = ((0, 1, 4, 5), (2, 3, 6, 7))
+# What ``generate`` may be given, the cost model's choice first.
+choices = gemm_choices
 
 
-def generate(workload: Workload, tier: Tier, threads: int) -> Any:
+def generate(workload: Workload, tier: Tier, threads: int, choice: Choice | None = None) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a workload that ``uses_matrix_products``."""
-    return build(plan_gemm(workload, tier, threads), MatrixBlock, workload, tier)
+    return build(plan_gemm(workload, tier, threads, choice), MatrixBlock, workload, tier)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mpq_compile.kernels.blocking import Block
+from mpq_compile.kernels.blocking import Block, near_best
 from mpq_compile.kernels.geometry import Geometry
 
 TILE_ROWS = 16
@@ -18,15 +18,17 @@ LATENCY = 52
 SHAPES = ((2, 2), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 
 
-def choose_tiles(shape: Geometry, vectors: int, threads: int) -> tuple[Block, int]:
-    """Return (block, flat rows) with the least modelled time; see ``GemmPlan.flat_rows``."""
+def rank_tiles(shape: Geometry, vectors: int, threads: int) -> list[tuple[Block, int]]:
+    """Return (block, flat rows) with the least modelled time, and others that come near.
+
+    See ``GemmPlan.flat_rows``.
+    """
     flat_rows = _flat_rows(shape, vectors, threads)
-    best, best_time = (Block(rows=1, columns=1, vectors=1), 0), float("inf")
-    for block, flat in _candidates(shape, vectors, flat_rows):
-        time = _time(shape, block, flat, vectors)
-        if time < best_time:
-            best, best_time = (block, flat), time
-    return best
+    return near_best(
+        _candidates(shape, vectors, flat_rows),
+        lambda tiles: _time(shape, *tiles, vectors),
+        lambda tiles: tiles,
+    )
 
 
 def segments(block: Block, shape: Geometry) -> list[int]:

@@ -19,14 +19,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.arguments import ELEMENT_BYTES
+from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.emit import store
-from mpq_compile.kernels.gemm_plan import GemmPlan, split_of
+from mpq_compile.kernels.gemm_plan import GemmPlan, with_splits
 from mpq_compile.kernels.geometry import geometry, padded_run
 from mpq_compile.kernels.implicit_gemm import build
 from mpq_compile.kernels.microkernel import dot_step
 from mpq_compile.kernels.pixel_block import PixelBlock, Place
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.tile_blocking import choose_tiles, segments
+from mpq_compile.kernels.tile_blocking import rank_tiles, segments
 from mpq_compile.kernels.tile_instructions import TileIntrinsics, TileUnit
 from mpq_compile.kernels.workload import Workload
 
@@ -35,14 +36,18 @@ TILE_STEPS = 16
 
 
 def generate(
-    workload: Workload, tier: Tier, threads: int, unit: type[TileUnit] = TileIntrinsics
+    workload: Workload,
+    tier: Tier,
+    threads: int,
+    choice: Choice | None = None,
+    unit: type[TileUnit] = TileIntrinsics,
 ) -> Any:
     """Return the PrimFunc ``main(X, W, E, [R], O)`` of a workload that ``uses_tiles``.
 
     The process needs permission for the tiles: ``amx_permission``.
     """
     kind = partial(TileBlock, unit=unit(compute=workload.compute))
-    return build(plan_tiles(workload, tier, threads), kind, workload, tier)
+    return build(plan_tiles(workload, tier, threads, choice), kind, workload, tier)
 
 
 def amx_permission() -> Any:
@@ -60,23 +65,29 @@ def amx_permission() -> Any:
     return builder.get()
 
 
-def plan_tiles(workload: Workload, tier: Tier, threads: int) -> GemmPlan:
-    """Choose tiles and split of a workload for ``threads``."""
+def choices(workload: Workload, tier: Tier, threads: int) -> list[Choice]:
+    """Return what a plan may choose, the cost model's choice first."""
+    shape = geometry(workload)
+    tiles = rank_tiles(shape, -(-shape.group_outputs // tier.lanes), threads)
+    return with_splits(workload, tier, tiles, threads)
+
+
+def plan_tiles(workload: Workload, tier: Tier, threads: int, choice: Choice | None) -> GemmPlan:
+    """Plan a workload for ``threads`` by ``choice``; None is the cost model's."""
+    choice = choice or choices(workload, tier, threads)[0]
     shape = geometry(workload)
     step = replace(dot_step(workload, tier), llvm_ir="")
-    vectors = -(-shape.group_outputs // step.lanes)
-    block, flat_rows = choose_tiles(shape, vectors, threads)
     run = padded_run(workload, tier)
     return GemmPlan(
         shape=shape,
         step=step,
-        block=block,
-        split=split_of(workload, tier, block, flat_rows or block.rows, threads),
+        block=choice.block,
+        split=choice.split,
         run_steps=run // step.k_group,
-        vectors=vectors,
+        vectors=-(-shape.group_outputs // step.lanes),
         slack=run - shape.run,
         copy_lanes=64 // ELEMENT_BYTES[step.input_dtype],
-        flat_rows=flat_rows,
+        flat_rows=choice.flat_rows,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from typing import TYPE_CHECKING
 
@@ -68,14 +69,26 @@ def _uniform(session: Session, costs: CostTable, name: str) -> dict[str, str]:
 
 def _key(session: Session, name: str, assignment: dict[str, str]) -> MeasurementKey:
     others = "".join(sorted(f"{s}={c};" for s, c in assignment.items() if c != name))
+    tuned = _tuned(session, assignment)
     return MeasurementKey(
         device=device_fingerprint(tier=session.tier.name, threads=thread_count()),
         toolchain=toolchain_hash(),
         kernels=kernel_hash(),
         operator="network",
-        shape=session.digest() + (f"/{others}" if others else ""),
+        shape="/".join(part for part in (session.digest(), others, tuned) if part),
         candidate=name,
     )
+
+
+def _tuned(session: Session, assignment: dict[str, str]) -> str:
+    """Return a digest of the schedules that differ from the cost model's; empty without any."""
+    sites = session.network.sites
+    workloads = [
+        workload_of(session.network, site, Candidate.parse(assignment[site.id])) for site in sites
+    ]
+    named = {w.key: choice for w in workloads if (choice := session.choice_of(w)) is not None}
+    text = "".join(f"{key}/{choice};" for key, choice in sorted(named.items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 
 
 def _measurement(medians_us: list[float]) -> Measurement:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch.utils import _pytree as pytree
 
 from mpq_compile.errors import LoweringError, PlanError, nearest
+from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.base import target_name
 from mpq_compile.passes.materialize import Materialized, materialize
@@ -77,8 +78,11 @@ def write_artifact(
     folder: Path,
     tier: Tier,
     allow_float: bool = False,
+    choice_of: ChoiceOf = modelled,
 ) -> Materialized:
     """Materialize, lower, build and write the artifact of ``plan`` to ``folder``.
+
+    ``choice_of`` gives tuned schedules; the audit names them.
 
     Returns:
         The materialized graph: the oracle of what was written.
@@ -89,7 +93,7 @@ def write_artifact(
     from mpq_compile.lower.lowering import lower
 
     materialized = materialize(network, calibration, plan.assignment, allow_float)
-    lowered = lower(materialized, network.captured.example_inputs, tier, threads)
+    lowered = lower(materialized, network.captured.example_inputs, tier, threads, choice_of)
     folder.mkdir(parents=True, exist_ok=True)
     library = build_library(lowered, tier, threads, folder / LIBRARY)
     index = write_weights(folder / WEIGHTS, lowered.arrays)

@@ -79,6 +79,7 @@ def plan(
     evaluate: Evaluate | None = None,
     allow_float: bool = False,
     observer: str = "mse",
+    tuned: bool = True,
 ) -> Plan:
     """Choose the bits of every site: least loss within ``budget`` on ``target``.
 
@@ -98,6 +99,8 @@ def plan(
             the drop is the share (%) of calibration samples whose top-1 differs from float.
         allow_float: Run operators without a rule in float on TVM; the audit shows them.
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
+        tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
+            the cost model.
 
     Raises:
         InfeasibleBudgetError: Nothing fits; the message says what is attainable.
@@ -115,6 +118,7 @@ def plan(
         observer,
         allow_float,
         seed,
+        tuned,
     )
     return _plan(session, _budget(budget), minimize, evaluate)
 
@@ -136,6 +140,7 @@ def compile(  # noqa: A001 - the public name
     allow_float: bool = False,
     observer: str = "mse",
     verify: bool = True,
+    tuned: bool = True,
 ) -> CompiledNetwork:
     """Plan, build and measure until the network keeps its budget on the device.
 
@@ -163,6 +168,7 @@ def compile(  # noqa: A001 - the public name
         observer,
         allow_float,
         seed,
+        tuned,
     )
     if plan is not None:
         return _build_given(session, plan, verify)
@@ -255,6 +261,7 @@ def assign(
     allow_float: bool = False,
     observer: str = "mse",
     verify: bool = False,
+    tuned: bool = True,
 ) -> CompiledNetwork:
     """Build a given assignment: one candidate for all sites, or a mapping from site id.
 
@@ -262,7 +269,13 @@ def assign(
         PlanError: A name is unknown, or the target does not support it at a site.
     """
     session = Session(
-        model, example_inputs, calibration, target, allow_float=allow_float, observer=observer
+        model,
+        example_inputs,
+        calibration,
+        target,
+        allow_float=allow_float,
+        observer=observer,
+        tuned=tuned,
     )
     return assign_session(session, assignment, verify)
 

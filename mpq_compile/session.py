@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,10 +23,18 @@ from mpq_compile.capture import capture
 from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
 from mpq_compile.cost.latency import anchored, scaled
 from mpq_compile.cost.profile import Profile, load_profile
-from mpq_compile.cost.store import Store
-from mpq_compile.cost.table import analytic_table, counted_costs, fixed_bytes, measured_table
+from mpq_compile.cost.store import Store, default_path
+from mpq_compile.cost.table import (
+    analytic_table,
+    counted_costs,
+    fixed_bytes,
+    measured_table,
+    workload_of,
+)
+from mpq_compile.cost.tune import Schedules, tune, tuning_budget_s
 from mpq_compile.deploy import write_artifact
 from mpq_compile.errors import PlanError
+from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.tier import Tier, detect_tier
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import Materialized, materialize
@@ -59,6 +68,7 @@ class Session:
         observer: How activation ranges are chosen: mse, minmax, percentile or entropy.
         allow_float: Run operators without integer rule in float instead of refusing them.
         seed: Recorded in the plan; every stage is deterministic.
+        tuned: Search schedules and use those that were found; False leaves all to the cost model.
     """
 
     model: Any
@@ -72,7 +82,9 @@ class Session:
     observer: str = "mse"
     allow_float: bool = False
     seed: int = 0
+    tuned: bool = True
     factor: float = field(default=1.0, init=False)
+    _schedules: Schedules | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.candidates, str):
@@ -80,6 +92,7 @@ class Session:
         # Names are checked before anything that takes time.
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
+        self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self.profile: Profile = load_profile(self.target)
 
     @cached_property
@@ -137,9 +150,36 @@ class Session:
         if self.analytic:
             return analytic_table(self.network, self.choices, self.profile)
         with Store() as store:
-            alone = measured_table(self.network, self.choices, store, self.tier)
+            self.tune(store)
+            alone = measured_table(
+                self.network, self.choices, store, self.tier, choice_of=self.choice_of
+            )
             anchors = network_anchors(self, alone, store)
         return anchored(alone, anchors)
+
+    def tune(self, store: Store, limit_s: float = math.inf) -> None:
+        """Search schedules for the kernels of all candidates, before their costs are measured."""
+        if not self.tuning_s:
+            return
+        workloads = [
+            workload_of(self.network, site, Candidate.parse(name))
+            for site in self.network.sites
+            for name in self.choices[site.id]
+        ]
+        tune(workloads, store, self.tier, min(self.tuning_s, limit_s))
+        self._schedules = Schedules.read(store, self.tier)
+
+    @property
+    def choice_of(self) -> ChoiceOf:
+        """Schedules of this session's kernels: those decided when it first asks for them."""
+        if not self.tuning_s:
+            return modelled
+        if self._schedules is None:
+            if not default_path().exists():
+                return modelled
+            with Store() as store:
+                self._schedules = Schedules.read(store, self.tier)
+        return self._schedules
 
     def allocation(self) -> Allocation:
         """What a solver needs, latencies scaled by what verification saw."""
@@ -265,7 +305,7 @@ class Session:
         owner = owner or tempfile.TemporaryDirectory(prefix="mpq-")
         folder = Path(owner.name) / "artifact"
         materialized = write_artifact(
-            self.network, self.ranges, plan, folder, self.tier, self.allow_float
+            self.network, self.ranges, plan, folder, self.tier, self.allow_float, self.choice_of
         )
         network = CompiledNetwork(folder, reference_of(materialized), owner)
         check_against_oracle(network, self._first_inputs())

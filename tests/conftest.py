@@ -13,6 +13,8 @@ from mpq_compile.runtime.threads import thread_count
 
 # TVM reads its thread count when it is first imported.
 thread_count()
+# Only the tests of tuning search schedules: it takes seconds a network.
+os.environ["MPQ_TUNE"] = "0"
 # Benchmarks and tests read the same real networks.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

@@ -46,6 +46,7 @@ def compile_model(
     candidates: options.Candidates = None,
     constraint: options.Constraint = None,
     allow_float: options.AllowFloat = False,
+    no_tune: options.NoTune = False,
     seed: options.Seed = 0,
     no_verify: Annotated[
         bool,
@@ -77,6 +78,7 @@ def compile_model(
         constraints=read_constraints(constraint),
         allow_float=allow_float,
         seed=seed,
+        tuned=not no_tune,
     )
     _check_folder(output)
     given = None if plan is None else _given(plan, request)
@@ -106,6 +108,7 @@ def build(request: Request, plan: Plan | None, verify: bool) -> CompiledNetwork:
         seed=request.seed,
         minimize=request.minimize,
         allow_float=request.allow_float,
+        tuned=request.tuned,
         verify=verify,
     )
 

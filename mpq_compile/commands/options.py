@@ -38,6 +38,12 @@ Target = Annotated[
 AllowFloat = Annotated[
     bool, typer.Option("--allow-float", help="Run operators without integer rule in float.")
 ]
+NoTune = Annotated[
+    bool,
+    typer.Option(
+        "--no-tune", help="Neither search nor use schedules: leave them to the cost model."
+    ),
+]
 
 LatencyMs = Annotated[
     float | None,

@@ -34,6 +34,7 @@ def plan(
     candidates: options.Candidates = None,
     constraint: options.Constraint = None,
     allow_float: options.AllowFloat = False,
+    no_tune: options.NoTune = False,
     seed: options.Seed = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="plan.json", help="Write the plan.")
@@ -62,6 +63,7 @@ def plan(
         constraints=read_constraints(constraint),
         allow_float=allow_float,
         seed=seed,
+        tuned=not no_tune,
     )
     _check_output(output)
     made = make_plan(request)
@@ -94,6 +96,7 @@ def make_plan(request: Request) -> Plan:
         seed=request.seed,
         minimize=request.minimize,
         allow_float=request.allow_float,
+        tuned=request.tuned,
     )
 
 

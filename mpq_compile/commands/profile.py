@@ -35,10 +35,11 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one meas
 
 
 class RecordingStore(Store):
-    """A store that remembers which measurements were asked for and which were made."""
+    """A store that remembers which measurements were asked for, were there, and were made."""
 
     def __init__(self) -> None:
         self.asked: set[MeasurementKey] = set()
+        self.known: set[MeasurementKey] = set()
         self.made: set[MeasurementKey] = set()
         super().__init__()
 
@@ -46,7 +47,9 @@ class RecordingStore(Store):
         """Return what is known, and note what was asked for."""
         wanted = list(keys)
         self.asked.update(wanted)
-        return super().get_many(wanted)
+        found = super().get_many(wanted)
+        self.known.update(found.keys() - self.made)
+        return found
 
     def put_many(self, rows: Iterable[Row]) -> int:
         """Store the rows, and note them."""
@@ -62,6 +65,7 @@ def measure(
     candidates: options.Candidates = None,
     target: options.Target = "local",
     allow_float: options.AllowFloat = False,
+    no_tune: options.NoTune = False,
     budget_s: Annotated[
         float | None, typer.Option("--budget-s", help="Stop measuring after this many seconds.")
     ] = None,
@@ -86,6 +90,7 @@ def measure(
         target=target,
         candidates=read_candidates(candidates),
         allow_float=allow_float,
+        tuned=not no_tune,
     )
     session = _session(request, request.load())
     start = time.monotonic()
@@ -104,6 +109,7 @@ def _session(request: Request, loaded: Loaded) -> Session:
         target=request.target,
         candidates=request.candidates,
         allow_float=request.allow_float,
+        tuned=request.tuned,
     )
     if session.analytic:
         raise ProfileError(
@@ -117,15 +123,21 @@ def _session(request: Request, loaded: Loaded) -> Session:
 
 
 def _measured(session: Session, store: Store, budget_s: float | None) -> bool:
-    """Measure kernels, then whole networks; return False where the time ran out."""
+    """Tune kernels, time them, then whole networks; return False where the time ran out."""
     from mpq_compile.anchors import network_anchors
     from mpq_compile.cost.table import measured_table
 
     limit = float("inf") if budget_s is None else budget_s
     end = time.monotonic() + limit
+    session.tune(store, limit)
     try:
         alone = measured_table(
-            session.network, session.choices, store, session.tier, budget_s=limit
+            session.network,
+            session.choices,
+            store,
+            session.tier,
+            budget_s=end - time.monotonic(),
+            choice_of=session.choice_of,
         )
     except DeviceError:
         if time.monotonic() < end:
@@ -138,7 +150,7 @@ def _measured(session: Session, store: Store, budget_s: float | None) -> bool:
 
 
 def _outcome(store: RecordingStore, complete: bool, seconds: float) -> Outcome:
-    needed, new = len(store.asked), len(store.made)
+    needed, new = len(store.known | store.made if complete else store.asked), len(store.made)
 
     def show(console: Console) -> None:
         console.print(f"{new} of {needed} measurements were new, in {seconds:.1f} s: {store.path}")
@@ -148,7 +160,7 @@ def _outcome(store: RecordingStore, complete: bool, seconds: float) -> Outcome:
     data = {
         "needed": needed,
         "new": new,
-        "known": needed - new if complete else None,
+        "known": len(store.known) if complete else None,
         "complete": complete,
         "seconds": seconds,
         "database": store.path,

@@ -46,6 +46,7 @@ class Request:
     constraints: Mapping[str, Sequence[str]] = field(default_factory=dict)
     allow_float: bool = False
     seed: int = 0
+    tuned: bool = True
 
     def load(self) -> Loaded:
         """Check the names, which takes no time, then read the data and the model."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.errors import DeviceError
 from mpq_compile.kernels import packing
+from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
@@ -24,6 +24,8 @@ from mpq_compile.progress import track
 from mpq_compile.runtime.threads import thread_count
 
 Workload = ConvWorkload | LinearWorkload | ConvertWorkload | QuantizeRowsWorkload
+# Times one block of calls; seconds a call.
+Run = Callable[[], float]
 
 # A block of calls this long makes the clock's resolution and the call's overhead negligible.
 _BLOCK_S = 2e-3
@@ -38,10 +40,14 @@ _CHUNK = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One workload to time, and the operator it is filed under."""
+    """One workload to time, and the operator it is filed under.
+
+    ``choice`` is the schedule of a matrix multiply; None is the cost model's.
+    """
 
     operator: str
     workload: Workload
+    choice: Choice | None = None
 
 
 def kernel_candidate(workload: Workload) -> str:
@@ -57,13 +63,14 @@ def kernel_candidate(workload: Workload) -> str:
 
 
 def key_of(task: Task, tier: Tier, threads: int) -> MeasurementKey:
-    """Return the key under which a task's time is stored."""
+    """Return the key under which a task's time is stored; a schedule is part of the shape."""
+    shape = task.workload.key
     return MeasurementKey(
         device=device_fingerprint(tier=tier.name, threads=threads),
         toolchain=toolchain_hash(),
         kernels=kernel_hash(),
         operator=task.operator,
-        shape=task.workload.key,
+        shape=shape if task.choice is None else f"{shape}/{task.choice}",
         candidate=kernel_candidate(task.workload),
     )
 
@@ -110,12 +117,15 @@ def measure(
 
 
 def _measure_chunk(tasks: Sequence[Task], tier: Tier, threads: int) -> list[Measurement]:
-    """Time kernels side by side: each round visits every kernel once, with the reference."""
-    runs = [_runner(task.workload, tier, threads) for task in tasks]
-    reference = _runner(_REFERENCE, tier, threads)
+    runs = [runner(task, tier, threads) for task in tasks]
+    return time_side_by_side(runs, reference_runner(tier, threads))
+
+
+def time_side_by_side(runs: Sequence[Run], reference: Run) -> list[Measurement]:
+    """Time kernels in turns: each round visits every kernel once, with the reference."""
     with timing_lock():
         _settle(reference)
-        samples: list[list[float]] = [[] for _ in tasks]
+        samples: list[list[float]] = [[] for _ in runs]
         usual = statistics.median(reference() for _ in range(5))
         for _ in range(_ROUNDS):
             for _attempt in range(_RETRIES):
@@ -127,7 +137,12 @@ def _measure_chunk(tasks: Sequence[Task], tier: Tier, threads: int) -> list[Meas
     return [_statistics(sample) for sample in samples]
 
 
-def _settle(reference: Any) -> None:
+def reference_runner(tier: Tier, threads: int) -> Run:
+    """Return the reference workload, compiled: its time tells whether the machine is as usual."""
+    return runner(Task(operator="reference", workload=_REFERENCE), tier, threads)
+
+
+def _settle(reference: Run) -> None:
     """A fresh process runs slowly at first: repeat until two blocks agree, a second at most."""
     end, before = time.monotonic() + 1.0, reference()
     while time.monotonic() < end:
@@ -158,19 +173,20 @@ def _clock_mhz() -> float | None:
     return statistics.fmean(clocks) if clocks else None
 
 
-def _runner(workload: Workload, tier: Tier, threads: int) -> Any:
+def runner(task: Task, tier: Tier, threads: int) -> Run:
     """Compile a kernel; return a function that times one block and gives seconds a call."""
     import tvm
 
-    from mpq_compile.lower.emit import generator_of
+    from mpq_compile.lower.emit import kernel_function
 
-    function = generator_of(workload)(workload, tier, threads).with_attr("global_symbol", "main")
+    function = kernel_function(task.workload, tier, threads, task.choice)
+    function = function.with_attr("global_symbol", "main")
     if tier.dot == "amx":
         from mpq_compile.runtime.executor import request_amx
 
         request_amx()
     built = tvm.compile(function, target=tvm.target.Target(tier.target(threads)))
-    arguments = [tvm.runtime.tensor(array) for array in _arguments(workload, tier)]
+    arguments = [tvm.runtime.tensor(array) for array in _arguments(task.workload, tier)]
     call = built["main"]
     call(*arguments)
     start = time.perf_counter()

@@ -13,6 +13,7 @@ from mpq_compile.cost.analytic import analytic_energy_mj, analytic_latency_us, w
 from mpq_compile.cost.measure import Task, measure
 from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
+from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import input_workload, site_workload
@@ -81,13 +82,15 @@ def measured_table(
     store: Store,
     tier: Tier,
     budget_s: float = math.inf,
+    choice_of: ChoiceOf = modelled,
 ) -> CostTable:
     """Return the costs on this machine: each kernel timed alone, and changes of format.
 
+    Kernels have the schedules of ``choice_of``.
     What a network costs beside its sites is found by ``cost.latency`` from whole networks.
     """
     tasks = {
-        (site.id, name): _tasks(network, site, Candidate.parse(name))
+        (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
         for site in network.sites
         for name in choices[site.id]
     }
@@ -113,10 +116,11 @@ def measured_table(
     )
 
 
-def _tasks(network: Network, site: Site, candidate: Candidate) -> list[Task]:
+def _tasks(network: Network, site: Site, candidate: Candidate, choice_of: ChoiceOf) -> list[Task]:
     """Return what a site runs: its kernel, and the quantization of a dynamic input before it."""
     kernel = workload_of(network, site, candidate)
-    tasks = [Task(operator=operator_name(site.op, site.depthwise), workload=kernel)]
+    operator = operator_name(site.op, site.depthwise)
+    tasks = [Task(operator=operator, workload=kernel, choice=choice_of(kernel))]
     before = input_workload(site, candidate)
     return tasks if before is None else [Task(operator="quantize_rows", workload=before), *tasks]
 

@@ -20,6 +20,7 @@ from mpq_compile.kernels import (
     quantize_rows,
 )
 from mpq_compile.kernels.attention_workload import AttentionWorkload
+from mpq_compile.kernels.choice import Choice, ChoiceOf, modelled
 from mpq_compile.kernels.elementwise_workload import (
     NormWorkload,
     PoolWorkload,
@@ -81,11 +82,13 @@ class Emitter:
     Args:
         tier: Instruction set the kernels are generated for.
         threads: Threads they may use.
+        choice_of: Schedules of matrix multiplies that were tuned.
     """
 
-    def __init__(self, tier: Tier, threads: int) -> None:
+    def __init__(self, tier: Tier, threads: int, choice_of: ChoiceOf = modelled) -> None:
         self.tier = tier
         self.threads = threads
+        self.choice_of = choice_of
         self.builder = relax.BlockBuilder()
         self.recipes: list[Recipe] = []
         self.arrays: dict[str, np.ndarray] = {}
@@ -183,11 +186,17 @@ class Emitter:
     def _function(self, workload: Any) -> Any:
         """Return the function of ``workload``; equal workloads share one."""
         if workload.key not in self._kernels:
-            function = generator_of(workload)(workload, self.tier, self.threads)
+            choice = self.choice_of(workload) if _is_matmul(workload) else None
+            function = kernel_function(workload, self.tier, self.threads, choice)
             name = "k_" + "".join(c if c.isalnum() else "_" for c in workload.key)
             function = function.with_attr("global_symbol", name)
             self._kernels[workload.key] = self.builder.add_func(function, name)
         return self._kernels[workload.key]
+
+    def matmul_name(self, workload: ConvWorkload | LinearWorkload) -> str:
+        """Return what an audit calls a kernel: its key, and its schedule where it was tuned."""
+        choice = self.choice_of(workload)
+        return workload.key if choice is None else f"{workload.key}/{choice}"
 
     def relax_op(
         self,
@@ -266,9 +275,20 @@ class Emitter:
         return relax.transform.BundleModelParams()(self.builder.finalize())
 
 
+def kernel_function(workload: Any, tier: Tier, threads: int, choice: Choice | None = None) -> Any:
+    """Return the PrimFunc of a workload; only matrix multiplies have a ``choice``."""
+    if choice is not None:
+        return matmul.generate(workload, tier, threads, choice)
+    return generator_of(workload)(workload, tier, threads)
+
+
+def _is_matmul(workload: Any) -> bool:
+    return isinstance(workload, (ConvWorkload, LinearWorkload))
+
+
 def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
     """Return the generator of a workload's kernel."""
-    if isinstance(workload, (ConvWorkload, LinearWorkload)):
+    if _is_matmul(workload):
         return matmul.generate
     if isinstance(workload, AttentionWorkload):
         return attention.generate

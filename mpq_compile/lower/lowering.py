@@ -14,6 +14,7 @@ from tvm import relax
 
 from mpq_compile.capture import source_line
 from mpq_compile.errors import LoweringError, UnsupportedOpError
+from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower import (
     rules_attention,
@@ -59,26 +60,32 @@ class Lowered:
 
 
 def lower(
-    materialized: Materialized, inputs: Sequence[Tensor], tier: Tier, threads: int
+    materialized: Materialized,
+    inputs: Sequence[Tensor],
+    tier: Tier,
+    threads: int,
+    choice_of: ChoiceOf = modelled,
 ) -> Lowered:
     """Lower a materialized graph for the shapes of ``inputs``.
+
+    ``choice_of`` gives the tuned schedules of its matrix multiplies.
 
     Raises:
         LoweringError: An operator has no rule; names the node and its source line.
     """
-    return Lowering(materialized, inputs, tier, threads).run()
+    return Lowering(materialized, inputs, Emitter(tier, threads, choice_of)).run()
 
 
 class Lowering:
     """State of one lowering: what stands for each node, and what is stored."""
 
     def __init__(
-        self, materialized: Materialized, inputs: Sequence[Tensor], tier: Tier, threads: int
+        self, materialized: Materialized, inputs: Sequence[Tensor], emitter: Emitter
     ) -> None:
         self.graph = materialized.module
         self.records = materialized.records
         self.inputs = inputs
-        self.emitter = Emitter(tier, threads)
+        self.emitter = emitter
         self.shapes = value_shapes(self.graph, inputs)
         self.integers = _integer_values(self.graph, inputs)
         self.values: dict[fx.Node, Any] = {}

@@ -97,7 +97,8 @@ def _matmul(
     optional = [value.var for value in (row_scales, residual) if value is not None]
     arguments = [x.var, weight, record, *optional]
     if node.name in lowering.records:
-        lowering.kernel_of[lowering.records[node.name].site.id] = workload.key
+        site = lowering.records[node.name].site.id
+        lowering.kernel_of[site] = lowering.emitter.matmul_name(workload)
     return lowering.emitter.kernel(
         workload, arguments, lowering.shape(node), workload.out, nhwc, workload.stored_size
     )

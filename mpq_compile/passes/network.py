@@ -79,13 +79,14 @@ class Network:
 def prepare(captured: CapturedGraph) -> Network:
     """Run the float passes and find the sites."""
     module = run_passes(
-        captured.module, [
+        captured.module,
+        [
             RemoveIdentity(),
             ExpandScaledSums(),
             FoldConstants(),
             Canonicalize(),
             FoldBatchnorm(),
-        ]
+        ],
     )
     shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
     module = run_passes(module, [FuseAttention(shapes=shapes), FuseEpilogues(shapes=shapes)])

@@ -45,6 +45,16 @@ def test_time_runs_out(
     assert result.json["known"] is None
 
 
+def test_no_tune_asks_for_no_time(
+    mpq: Mpq, job: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPQ_TUNE", "soon")
+    refused = mpq("profile", *job, *NAMES, "--json")
+    assert (refused.code != 0, refused.json["found"]) == (True, "'soon'")
+    for verb in ("profile", "plan"):
+        assert mpq(verb, *job, *NAMES, "--no-tune", "--json").code == 0
+
+
 @pytest.mark.parametrize("value", ["0", "nan"])
 def test_wrong_time(mpq: Mpq, job: tuple[str, ...], value: str) -> None:
     result = mpq("profile", *job, "--budget-s", value, "--json")
