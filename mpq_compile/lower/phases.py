@@ -20,7 +20,7 @@ from tvm.target import Target
 from mpq_compile.kernels.access import call_name
 from mpq_compile.lower.program import NotAProgram
 
-# Scratch below this many bytes stays where it is: LLVM keeps it in registers or on the stack.
+# What a loop allocates below this many bytes lies in registers or on the stack.
 _SMALL = 1024
 _IMPORT = "pragma_import_llvm"
 
@@ -52,8 +52,8 @@ def cut(func: tirx.PrimFunc, target: Target, tasks: int) -> Kernel:
     func = _without_blocks(func)
     imports, body = _unwrapped(func.body)
     statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
-    scratch = [s.buffer for s in statements if isinstance(s, tirx.AllocBuffer) and _is_large(s)]
-    before = [s for s in statements if _prepares(s) and not _is_large(s)]
+    scratch = [s.buffer for s in statements if isinstance(s, tirx.AllocBuffer)]
+    before = [s for s in statements if isinstance(s, (tirx.Bind, tirx.DeclBuffer))]
     work = [s for s in statements if not _prepares(s)]
     _check_allocations(work)
     _check_bindings(statements)
@@ -95,7 +95,7 @@ def _check_allocations(work: Sequence[Any]) -> None:
     for statement in work:
         tvm_ffi.structural_walk(statement, (tirx.AllocBuffer, found.append))
     for allocation in found:
-        if _is_large(allocation):
+        if _bytes(allocation.buffer) >= _SMALL:
             raise NotAProgram(f"{allocation.buffer.name} is allocated within a loop")
 
 
@@ -144,10 +144,6 @@ def _prepares(statement: Any) -> bool:
 def _bytes(buffer: Any) -> int:
     cells = math.prod(int(size) for size in buffer.ty.shape)
     return cells * np.dtype(str(buffer.ty.dtype)).itemsize
-
-
-def _is_large(statement: Any) -> bool:
-    return isinstance(statement, tirx.AllocBuffer) and _bytes(statement.buffer) >= _SMALL
 
 
 def _is_parallel(statement: Any) -> bool:

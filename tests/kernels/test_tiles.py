@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tvm
 
-from mpq_compile.kernels import tiles
+from mpq_compile.kernels import arguments, tiles
 from mpq_compile.kernels.geometry import uses_tiles
 from mpq_compile.kernels.tier import TIERS, host_tiers
 from mpq_compile.kernels.tile_instructions import EmulatedTiles
@@ -57,6 +57,13 @@ def test_emulated_tiles_equal_the_oracle(name, compute):
     cases.assert_matches(workload, AMX, generate=emulated, target=cases.PLAIN_TARGET)
 
 
+@pytest.fixture
+def plain_rounding(monkeypatch):
+    """Round to bf16 by integers: the plain target lacks the instruction."""
+    monkeypatch.setattr(arguments, "BF16_OF_F32", "")
+
+
+@pytest.mark.usefixtures("plain_rounding")
 @pytest.mark.parametrize("residual", ["u8", "fp32"])
 @pytest.mark.parametrize("out", ["u8", "bf16"])
 def test_emulated_tiles_with_residual(out, residual):
