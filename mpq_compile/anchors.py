@@ -6,18 +6,17 @@ import hashlib
 import statistics
 from typing import TYPE_CHECKING
 
-from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.table import workload_of
-from mpq_compile.lock import timing_lock
 from mpq_compile.progress import track
-from mpq_compile.runtime.threads import thread_count
-from mpq_compile.runtime.timing import time_in_turns
+from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.types import Candidate, CostTable
 
 if TYPE_CHECKING:
     from mpq_compile.session import Session
+
+BLOCKS = 7
 
 
 def network_anchors(session: Session, costs: CostTable, store: Store) -> dict[str, float]:
@@ -36,10 +35,10 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> dict[st
         for name in track(missing, "build uniform networks")
     ]
     if networks:
-        with timing_lock():
-            times = time_in_turns([network.executor for network in networks])
-        for name, medians_ms in zip(missing, times, strict=True):
-            known[keys[name]] = _measurement([ms * 1e3 for ms in medians_ms])
+        with session.device.lock():
+            times = session.device.time_networks([n.folder for n in networks], BLOCKS)
+        for name, blocks in zip(missing, times, strict=True):
+            known[keys[name]] = _measurement([1e3 * statistics.median(b) for b in blocks])
         store.put_many([(keys[name], known[keys[name]]) for name in missing])
     return {name: known[key].median_us for name, key in keys.items()}
 
@@ -71,7 +70,7 @@ def _key(session: Session, name: str, assignment: dict[str, str]) -> Measurement
     others = "".join(sorted(f"{s}={c};" for s, c in assignment.items() if c != name))
     tuned = _tuned(session, assignment)
     return MeasurementKey(
-        device=device_fingerprint(tier=session.tier.name, threads=thread_count()),
+        device=session.device.fingerprint,
         toolchain=toolchain_hash(),
         kernels=kernel_hash(),
         operator="network",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 import time
@@ -15,13 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpq_compile.errors import InfeasibleBudgetError
-from mpq_compile.lock import timing_lock
 from mpq_compile.pipeline import assign_session, compile_session
 from mpq_compile.progress import track
 from mpq_compile.report.demo_table import print_plan, print_title
 from mpq_compile.report.plot import save_plan_picture
 from mpq_compile.runtime.network import CompiledNetwork
-from mpq_compile.runtime.timing import time_in_turns
 from mpq_compile.sensitivity.sqnr import decibels, noise_to_signal
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan
@@ -230,9 +229,10 @@ def run_measured(part: Part, budget: Budget, output: Path, name: str) -> dict[st
     built = {
         c: assign_session(part.session, c) for c in track(part.candidates, "build uniform networks")
     }
-    with timing_lock():
-        turns = time_in_turns([net.executor for net in (*built.values(), network)])
-    times = [statistics.median(turn) for turn in turns]
+    device = network.device
+    with device.lock():
+        turns = device.time_networks([net.folder for net in (*built.values(), network)], 7)
+    times = [statistics.median(itertools.chain(*blocks)) for blocks in turns]
     baseline = times[list(built).index("fp32")]
     rows = []
     for c, net in built.items():

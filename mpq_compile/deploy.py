@@ -23,7 +23,7 @@ from mpq_compile.runtime.artifact import (
     seal,
     write_weights,
 )
-from mpq_compile.runtime.threads import thread_count
+from mpq_compile.runtime.device import Device
 from mpq_compile.types import AuditRow, Candidate, Plan
 
 
@@ -76,18 +76,18 @@ def write_artifact(
     calibration: Calibration,
     plan: Plan,
     folder: Path,
-    tier: Tier,
+    device: Device,
     allow_float: bool = False,
     choice_of: ChoiceOf = modelled,
 ) -> Materialized:
     """Materialize, lower, build and write the artifact of ``plan`` to ``folder``.
 
-    ``choice_of`` gives tuned schedules; the audit names them.
+    ``device`` is what it is built for; ``choice_of`` gives tuned schedules; the audit names them.
 
     Returns:
         The materialized graph: the oracle of what was written.
     """
-    threads = thread_count()
+    tier, threads = device.tier, device.threads
     # TVM reads its thread count when it is first imported, so only now.
     from mpq_compile.lower.build import build_library
     from mpq_compile.lower.lowering import lower

@@ -20,7 +20,6 @@ from mpq_compile.allocate import Allocation, constrained, solve_allocation
 from mpq_compile.anchors import network_anchors
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
-from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
 from mpq_compile.cost.latency import anchored, scaled
 from mpq_compile.cost.profile import Profile, load_profile
 from mpq_compile.cost.store import Store, default_path
@@ -35,12 +34,14 @@ from mpq_compile.cost.tune import Schedules, tune, tuning_budget_s
 from mpq_compile.deploy import write_artifact
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.choice import ChoiceOf, modelled
-from mpq_compile.kernels.tier import Tier, detect_tier
+from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import Materialized, materialize
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.registry import METRICS, SOLVERS
+from mpq_compile.runtime.device import Device, LocalDevice
+from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.selfcheck import check_against_oracle
 from mpq_compile.solve.problem import Solution
@@ -140,9 +141,14 @@ class Session:
         return self.profile.kind == "analytic"
 
     @cached_property
+    def device(self) -> Device:
+        """Where kernels and networks run; for an analytic target, this machine."""
+        return LocalDevice()
+
+    @property
     def tier(self) -> Tier:
-        """Tier of the kernels on this machine."""
-        return detect_tier()
+        """Tier of the kernels."""
+        return self.device.tier
 
     @cached_property
     def costs(self) -> CostTable:
@@ -152,7 +158,7 @@ class Session:
         with Store() as store:
             self.tune(store)
             alone = measured_table(
-                self.network, self.choices, store, self.tier, choice_of=self.choice_of
+                self.network, self.choices, store, self.device, choice_of=self.choice_of
             )
             anchors = network_anchors(self, alone, store)
         return anchored(alone, anchors)
@@ -166,8 +172,8 @@ class Session:
             for site in self.network.sites
             for name in self.choices[site.id]
         ]
-        tune(workloads, store, self.tier, min(self.tuning_s, limit_s))
-        self._schedules = Schedules.read(store, self.tier)
+        tune(workloads, store, self.device, min(self.tuning_s, limit_s))
+        self._schedules = Schedules.read(store, self.device)
 
     @property
     def choice_of(self) -> ChoiceOf:
@@ -178,7 +184,7 @@ class Session:
             if not default_path().exists():
                 return modelled
             with Store() as store:
-                self._schedules = Schedules.read(store, self.tier)
+                self._schedules = Schedules.read(store, self.device)
         return self._schedules
 
     def allocation(self) -> Allocation:
@@ -287,7 +293,7 @@ class Session:
             "torch": torch.__version__,
             "toolchain": toolchain_hash(),
             "kernels": kernel_hash(),
-            "device": device_fingerprint(),
+            "device": self.device.fingerprint,
             "network": self.digest(),
         }
 
@@ -305,9 +311,9 @@ class Session:
         owner = owner or tempfile.TemporaryDirectory(prefix="mpq-")
         folder = Path(owner.name) / "artifact"
         materialized = write_artifact(
-            self.network, self.ranges, plan, folder, self.tier, self.allow_float, self.choice_of
+            self.network, self.ranges, plan, folder, self.device, self.allow_float, self.choice_of
         )
-        network = CompiledNetwork(folder, reference_of(materialized), owner)
+        network = CompiledNetwork(folder, reference_of(materialized), owner, self.device)
         check_against_oracle(network, self._first_inputs())
         return network
 

@@ -135,7 +135,7 @@ def _measured(session: Session, store: Store, budget_s: float | None) -> bool:
             session.network,
             session.choices,
             store,
-            session.tier,
+            session.device,
             budget_s=end - time.monotonic(),
             choice_of=session.choice_of,
         )

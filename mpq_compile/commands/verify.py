@@ -16,6 +16,7 @@ from mpq_compile.commands.views import show_notes, show_verification
 from mpq_compile.cost.profile import load_profile
 from mpq_compile.errors import MpqError
 from mpq_compile.runtime.artifact import WEIGHTS, open_artifact
+from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.verify import PROCESSES, verify_artifact
 from mpq_compile.types import Plan, Verification
 
@@ -39,7 +40,7 @@ def verify(
     budget, notes = (given, []) if given else own_budget(plan)
     size_bytes = (artifact / WEIGHTS).stat().st_size
     fits = size_bytes <= budget.get("size_mb", float("inf")) * 1e6
-    verification = verify_artifact(artifact, budget, processes)
+    verification = verify_artifact(artifact, LocalDevice(), budget, processes)
     return _outcome(verification, budget, size_bytes, fits, notes)
 
 

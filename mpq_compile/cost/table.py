@@ -10,17 +10,18 @@ from typing import Any
 from torch import fx
 
 from mpq_compile.cost.analytic import analytic_energy_mj, analytic_latency_us, weight_bytes
-from mpq_compile.cost.measure import Task, measure
+from mpq_compile.cost.measure import measure
 from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
 from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
-from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.passes.base import constant, is_call
 from mpq_compile.passes.formats import Kind, kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.ops import SITE_OPS
+from mpq_compile.runtime.device import Device
+from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
 
 Choices = Mapping[str, Sequence[str]]
@@ -80,11 +81,11 @@ def measured_table(
     network: Network,
     choices: Choices,
     store: Store,
-    tier: Tier,
+    device: Device,
     budget_s: float = math.inf,
     choice_of: ChoiceOf = modelled,
 ) -> CostTable:
-    """Return the costs on this machine: each kernel timed alone, and changes of format.
+    """Return the costs on a device: each kernel timed alone, and changes of format.
 
     Kernels have the schedules of ``choice_of``.
     What a network costs beside its sites is found by ``cost.latency`` from whole networks.
@@ -98,9 +99,8 @@ def measured_table(
     changes = _format_changes(network, siblings, choices)
     alone = itertools.chain.from_iterable(tasks.values())
     unique = {task.workload.key: task for task in (*alone, *changes.values())}
-    times = {
-        k: m.median_us for k, m in measure(unique.values(), store, tier, budget_s=budget_s).items()
-    }
+    measured = measure(unique.values(), store, device, budget_s=budget_s)
+    times = {key: value.median_us for key, value in measured.items()}
     costs: dict[str, dict[str, dict[str, float]]] = {}
     for site in network.sites:
         costs[site.id] = {}

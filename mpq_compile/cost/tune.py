@@ -13,23 +13,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mpq_compile.cost.measure import (
-    Run,
-    Task,
-    key_of,
-    reference_runner,
-    runner,
-    time_side_by_side,
-)
+from mpq_compile.cost.measure import key_of, reference_run, time_side_by_side
 from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.store import Store
 from mpq_compile.errors import DeviceError
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.geometry import geometry
-from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 from mpq_compile.progress import track
-from mpq_compile.runtime.threads import thread_count
+from mpq_compile.runtime.device import Device
+from mpq_compile.runtime.kernel_timing import Run, Task
 
 TRIAL, CHECK = "schedule", "schedule-check"
 # Another schedule than the cost model's must take at most this share of its time.
@@ -94,21 +87,21 @@ class Search:
         return store.get_many([*self.trials, *self.checks])
 
 
-def search_of(workload: Workload, tier: Tier, threads: int) -> Search:
+def search_of(workload: Workload, device: Device) -> Search:
     """Return the search of a workload."""
     from mpq_compile.kernels import matmul
 
-    choices = matmul.choices(workload, tier, threads)
+    choices = matmul.choices(workload, device.tier, device.threads)
 
     def keys(operator: str) -> list[MeasurementKey]:
         tasks = [Task(operator=operator, workload=workload, choice=c) for c in choices]
-        return [key_of(task, tier, threads) for task in tasks]
+        return [key_of(task, device) for task in tasks]
 
     return Search(workload=workload, choices=choices, trials=keys(TRIAL), checks=keys(CHECK))
 
 
 def tune(
-    workloads: Iterable[Workload], store: Store, tier: Tier, budget_s: float = BUDGET_S
+    workloads: Iterable[Workload], store: Store, device: Device, budget_s: float = BUDGET_S
 ) -> dict[str, Choice]:
     """Return the schedule of each workload that is decided, by ``workload.key``.
 
@@ -116,32 +109,31 @@ def tune(
     later call goes on. What was begun is ended, so it may take a few seconds longer. A store that
     cannot be written is only read.
     """
-    threads = thread_count()
     unique = {workload.key: workload for workload in workloads}
-    searches = [search_of(workload, tier, threads) for workload in unique.values()]
+    searches = [search_of(workload, device) for workload in unique.values()]
     decided = {s.workload.key: s.decision(s.known(store)) for s in searches}
     pending = [s for s in searches if decided[s.workload.key] is None]
     pending.sort(key=lambda search: -search.workload.macs)
     end = time.monotonic() + budget_s
     if pending and budget_s > 0 and not store.read_only:
-        reference = reference_runner(tier, threads)
+        reference = reference_run(device)
         for search in track(pending, "tune kernels"):
             if time.monotonic() >= end:
                 break
-            _time(search, store, tier, threads, reference)
+            _time(search, store, device, reference)
             decided[search.workload.key] = search.decision(search.known(store))
     return {key: choice for key, choice in decided.items() if choice is not None}
 
 
-def _time(search: Search, store: Store, tier: Tier, threads: int, reference: Run) -> None:
+def _time(search: Search, store: Store, device: Device, reference: Run) -> None:
     """Time all schedules, then the fastest against the cost model's once more."""
     tasks = [Task(operator=TRIAL, workload=search.workload, choice=c) for c in search.choices]
-    runs = [runner(task, tier, threads) for task in tasks]
-    trials = dict(zip(search.trials, time_side_by_side(runs, reference), strict=True))
+    runs = device.kernels(tasks)
+    trials = dict(zip(search.trials, time_side_by_side(runs, reference, device), strict=True))
     store.put_many(trials.items())
     number = search.challenger(trials)
     if number:
-        checked = time_side_by_side([runs[0], runs[number]], reference)
+        checked = time_side_by_side([runs[0], runs[number]], reference, device)
         keys = search.checks[0], search.checks[number]
         store.put_many(zip(keys, checked, strict=True))
 
@@ -155,22 +147,21 @@ class Schedules:
     """
 
     rows: Rows
-    tier: Tier
-    threads: int
+    device: Device
     _found: dict[str, Choice | None] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def read(cls, store: Store, tier: Tier) -> Schedules:
+    def read(cls, store: Store, device: Device) -> Schedules:
         """Take over what the store has decided."""
         rows = {key: row for key, row in store.items() if key.operator in (TRIAL, CHECK)}
-        return cls(rows=rows, tier=tier, threads=thread_count())
+        return cls(rows=rows, device=device)
 
     def __call__(self, workload: Workload) -> Choice | None:
         alone = workload.alone
         if not self.rows or geometry(alone).out_width != geometry(workload).out_width:
             return None
         if alone.key not in self._found:
-            search = search_of(alone, self.tier, self.threads)
+            search = search_of(alone, self.device)
             choice = search.decision(self.rows)
             self._found[alone.key] = None if choice == search.choices[0] else choice
         return self._found[alone.key]

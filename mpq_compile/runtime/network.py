@@ -14,12 +14,12 @@ from mpq_compile.runtime.artifact import (
     read_verification,
     write_verification,
 )
-from mpq_compile.runtime.executor import Executor
+from mpq_compile.runtime.device import Device, LocalDevice
 from mpq_compile.types import AuditRow, Verification
 
 
 class CompiledNetwork:
-    """A network on this machine's CPU.
+    """A network on its device.
 
     Call it with what the model takes: torch tensors give torch tensors (any whole number of
     samples where the batch is free), NumPy arrays give NumPy arrays.
@@ -29,7 +29,8 @@ class CompiledNetwork:
         audit: One row a site: requested, stored bits, compute, kernel, tier.
         verification: What was measured; None before ``verify``.
         folder: Its artifact.
-        executor: Runs it on flat arrays.
+        device: Where it runs.
+        executor: The network as it was loaded there.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class CompiledNetwork:
         folder: Path,
         reference: Any = None,
         owner: tempfile.TemporaryDirectory[str] | None = None,
+        device: Device | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.manifest, self.plan = open_artifact(self.folder)
         self.verification: Verification | None = read_verification(self.folder)
-        self.executor = Executor(self.folder, self.manifest)
+        self.device: Device = device or LocalDevice()
+        self.executor = self.device.open(self.folder)
         self._reference = reference
         self._owner = owner  # keeps a temporary artifact for as long as the network lives
 

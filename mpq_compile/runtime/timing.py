@@ -1,4 +1,4 @@
-"""Times an artifact in this process: ``python -m mpq_compile.runtime.timing FOLDER``.
+"""Times artifacts in this process: ``python -m mpq_compile.runtime.timing BLOCKS FOLDER…``.
 
 Verification starts this module in fresh processes. It imports TVM's runtime and NumPy, no torch.
 """
@@ -20,8 +20,8 @@ from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
 
 _WARM_S = 0.4
-_BLOCK_S = 0.12
-_BLOCKS = 6
+# A block of one network, and of each of several that are timed in turns.
+BLOCK_S, _TURN_S = 0.12, 0.04
 
 
 def example_inputs(executor: Executor) -> list[np.ndarray]:
@@ -35,24 +35,17 @@ def example_inputs(executor: Executor) -> list[np.ndarray]:
     return inputs
 
 
-def time_blocks(
-    executor: Executor, blocks: int = _BLOCKS, block_s: float = _BLOCK_S
-) -> list[list[float]]:
-    """Return the latency of single calls in ms, block by block, after warming up."""
-    block = _block_timer(executor, _WARM_S, block_s)
-    return [block() for _ in range(blocks)]
-
-
 def time_in_turns(
-    executors: Sequence[Executor], rounds: int = 7, block_s: float = 0.04
-) -> list[list[float]]:
-    """Return block medians in ms of each network; every round visits all of them.
+    executors: Sequence[Executor], blocks: int, block_s: float = BLOCK_S
+) -> list[list[list[float]]]:
+    """Return latencies in ms by network, block and call; every round visits all networks.
 
     What disturbs the machine for a while then disturbs all alike, so that ratios hold.
     """
-    blocks = [_block_timer(executor, 0.1, block_s) for executor in executors]
-    rows = [[statistics.median(block()) for block in blocks] for _ in range(rounds)]
-    return [list(column) for column in zip(*rows, strict=True)]
+    warm_s = _WARM_S if len(executors) == 1 else 0.1
+    timers = [_block_timer(executor, warm_s, block_s) for executor in executors]
+    rounds = [[block() for block in timers] for _ in range(blocks)]
+    return [list(column) for column in zip(*rounds, strict=True)]
 
 
 def _block_timer(executor: Executor, warm_s: float, block_s: float) -> Callable[[], list[float]]:
@@ -81,21 +74,17 @@ def _call(executor: Executor, tensors: Sequence[Any]) -> Any:
     return call
 
 
-def summary(blocks: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return per-block medians and 95th percentiles, ms."""
-    return {
-        "medians_ms": [statistics.median(block) for block in blocks],
-        "p95_ms": [float(np.percentile(block, 95)) for block in blocks],
-        "calls": sum(len(block) for block in blocks),
-    }
+def block_medians(blocks: Sequence[Sequence[float]]) -> list[float]:
+    """Return the median of each block."""
+    return [statistics.median(block) for block in blocks]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Time the artifact named first; print one JSON object."""
-    folder = Path(arguments[0])
-    manifest, _ = open_artifact(folder)
-    executor = Executor(folder, manifest)
-    print(json.dumps(summary(time_blocks(executor))))
+    """Time artifacts: the number of blocks, then the folders; print latencies as one JSON list."""
+    blocks, *folders = arguments
+    executors = [Executor(Path(f), open_artifact(Path(f))[0]) for f in folders]
+    block_s = BLOCK_S if len(executors) == 1 else _TURN_S
+    print(json.dumps(time_in_turns(executors, int(blocks), block_s)))
 
 
 if __name__ == "__main__":

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from mpq_compile.errors import DeviceError
-from mpq_compile.lock import timing_lock
 from mpq_compile.progress import track
+from mpq_compile.runtime.device import Device
 from mpq_compile.types import Verification
 
-PROCESSES = 3
+PROCESSES, BLOCKS = 3, 6
 _RESAMPLES = 2000
-_TIMEOUT_S = 300
 # Blocks that differ by more than this say that the machine was busy, not what the network costs.
 _UNSETTLED = 0.5
 
 
-def measure_artifact(folder: Path, processes: int = PROCESSES) -> list[dict[str, Any]]:
-    """Time ``folder`` in fresh processes, one after the other; return their summaries."""
-    with timing_lock():
-        return [_one_process(folder) for _ in track(range(processes), "verify latency")]
+# Latencies of single calls in ms, by process, block and call.
+Runs = Sequence[Sequence[Sequence[float]]]
 
 
-def _one_process(folder: Path) -> dict[str, Any]:
-    package_root = str(Path(__file__).resolve().parents[2])
-    paths = [package_root, os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    command = [sys.executable, "-m", "mpq_compile.runtime.timing", str(folder)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(
-            "the network did not finish in time",
-            where=str(folder),
-            expected=f"an answer within {_TIMEOUT_S} s",
-            remedy="run it with `mpq run` to see how long one call takes",
-        ) from error
-    if done.returncode:
-        raise DeviceError(
-            "timing the artifact in a fresh process failed",
-            where=str(folder),
-            found=done.stderr.strip()[-600:],
-            remedy="run `mpq doctor`",
-        )
-    return json.loads(done.stdout.splitlines()[-1])
+def measure_artifact(folder: Path, device: Device, processes: int = PROCESSES) -> Runs:
+    """Time ``folder`` in fresh processes of the device, one after the other."""
+    with device.lock():
+        return [
+            device.time_networks([folder], BLOCKS)[0]
+            for _ in track(range(processes), "verify latency")
+        ]
 
 
 def bootstrap(
@@ -74,18 +50,16 @@ def bootstrap(
     return float(low), float(high)
 
 
-def judge(
-    summaries: Sequence[Mapping[str, Any]], budget: Mapping[str, float], rounds: int = 1
-) -> Verification:
-    """Return the verdict on measured summaries.
+def judge(runs: Runs, budget: Mapping[str, float], rounds: int = 1) -> Verification:
+    """Return the verdict on what :func:`measure_artifact` measured.
 
     Accepted where the upper end of the 95 % interval is within the budget. Where blocks differ
     so much that the interval straddles the budget, the answer is inconclusive.
     """
-    runs = [summary["medians_ms"] for summary in summaries]
-    everything = np.concatenate([np.asarray(run) for run in runs])
-    low, high = bootstrap(runs)
-    p95_runs = [summary["p95_ms"] for summary in summaries]
+    medians = [[statistics.median(block) for block in run] for run in runs]
+    everything = np.concatenate([np.asarray(run) for run in medians])
+    low, high = bootstrap(medians)
+    p95_runs = [[float(np.percentile(block, 95)) for block in run] for run in runs]
     p95 = float(np.median(np.concatenate([np.asarray(run) for run in p95_runs])))
     p95_low, p95_high = bootstrap(p95_runs)
     drift = float(everything.max() / everything.min() - 1)
@@ -105,8 +79,8 @@ def judge(
         latency_ms_lower95=low,
         latency_ms_upper95=high,
         latency_p95_ms=p95,
-        samples=sum(int(summary["calls"]) for summary in summaries),
-        processes=len(summaries),
+        samples=sum(len(block) for run in runs for block in run),
+        processes=len(runs),
         drift=drift,
         within_budget=None if status == "unbounded" else status == "accepted",
         status=status,
@@ -115,7 +89,7 @@ def judge(
 
 
 def verify_artifact(
-    folder: Path, budget: Mapping[str, float], processes: int = PROCESSES
+    folder: Path, device: Device, budget: Mapping[str, float], processes: int = PROCESSES
 ) -> Verification:
     """Measure ``folder`` and judge it against ``budget`` (latency_ms, latency_p95_ms)."""
-    return judge(measure_artifact(folder, processes), budget)
+    return judge(measure_artifact(folder, device, processes), budget)

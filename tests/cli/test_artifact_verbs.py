@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from verbs import Mpq
 
 
-def summary(latency_ms: float) -> list[dict[str, Any]]:
-    """What a process that times the network reports."""
-    blocks = [latency_ms] * 6
-    return [{"medians_ms": blocks, "p95_ms": blocks, "calls": 60}] * 3
+def runs(*blocks_ms: float) -> list[list[list[float]]]:
+    """Latencies of three processes with blocks of ten calls that all take the same."""
+    return [[[latency_ms] * 10 for latency_ms in blocks_ms]] * 3
 
 
 def test_compile_a_plan(artifact: Path, plan_file: Path) -> None:
@@ -33,7 +31,7 @@ def test_a_rejected_network_exits_with_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mpq_compile.pipeline.measure_artifact", lambda folder: summary(9.0))
+    monkeypatch.setattr("mpq_compile.pipeline.measure_artifact", lambda *_: runs(9.0))
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     plan.update(target="local", budget={"latency_ms": 1.0})
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
@@ -85,7 +83,7 @@ def test_verdicts(
     size_mb: float | None,
     code: int,
 ) -> None:
-    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: summary(9.0))
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(9.0))
     if size_mb is not None:
         budget = {"size_mb": size_mb}
         monkeypatch.setattr("mpq_compile.commands.verify.own_budget", lambda plan: (budget, []))
@@ -97,8 +95,7 @@ def test_verdicts(
 def test_an_inconclusive_measurement_is_no_success(
     mpq: Mpq, artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noisy = [{"medians_ms": [0.5, 5.0], "p95_ms": [0.5, 5.0], "calls": 60}] * 3
-    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: noisy)
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(0.5, 5.0))
     result = mpq("verify", artifact, "--latency-ms", "3", "--json")
     assert (result.code, result.json["status"]) == (1, "inconclusive")
 

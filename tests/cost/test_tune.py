@@ -14,17 +14,16 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.tune import CHECK, TRIAL, Schedules, search_of, tune, tuning_budget_s
 from mpq_compile.errors import DeviceError
-from mpq_compile.kernels.tier import detect_tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.pipeline import assign_session
-from mpq_compile.runtime.threads import thread_count
+from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.session import Session
 
 CONV = ConvWorkload(
     batch=1, height=12, width=20, in_channels=8, out_channels=40, kernel=(3, 3),
     padding=(1, 1, 1, 1),
 )  # fmt: skip
-TIER = detect_tier()
+DEVICE = LocalDevice()
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,7 @@ def row(us: float) -> Measurement:
 def rows_of(trials: list[float], checks: tuple[float, float] | None = None) -> dict:
     """Return rows in which choice i took ``trials[i]`` µs (the last value for all others), and
     the model's and the fastest then took ``checks``."""
-    search = search_of(CONV, TIER, thread_count())
+    search = search_of(CONV, DEVICE)
     times = [*trials, *[trials[-1]] * (len(search.choices) - len(trials))]
     rows = {key: row(us) for key, us in zip(search.trials, times, strict=True)}
     if checks is not None:
@@ -55,7 +54,7 @@ def rows_of(trials: list[float], checks: tuple[float, float] | None = None) -> d
 
 def decided(rows: dict[MeasurementKey, Measurement]) -> int | None:
     """Return the number of the chosen schedule, or None where nothing is decided."""
-    search = search_of(CONV, TIER, thread_count())
+    search = search_of(CONV, DEVICE)
     choice = search.decision(rows)
     return None if choice is None else list(search.choices).index(choice)
 
@@ -82,28 +81,28 @@ def test_nothing_is_decided_by_half():
 def test_one_schedule_needs_no_measuring():
     workload = LinearWorkload(rows=1, in_features=32, out_features=8)
     with Store() as store:
-        found = tune([workload], store, TIER, 0.0)
+        found = tune([workload], store, DEVICE, 0.0)
         assert list(found) == [workload.key]
         assert len(store) == 0
 
 
 def test_search_is_stored_and_done_once(database: Path, tmp_path: Path):
     with Store() as store:
-        assert tune([CONV], store, TIER, 0.0) == {}
-        first = tune([CONV, CONV], store, TIER, 1e-6 + 60)
+        assert tune([CONV], store, DEVICE, 0.0) == {}
+        first = tune([CONV, CONV], store, DEVICE, 1e-6 + 60)
         assert list(first) == [CONV.key]
         operators = [key.operator for key, _ in store.items()]
-        offered = search_of(CONV, TIER, thread_count()).choices
+        offered = search_of(CONV, DEVICE).choices
         assert operators.count(TRIAL) == len(offered) > 1
         assert operators.count(CHECK) in (0, 2)
         before = store.items()
-        assert tune([CONV], store, TIER, 60) == first
+        assert tune([CONV], store, DEVICE, 60) == first
         assert store.items() == before
         store.export_jsonl(tmp_path / "all.jsonl")
     with Store(tmp_path / "other.sqlite") as other:
         other.import_jsonl(tmp_path / "all.jsonl")
-        assert tune([CONV], other, TIER, 0.0) == first
-        chosen = Schedules.read(other, TIER)(CONV)
+        assert tune([CONV], other, DEVICE, 0.0) == first
+        chosen = Schedules.read(other, DEVICE)(CONV)
     assert chosen == (None if first[CONV.key] == offered[0] else first[CONV.key])
 
 
@@ -111,7 +110,7 @@ def prefer_another(workloads: list) -> Callable[[object], str]:
     """Store rows by which each workload's last schedule is the fastest; return their texts."""
     texts, rows = {}, {}
     for workload in workloads:
-        search = search_of(workload, TIER, thread_count())
+        search = search_of(workload, DEVICE)
         last = len(search.choices) - 1
         rows |= {key: row(10.0) for key in search.trials}
         rows |= {search.trials[last]: row(5.0), search.checks[0]: row(10.0)}
@@ -172,7 +171,7 @@ def test_a_store_that_is_only_read(database: Path):
     other = replace(CONV, in_channels=9)
     with Store(read_only=True) as store:
         before = len(store)
-        assert list(tune([CONV, other], store, TIER, 60)) == [CONV.key]
+        assert list(tune([CONV, other], store, DEVICE, 60)) == [CONV.key]
         assert len(store) == before
 
 

@@ -111,3 +111,13 @@ def _cpu_fields() -> dict[str, str]:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_") or "unknown"
+
+
+def cpu_clock_mhz() -> float | None:
+    """Return the mean clock of the cores in MHz at this moment; None where it is not known."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    except (OSError, ValueError):
+        return None
+    return sum(clocks) / len(clocks) if clocks else None

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from mpq_compile.cost import fingerprint
-from mpq_compile.cost.fingerprint import (
+from mpq_compile.kernels.tier import detect_tier
+from mpq_compile.runtime import fingerprint
+from mpq_compile.runtime.fingerprint import (
     default_threads,
     device_fingerprint,
     kernel_hash,
     toolchain_hash,
 )
-from mpq_compile.kernels.tier import detect_tier
 
 ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import sys
 import mpq_compile.cost.analytic, mpq_compile.lock, mpq_compile.cost.store
-from mpq_compile.cost.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
+from mpq_compile.runtime.fingerprint import device_fingerprint, kernel_hash, toolchain_hash
 print(device_fingerprint(), toolchain_hash(), kernel_hash())
 print([name for name in ("tvm", "torch", "numpy") if name in sys.modules])
 """

@@ -1,0 +1,47 @@
+"""Artifacts timed in a fresh process of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpq_compile.errors import DeviceError
+
+_TIMEOUT_S = 300
+
+
+def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> list[list[list[float]]]:
+    """Return latencies in ms by artifact, block and call; see ``Device.time_networks``.
+
+    Raises:
+        DeviceError: The process failed, or took too long.
+    """
+    package_root = str(Path(__file__).resolve().parents[2])
+    paths = [package_root, os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    module = "mpq_compile.runtime.timing"
+    command = [sys.executable, "-m", module, str(blocks), *map(str, folders)]
+    where = ", ".join(map(str, folders))
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(
+            "the network did not finish in time",
+            where=where,
+            expected=f"an answer within {_TIMEOUT_S} s",
+            remedy="run it with `mpq run` to see how long one call takes",
+        ) from error
+    if done.returncode:
+        raise DeviceError(
+            "timing the artifact in a fresh process failed",
+            where=where,
+            found=done.stderr.strip()[-600:],
+            remedy="run `mpq doctor`",
+        )
+    return json.loads(done.stdout.splitlines()[-1])
