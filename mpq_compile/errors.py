@@ -91,6 +91,10 @@ class DeviceError(MpqError):
     """The device cannot run what was asked, or did not answer."""
 
 
+class DeviceLostError(DeviceError):
+    """A remote device no longer answers: its work can be done again, there or elsewhere."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a remedy that suggests the known name nearest to ``name``."""
     names = sorted(known)

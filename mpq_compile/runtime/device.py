@@ -65,6 +65,13 @@ class Device(Protocol):
         """Threads of the kernels that are built for it."""
         ...
 
+    def workers(self) -> Sequence[Device]:
+        """Return the devices that may be measured on at the same time, all with its fingerprint.
+
+        One of them may be lost on the way (``DeviceLostError``); the others then do its work.
+        """
+        ...
+
     def lock(self) -> AbstractContextManager[None]:
         """Hold it alone: nothing else may be timed on it."""
         ...
@@ -109,6 +116,10 @@ class LocalDevice:
     def fingerprint(self) -> str:
         """The fingerprint of this machine at this tier and number of threads."""
         return device_fingerprint(tier=self.tier.name, threads=self.threads)
+
+    def workers(self) -> Sequence[Device]:
+        """Return this machine alone."""
+        return [self]
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock of everything that is timed on this machine."""
