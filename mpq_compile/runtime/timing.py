@@ -79,12 +79,17 @@ def block_medians(blocks: Sequence[Sequence[float]]) -> list[float]:
     return [statistics.median(block) for block in blocks]
 
 
+def time_artifacts(folders: Sequence[Path], blocks: int) -> list[list[list[float]]]:
+    """Load artifacts and time them in turns; see :func:`time_in_turns`."""
+    executors = [Executor(folder, open_artifact(folder)[0]) for folder in folders]
+    block_s = BLOCK_S if len(executors) == 1 else _TURN_S
+    return time_in_turns(executors, blocks, block_s)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Time artifacts: the number of blocks, then the folders; print latencies as one JSON list."""
     blocks, *folders = arguments
-    executors = [Executor(Path(f), open_artifact(Path(f))[0]) for f in folders]
-    block_s = BLOCK_S if len(executors) == 1 else _TURN_S
-    print(json.dumps(time_in_turns(executors, int(blocks), block_s)))
+    print(json.dumps(time_artifacts([Path(folder) for folder in folders], int(blocks))))
 
 
 if __name__ == "__main__":
