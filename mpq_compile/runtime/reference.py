@@ -32,5 +32,5 @@ class Reference:
 
 
 def _work(data: np.ndarray, copy: np.ndarray) -> None:
-    hashlib.sha256(memoryview(data)[:_HASHED_BYTES])
+    hashlib.sha256(data[:_HASHED_BYTES].data)
     np.copyto(copy, data)
