@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mpq_compile.kernels.tier import Tier, detect_tier
 from mpq_compile.lock import timing_lock
 from mpq_compile.runtime.fingerprint import cpu_clock_mhz, device_fingerprint
-from mpq_compile.runtime.kernel_timing import Run, Task, runner
+from mpq_compile.runtime.kernel_timing import Run, Task, local_run
 from mpq_compile.runtime.threads import thread_count
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Device(Protocol):
         ...
 
     def kernels(self, tasks: Sequence[Task]) -> list[Run]:
-        """Build the kernels and load them; each result times one block, in seconds a call."""
+        """Build the kernels and load them, with the arguments of ``kernel_arguments``."""
         ...
 
     def open(self, folder: Path) -> NetworkRunner:
@@ -132,7 +132,7 @@ class LocalDevice:
     def kernels(self, tasks: Sequence[Task]) -> list[Run]:
         """Compile the kernels into this process."""
         threads = self.threads  # before TVM is imported: it reads its thread count once
-        return [runner(task, self.tier, threads) for task in tasks]
+        return [local_run(task, self.tier, threads) for task in tasks]
 
     def open(self, folder: Path) -> NetworkRunner:
         """Load an artifact into this process."""
