@@ -17,11 +17,18 @@ from mpq_compile.kernels.tier import Tier, tier_named
 from mpq_compile.runtime import tracker
 from mpq_compile.runtime.connection import WAIT_S, Connection
 from mpq_compile.runtime.device import Conditions, Device
-from mpq_compile.runtime.kernel_timing import Run, Task, compiled_kernel, kernel_arguments
-from mpq_compile.runtime.remote_kernel import remote_run
+from mpq_compile.runtime.kernel_timing import (
+    Run,
+    Task,
+    blank_outputs,
+    compiled_kernel,
+    kernel_arguments,
+)
+from mpq_compile.runtime.remote_kernel import RemoteRun
 from mpq_compile.runtime.remote_network import RemoteNetwork, uploaded
 from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import PROTOCOL, versions
+from mpq_compile.runtime.timing import Timings
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -131,10 +138,11 @@ class RpcDevice:
             for task, library in zip(tasks, libraries, strict=True):
                 compiled_kernel(task, self.tier, self.threads).export_library(str(library))
             arguments = [kernel_arguments(task.workload, self.tier) for task in tasks]
+            counts = [len(blank_outputs(task.workload)) for task in tasks]
             return self._steadily(
                 lambda connection: [
-                    remote_run(connection, library, arrays)
-                    for library, arrays in zip(libraries, arguments, strict=True)
+                    RemoteRun(connection, library, arrays, count)
+                    for library, arrays, count in zip(libraries, arguments, counts, strict=True)
                 ]
             )
 
@@ -142,15 +150,13 @@ class RpcDevice:
         """Upload an artifact and load it there."""
         return RemoteNetwork(folder, self._steadily)
 
-    def time_networks(self, folders: Sequence[Path], blocks: int) -> list[list[list[float]]]:
+    def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
         """Upload artifacts and time them there, in turns, in one fresh process."""
 
-        def timed(connection: Connection) -> list[list[list[float]]]:
+        def timed(connection: Connection) -> Timings:
             places = [uploaded(connection, folder) for folder in folders]
-            times: list[list[list[float]]] = connection.call(
-                "time_networks", folders=places, blocks=blocks
-            )
-            return times
+            found = connection.call("time_networks", folders=places, blocks=blocks)
+            return Timings.from_json(found)
 
         return self._steadily(timed)
 

@@ -26,7 +26,7 @@ from mpq_compile.runtime.executor import Executor, request_amx
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.native import torch_left_out
 from mpq_compile.runtime.processes import FreshProcesses
-from mpq_compile.runtime.timing import time_artifacts
+from mpq_compile.runtime.timing import time_folders
 
 PREFIX = "mpq.device."
 # Raised whenever a function or its data change: client and server must agree.
@@ -83,7 +83,7 @@ class Service:
         Path(folder).mkdir(exist_ok=True)
         return [name for name in files if not (Path(folder) / name).is_file()]
 
-    def time_networks(self, folders: Sequence[str], blocks: int) -> list[list[list[float]]]:
+    def time_networks(self, folders: Sequence[str], blocks: int) -> dict[str, Any]:
         """Time artifacts in one fresh process; see ``Device.time_networks``."""
         return self._fresh.run([list(folders), blocks])
 
@@ -105,9 +105,9 @@ class Service:
             np.savez(stream, *self._loaded[folder].run(values))
 
 
-def _timed(request: Sequence[Any]) -> list[list[list[float]]]:
+def _timed(request: Sequence[Any]) -> dict[str, Any]:
     folders, blocks = request
-    return time_artifacts([Path(folder) for folder in folders], blocks)
+    return time_folders([Path(folder) for folder in folders], blocks).to_json()
 
 
 def versions() -> dict[str, str]:
