@@ -122,8 +122,11 @@ class Farm:
 
     def wait_for(self, key: str, process: Process, count: int = 1) -> None:
         """Wait until ``count`` servers of a key are free, one of them of the process."""
-        until(lambda: self.free(key) >= count or process.process.poll() is not None)
-        assert self.free(key) >= count, process.output
+        end = time.monotonic() + START_S
+        while self.free(key) < count:
+            late = time.monotonic() > end or process.process.poll() is not None
+            assert not late, f"server: {process.output}\ntracker: {self.tracker.output}"
+            time.sleep(0.05)
 
     def free(self, key: str) -> int:
         """Return how many servers of a key are free."""

@@ -92,8 +92,10 @@ class RpcDevice:
 
     def workers(self) -> Sequence[Device]:
         """Return this device and those of the same key and fingerprint that are free now."""
+        return self._steadily(self._workers)
+
+    def _workers(self, own: Connection) -> Sequence[Device]:
         with self._guard:
-            own = self._connected()
             self._others = [other for other in self._others if other.connected]
             for device in free_devices(self.address, self._servers().free):
                 if device.fingerprint == self.fingerprint:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from mpq_compile.kernels.workload import LinearWorkload
 from mpq_compile.runtime import serve, service
+from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.rpc_address import Address
 
 
@@ -32,22 +34,29 @@ class OldVersion(service.Service):
         return found | {"versions": found["versions"] | {"tvm": "0.1.0"}}
 
 
+# The one kernel that a device which computes nothing is asked for.
+WORKLOAD = LinearWorkload(rows=4, in_features=32, out_features=32, compute="fp32", out="fp32")
+
+
 def compute_nothing() -> None:
-    """Let every kernel return at once."""
+    """Give every client a kernel that returns at once, whatever it has uploaded."""
     service.register()
     import tvm
+    from tvm import tirx
     from tvm.rpc import server
-    from tvm.script import tirx as T
 
-    @T.prim_func(s_tir=True)
-    def nothing(a: T.handle) -> None:
-        T.evaluate(0)
+    from mpq_compile.lower.emit import kernel_function
 
-    server._load_module = lambda path: tvm.compile(nothing).mod
+    device = LocalDevice()
+    real = kernel_function(WORKLOAD, device.tier, device.threads, None)
+    idle = real.with_body(tirx.Evaluate(0)).with_attr("global_symbol", "main")
+    built = tvm.compile(idle, target=tvm.target.Target(device.tier.target(device.threads)))
+    server._load_module = lambda path: built.mod
 
 
 FAULTS = {
     "networks": lambda: service.register(WrongNetworks),
+    "kernels": compute_nothing,
     "version": lambda: service.register(OldVersion),
 }
 

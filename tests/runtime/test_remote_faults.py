@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from broken_server import WORKLOAD
 from farm import Farm, farm
 
 import mpq_compile as mpq
+from mpq_compile.cost.measure import measure
+from mpq_compile.cost.store import Store
+from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.runtime.remote import RpcDevice
 from mpq_compile.runtime.rpc_address import Address
 
@@ -24,7 +28,7 @@ def open_device(servers: Farm, key: str) -> RpcDevice:
 def servers() -> Iterator[Farm]:
     """A farm in which every fault has its key; all are started side by side."""
     with farm() as made:
-        starting = {key: made.start(key, BROKEN, key) for key in ("networks", "version")}
+        starting = {key: made.start(key, BROKEN, key) for key in ("networks", "kernels", "version")}
         starting["mixed"] = made.start("mixed")
         generic = made.start("mixed", MPQ_TIER="generic")
         for key, process in starting.items():
@@ -38,6 +42,17 @@ def test_a_network_that_computes_something_else_is_refused(servers: Farm) -> Non
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
     with pytest.raises(mpq.MpqError, match="does not compute what its oracle computes"):
         mpq.assign(model, x[:1], [x], "w8a8", target=servers.target("networks"))
+
+
+def test_a_kernel_that_computes_something_else_is_not_timed(servers: Farm, tmp_path: Path) -> None:
+    task = Task(operator="linear", workload=WORKLOAD)
+    device = open_device(servers, "kernels")
+    with Store(tmp_path / "db.sqlite") as store:
+        with pytest.raises(mpq.DeviceError, match="computes something else") as caught:
+            measure([task], store, device)
+        assert len(store) == 0
+    assert device.name in str(caught.value)
+    device.close()
 
 
 def test_another_version_is_refused(servers: Farm) -> None:

@@ -21,6 +21,7 @@ from mpq_compile.kernels.workload import LinearWorkload
 from mpq_compile.runtime import remote
 from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.runtime.remote import RpcDevice
+from mpq_compile.runtime.remote_kernel import RemoteRun
 from mpq_compile.runtime.rpc_address import Address
 
 T = TypeVar("T")
@@ -51,8 +52,10 @@ def open_device(servers: Farm, key: str) -> RpcDevice:
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Farm]:
     with farm() as made:
-        for key, process in {key: made.start(key) for key in ("lost", "crash", "ended")}.items():
+        starting = [(key, made.start(key)) for key in ("lost", "crash", "ended", "farm", "farm")]
+        for key, process in starting:
             made.wait_for(key, process)
+        made.wait_for("farm", process, 2)
         yield made
 
 
@@ -72,13 +75,36 @@ def test_a_lost_device_is_a_clear_error_and_the_work_goes_on_when_it_is_back(
         servers.servers[device.server].kill()
         with pytest.raises(DeviceLostError, match="the device was lost while timing a kernel"):
             in_time(run.time)
-        with pytest.raises(DeviceLostError, match="the device was lost") as caught:
+        with pytest.raises(DeviceLostError, match="no device is left to measure on") as caught:
             in_time(lambda: measure([linear(32), linear(64)], store, device))
         assert servers.target("lost") in str(caught.value)
         assert "mpq device serve" in str(caught.value)
         servers.serve("lost")
         both = measure([linear(32), linear(64)], store, device)
     assert both.items() > first.items()
+    device.close()
+
+
+def test_the_work_of_a_lost_worker_is_done_by_the_others(
+    servers: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    timed, killed = RemoteRun.time, []
+
+    def killing(run: RemoteRun) -> float:
+        if not killed:
+            killed.append(run._connection.server)
+            servers.servers[killed[0]].kill()
+        return timed(run)
+
+    monkeypatch.setattr(RemoteRun, "time", killing)
+    monkeypatch.setattr("mpq_compile.cost.measure.CHUNK", 2)
+    tasks = [linear(16 * size) for size in range(1, 7)]
+    device = open_device(servers, "farm")
+    with Store(tmp_path / "db.sqlite") as store:
+        found = in_time(lambda: measure(tasks, store, device))
+        assert {key.device for key, _ in store.items()} == {device.fingerprint}
+    assert found.keys() == {task.workload.key for task in tasks}
+    assert killed[0] in caplog.text
     device.close()
 
 
@@ -138,6 +164,7 @@ def test_a_tracker_that_was_restarted_finds_its_servers_again(
     device.close()
     assert in_time(device.conditions).load is not None
     device.close()
+    servers.wait_for("ended", servers.tracker)
 
 
 @pytest.mark.parametrize("key, number", [("ended", signal.SIGTERM), ("crash", signal.SIGINT)])
