@@ -27,6 +27,7 @@ from mpq_compile.cost.table import (
     analytic_table,
     counted_costs,
     fixed_bytes,
+    is_measured,
     measured_table,
     workload_of,
 )
@@ -156,12 +157,20 @@ class Session:
         if self.analytic:
             return analytic_table(self.network, self.choices, self.profile)
         with Store() as store:
-            self.tune(store)
+            if not self._is_measured(store):
+                self.tune(store)
             alone = measured_table(
                 self.network, self.choices, store, self.device, choice_of=self.choice_of
             )
             anchors = network_anchors(self, alone, store)
         return anchored(alone, anchors)
+
+    def _is_measured(self, store: Store) -> bool:
+        """Tell whether all kernels are timed: then planning neither tunes nor measures.
+
+        What tuning left undecided stays so until somebody profiles.
+        """
+        return is_measured(self.network, self.choices, store, self.device, self.choice_of)
 
     def tune(self, store: Store, limit_s: float = math.inf) -> None:
         """Search schedules for the kernels of all candidates, before their costs are measured."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx
 
 from mpq_compile.cost.analytic import analytic_energy_mj, analytic_latency_us, weight_bytes
+from mpq_compile.cost.keys import key_of
 from mpq_compile.cost.measure import measure
 from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
@@ -25,6 +26,7 @@ from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
 
 Choices = Mapping[str, Sequence[str]]
+_Tasks = Mapping[tuple[str, str], Sequence[Task]]
 
 
 def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[str, float]:
@@ -84,22 +86,16 @@ def measured_table(
     device: Device,
     budget_s: float = math.inf,
     choice_of: ChoiceOf = modelled,
+    again: bool = False,
 ) -> CostTable:
     """Return the costs on a device: each kernel timed alone, and changes of format.
 
-    Kernels have the schedules of ``choice_of``.
+    Kernels have the schedules of ``choice_of``; ``again`` as in ``measure``.
     What a network costs beside its sites is found by ``cost.latency`` from whole networks.
     """
-    tasks = {
-        (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
-        for site in network.sites
-        for name in choices[site.id]
-    }
-    siblings = sibling_sites(network)
-    changes = _format_changes(network, siblings, choices)
-    alone = itertools.chain.from_iterable(tasks.values())
-    unique = {task.workload.key: task for task in (*alone, *changes.values())}
-    measured = measure(unique.values(), store, device, budget_s=budget_s)
+    tasks, siblings, changes = _needed(network, choices, choice_of)
+    unique = _unique(tasks, changes)
+    measured = measure(unique, store, device, budget_s=budget_s, again=again)
     times = {key: value.median_us for key, value in measured.items()}
     costs: dict[str, dict[str, dict[str, float]]] = {}
     for site in network.sites:
@@ -114,6 +110,31 @@ def measured_table(
         transitions=_transitions(siblings, choices, seconds),
         overhead={"size_bytes": float(fixed_bytes(network))},
     )
+
+
+def is_measured(
+    network: Network, choices: Choices, store: Store, device: Device, choice_of: ChoiceOf
+) -> bool:
+    """Tell whether the store has all that :func:`measured_table` needs."""
+    tasks, _, changes = _needed(network, choices, choice_of)
+    keys = {key_of(task, device) for task in _unique(tasks, changes)}
+    return len(store.get_many(keys)) == len(keys)
+
+
+def _needed(network: Network, choices: Choices, choice_of: ChoiceOf) -> tuple[_Tasks, Any, Any]:
+    """Return the kernels of each (site, candidate), sibling sites, and changes of format."""
+    tasks = {
+        (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
+        for site in network.sites
+        for name in choices[site.id]
+    }
+    siblings = sibling_sites(network)
+    return tasks, siblings, _format_changes(network, siblings, choices)
+
+
+def _unique(tasks: _Tasks, changes: Mapping[Any, Task]) -> list[Task]:
+    alone = itertools.chain.from_iterable(tasks.values())
+    return list({task.workload.key: task for task in (*alone, *changes.values())}.values())
 
 
 def _tasks(network: Network, site: Site, candidate: Candidate, choice_of: ChoiceOf) -> list[Task]:
