@@ -21,8 +21,7 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
 from mpq_compile.cost.profile import load_profile
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.sweep import sweep_tasks
-from mpq_compile.cost.table import measured_table
-from mpq_compile.errors import DeviceError, PlanError, ProfileError
+from mpq_compile.errors import PlanError, ProfileError, TimeRanOutError
 from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.session import Session
 
@@ -112,12 +111,10 @@ def sweep(
     start = time.monotonic()
     tasks = sweep_tasks(found, candidates)
     with _RecordingStore() as store:
+        complete = True
         try:
             measure(tasks, store, LocalDevice(), budget_s=limit_s, again=True)
-            complete = True
-        except DeviceError:
-            if time.monotonic() < start + limit_s:
-                raise
+        except TimeRanOutError:
             complete = False
         return store.outcome(complete, time.monotonic() - start)
 
@@ -171,22 +168,12 @@ def _measured(session: Session, store: Store, limit_s: float) -> bool:
     end = time.monotonic() + limit_s
     session.tune(store, limit_s)
     try:
-        alone = measured_table(
-            session.network,
-            session.choices,
-            store,
-            session.device,
-            budget_s=end - time.monotonic(),
-            choice_of=session.choice_of,
-            again=True,
-        )
-    except DeviceError:
-        if time.monotonic() < end:
-            raise
+        alone = session.measured_in(store, end - time.monotonic(), again=True)
+    except TimeRanOutError:
         return False
     if time.monotonic() >= end:
         return False
-    network_anchors(session, alone, store)
+    network_anchors(session, alone.costs, store)
     return True
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
 from mpq_compile.cost.analytic import analytic_energy_mj, analytic_latency_us, weight_bytes
+from mpq_compile.cost.estimate import kernel_times
 from mpq_compile.cost.keys import key_of
-from mpq_compile.cost.measure import measure
 from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
 from mpq_compile.kernels.choice import ChoiceOf, modelled
@@ -26,7 +27,9 @@ from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
 
 Choices = Mapping[str, Sequence[str]]
+Siblings = Sequence[tuple[str, str, fx.Node]]
 _Tasks = Mapping[tuple[str, str], Sequence[Task]]
+_Changes = Mapping[tuple[str, str, str], Task]
 
 
 def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[str, float]:
@@ -79,6 +82,23 @@ def analytic_table(network: Network, choices: Choices, profile: Profile) -> Cost
     return CostTable(costs=costs, overhead={"size_bytes": float(fixed_bytes(network))})
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCosts:
+    """Costs of kernels that were timed alone, and what is needed to correct them.
+
+    Args:
+        costs: Of each (site, candidate), and of changes of format.
+        kernels: What each site runs with each candidate, by name.
+        estimated: Names of what was not measured.
+        estimator: Says how those were estimated; empty without any.
+    """
+
+    costs: CostTable
+    kernels: Mapping[str, Mapping[str, str]]
+    estimated: frozenset[str] = frozenset()
+    estimator: str = ""
+
+
 def measured_table(
     network: Network,
     choices: Choices,
@@ -86,29 +106,50 @@ def measured_table(
     device: Device,
     budget_s: float = math.inf,
     choice_of: ChoiceOf = modelled,
+    estimate: bool = False,
     again: bool = False,
-) -> CostTable:
+) -> MeasuredCosts:
     """Return the costs on a device: each kernel timed alone, and changes of format.
 
-    Kernels have the schedules of ``choice_of``; ``again`` as in ``measure``.
     What a network costs beside its sites is found by ``cost.latency`` from whole networks.
+
+    Args:
+        network: The prepared network.
+        choices: Candidates of each site.
+        store: Measurements; what it lacks is measured.
+        device: Where kernels run.
+        budget_s: Seconds to measure.
+        choice_of: Schedules of the kernels.
+        estimate: Estimate what could not be measured in that time instead of raising.
+        again: Measure again what was taken while the device was not as usual.
+
+    Raises:
+        DeviceError: The time ran out, and nothing may be estimated.
     """
-    tasks, siblings, changes = _needed(network, choices, choice_of)
-    unique = _unique(tasks, changes)
-    measured = measure(unique, store, device, budget_s=budget_s, again=again)
-    times = {key: value.median_us for key, value in measured.items()}
+    siblings = sibling_sites(network)
+    tasks, changes = _needed(network, siblings, choices, choice_of)
+    times = kernel_times(_unique(tasks, changes), store, device, budget_s, estimate, again)
     costs: dict[str, dict[str, dict[str, float]]] = {}
+    kernels: dict[str, dict[str, str]] = {}
     for site in network.sites:
-        costs[site.id] = {}
+        costs[site.id], kernels[site.id] = {}, {}
         for name in choices[site.id]:
             entry = counted_costs(network, site, Candidate.parse(name))
-            entry["latency_us"] = sum(times[task.workload.key] for task in tasks[site.id, name])
+            keys = [task.workload.key for task in tasks[site.id, name]]
+            entry["latency_us"] = sum(times.us[key] for key in keys)
             costs[site.id][name] = entry
-    seconds = {key: times[task.workload.key] for key, task in changes.items()}
-    return CostTable(
-        costs=costs,
-        transitions=_transitions(siblings, choices, seconds),
-        overhead={"size_bytes": float(fixed_bytes(network))},
+            kernels[site.id][name] = "+".join(keys)
+    between = {key: times.us[task.workload.key] for key, task in changes.items()}
+    named = {kernel for row in kernels.values() for kernel in row.values()}
+    return MeasuredCosts(
+        costs=CostTable(
+            costs=costs,
+            transitions=_transitions(siblings, choices, between),
+            overhead={"size_bytes": float(fixed_bytes(network))},
+        ),
+        kernels=kernels,
+        estimated=frozenset(k for k in named if times.estimated.intersection(k.split("+"))),
+        estimator=times.estimator,
     )
 
 
@@ -116,23 +157,24 @@ def is_measured(
     network: Network, choices: Choices, store: Store, device: Device, choice_of: ChoiceOf
 ) -> bool:
     """Tell whether the store has all that :func:`measured_table` needs."""
-    tasks, _, changes = _needed(network, choices, choice_of)
+    tasks, changes = _needed(network, sibling_sites(network), choices, choice_of)
     keys = {key_of(task, device) for task in _unique(tasks, changes)}
     return len(store.get_many(keys)) == len(keys)
 
 
-def _needed(network: Network, choices: Choices, choice_of: ChoiceOf) -> tuple[_Tasks, Any, Any]:
-    """Return the kernels of each (site, candidate), sibling sites, and changes of format."""
+def _needed(
+    network: Network, siblings: Siblings, choices: Choices, choice_of: ChoiceOf
+) -> tuple[_Tasks, _Changes]:
+    """Return the kernels of each (site, candidate), and changes of format between siblings."""
     tasks = {
         (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
         for site in network.sites
         for name in choices[site.id]
     }
-    siblings = sibling_sites(network)
-    return tasks, siblings, _format_changes(network, siblings, choices)
+    return tasks, _format_changes(network, siblings, choices)
 
 
-def _unique(tasks: _Tasks, changes: Mapping[Any, Task]) -> list[Task]:
+def _unique(tasks: _Tasks, changes: _Changes) -> list[Task]:
     alone = itertools.chain.from_iterable(tasks.values())
     return list({task.workload.key: task for task in (*alone, *changes.values())}.values())
 
@@ -178,7 +220,7 @@ def _stores(choices: Choices, site: str) -> set[str]:
 
 
 def _format_changes(
-    network: Network, siblings: Sequence[tuple[str, str, fx.Node]], choices: Choices
+    network: Network, siblings: Siblings, choices: Choices
 ) -> dict[tuple[str, str, str], Task]:
     """Return the conversions that sibling sites may need, by (tensor, wide, narrow)."""
     tasks = {}
@@ -201,7 +243,7 @@ def _ordered(first: str, second: str) -> tuple[str, str]:
 
 
 def _transitions(
-    siblings: Sequence[tuple[str, str, fx.Node]],
+    siblings: Siblings,
     choices: Choices,
     seconds: Mapping[tuple[str, str, str], float],
 ) -> dict[tuple[str, str], dict[tuple[str, str], float]]:
