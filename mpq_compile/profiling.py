@@ -18,11 +18,10 @@ from mpq_compile.anchors import network_anchors
 from mpq_compile.cost.drift import REFERENCE
 from mpq_compile.cost.measure import measure
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
-from mpq_compile.cost.profile import load_profile
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.sweep import sweep_tasks
+from mpq_compile.cost.targets import TargetLike, resolve_target
 from mpq_compile.errors import PlanError, ProfileError, TimeRanOutError
-from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.session import Session
 
 
@@ -53,7 +52,7 @@ def profile(
     model: Any,
     example_inputs: Any,
     calibration: Any,
-    target: str = "local",
+    target: TargetLike = "local",
     candidates: Sequence[str] | None = None,
     budget_s: float | None = None,
     *,
@@ -83,7 +82,7 @@ def profile(
         tuned=tuned,
     )
     if session.analytic:
-        raise _analytic(target)
+        raise _analytic(str(target))
     start = time.monotonic()
     with _RecordingStore() as store:
         complete = _measured(session, store, limit_s)
@@ -91,7 +90,9 @@ def profile(
 
 
 def sweep(
-    target: str = "local", candidates: Sequence[str] | None = None, budget_s: float | None = None
+    target: TargetLike = "local",
+    candidates: Sequence[str] | None = None,
+    budget_s: float | None = None,
 ) -> Profiled:
     """Time kernels of representative shapes, which tell what others will take on the device.
 
@@ -105,15 +106,15 @@ def sweep(
         DeviceError: A kernel computes something else than its oracle.
     """
     limit_s = _limit(budget_s)
-    found = load_profile(target)
-    if found.kind == "analytic":
-        raise _analytic(target)
+    found = resolve_target(target)
+    if found.profile.kind == "analytic":
+        raise _analytic(found.name)
     start = time.monotonic()
-    tasks = sweep_tasks(found, candidates)
+    tasks = sweep_tasks(found.profile, candidates)
     with _RecordingStore() as store:
         complete = True
         try:
-            measure(tasks, store, LocalDevice(), budget_s=limit_s, again=True)
+            measure(tasks, store, found.device, budget_s=limit_s, again=True)
         except TimeRanOutError:
             complete = False
         return store.outcome(complete, time.monotonic() - start)
