@@ -71,7 +71,7 @@ def profile(
         ProfileError: The target is analytic, or the database cannot be written.
         DeviceError: A kernel computes something else than its oracle.
     """
-    limit_s = _limit(budget_s)
+    limit_s = time_limit(budget_s)
     session = Session(
         model,
         example_inputs,
@@ -105,7 +105,7 @@ def sweep(
         ProfileError: The target is analytic, or the database cannot be written.
         DeviceError: A kernel computes something else than its oracle.
     """
-    limit_s = _limit(budget_s)
+    limit_s = time_limit(budget_s)
     found = resolve_target(target)
     if found.profile.kind == "analytic":
         raise _analytic(found.name)
@@ -178,13 +178,14 @@ def _measured(session: Session, store: Store, limit_s: float) -> bool:
     return True
 
 
-def _limit(budget_s: float | None) -> float:
+def time_limit(budget_s: float | None, where: str = "budget_s") -> float:
+    """Return a time in seconds, infinite for None; raise ``PlanError`` where it is not one."""
     if budget_s is None:
         return math.inf
     if not 0 < budget_s < math.inf:
         raise PlanError(
             "a time must be a positive number",
-            where="budget_s",
+            where=where,
             expected="a finite number of seconds above 0",
             found=budget_s,
             remedy="correct the number, or leave it out",
