@@ -18,7 +18,7 @@ VERBS = (
     ["demo", "doctor", "targets", "profile", "plan"]
     + ["compile", "verify", "run", "explain", "solve"]
     + [("targets", verb) for verb in ("list", "show", "validate")]
-    + [("profile", verb) for verb in ("measure", "export", "import")]
+    + [("profile", verb) for verb in ("measure", "list", "prune", "export", "import")]
 )
 
 
@@ -61,6 +61,9 @@ def test_version(mpq: Mpq) -> None:
         ("verify", "folder", "--processes", "0"),
         ("targets", "lst"),
         ("profile",),
+        ("profile", "net.py:make"),
+        ("profile", "net.py:make", "--sweep"),
+        ("profile", "prune"),
         ("--unknown",),
     ],
 )
