@@ -51,11 +51,18 @@ class Tier:
     def target(self, threads: int) -> dict[str, Any]:
         """Return the TVM target as a plain dictionary (for ``tvm.target.Target``)."""
         spec: dict[str, Any] = {"kind": "llvm", "num-cores": threads}
+        if self.triple:
+            spec["mtriple"] = self.triple
         if self.mcpu:
             spec["mcpu"] = self.mcpu
         if self.mattr:
             spec["mattr"] = list(self.mattr)
         return spec
+
+    @property
+    def triple(self) -> str | None:
+        """LLVM's name of its architecture on Linux; None for whatever this machine is."""
+        return f"{self.machine[0]}-linux-gnu" if self.machine else None
 
     @property
     def has_sdot(self) -> bool:

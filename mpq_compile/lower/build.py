@@ -15,6 +15,7 @@ from mpq_compile.errors import LoweringError
 from mpq_compile.kernels.plain_loops import unscheduled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.entry import build_entry
+from mpq_compile.lower.linker import linker
 from mpq_compile.lower.lowering import Lowered
 from mpq_compile.lower.pipeline import lower_pipeline
 from mpq_compile.lower.program import NotAProgram, read_program
@@ -81,10 +82,11 @@ def _fits(built: _Built, module: Any, settings: tuple[str, int]) -> bool:
 
 def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
     target = tvm.target.Target(tier.target(threads))
+    link = linker(tier)
     try:
         module = lower_pipeline(lowered.module, tier, threads)
         executable, arena = _executable(module, target, tier, threads)
-        executable.export_library(str(path))
+        executable.export_library(str(path), fcompile=link)
     except Exception as error:
         raise LoweringError(
             "TVM could not build the library",
