@@ -99,11 +99,11 @@ def time_side_by_side(runs: Sequence[Run], reference: Run, device: Device) -> li
     with device.lock():
         _settle(reference)
         samples: list[list[float]] = [[] for _ in runs]
-        usual = statistics.median(reference() for _ in range(5))
+        usual = statistics.median(reference.time() for _ in range(5))
         for _ in range(_ROUNDS):
             for _attempt in range(_RETRIES):
-                times = [run() for run in runs]
-                if reference() <= usual * _DRIFT:
+                times = [run.time() for run in runs]
+                if reference.time() <= usual * _DRIFT:
                     break
             for sample, seconds in zip(samples, times, strict=True):
                 sample.append(seconds * 1e6)
@@ -118,9 +118,9 @@ def reference_run(device: Device) -> Run:
 
 def _settle(reference: Run) -> None:
     """A fresh process runs slowly at first: repeat until two blocks agree, a second at most."""
-    end, before = time.monotonic() + 1.0, reference()
+    end, before = time.monotonic() + 1.0, reference.time()
     while time.monotonic() < end:
-        now = reference()
+        now = reference.time()
         if abs(now - before) <= 0.03 * before:
             return
         before = now
