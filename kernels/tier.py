@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -68,6 +68,10 @@ class Tier:
     def has_sdot(self) -> bool:
         """Tell whether the tier multiplies s8 × s8 four products a lane."""
         return self.dot in ("usmmla", "sdot")
+
+    def on(self, machine: str) -> Tier:
+        """Return the tier on one architecture: the generic one is compiled for any."""
+        return self if self.machine else replace(self, machine=(machine,))
 
     def runs_on(self, machine: str, flags: frozenset[str]) -> bool:
         """Tell whether a CPU of this architecture and these flags executes the tier."""

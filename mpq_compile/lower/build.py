@@ -45,7 +45,7 @@ class _Built:
     """A module that this process built, and its library."""
 
     module: Any
-    settings: tuple[str, int]
+    settings: tuple[Tier, int]
     content: bytes
     library: Library
 
@@ -63,7 +63,7 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Lib
         LoweringError: TVM or the linker refuses.
     """
     digest = tvm_ffi.structural_hash(lowered.module)
-    built, settings = _BUILT.get(digest), (tier.name, threads)
+    built, settings = _BUILT.get(digest), (tier, threads)
     if built is not None and _fits(built, lowered.module, settings):
         path.write_bytes(built.content)
         return built.library
@@ -76,7 +76,7 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Lib
     return library
 
 
-def _fits(built: _Built, module: Any, settings: tuple[str, int]) -> bool:
+def _fits(built: _Built, module: Any, settings: tuple[Tier, int]) -> bool:
     return built.settings == settings and tvm_ffi.structural_equal(built.module, module)
 
 
