@@ -18,6 +18,7 @@ RUNTIME = [
     "jsonschema>=4.20",
     "matplotlib>=3.8",
     "safetensors>=0.4",
+    "tornado>=6",  # TVM's RPC tracker
     "scikit-learn>=1.4",
 ]
 DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "pillow"]

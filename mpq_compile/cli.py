@@ -19,6 +19,7 @@ from mpq_compile import __version__
 from mpq_compile.commands import (
     compile,
     demo,
+    device,
     doctor,
     explain,
     export,
@@ -43,6 +44,7 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(targets.app, name="targets")
 app.add_typer(profile.app, name="profile")
+app.add_typer(device.app, name="device")
 app.command("plan")(plan.plan)
 app.command("compile")(compile.compile_model)
 app.command("verify")(verify.verify)

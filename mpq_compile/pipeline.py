@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from mpq_compile.cost.targets import TargetLike
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError
 from mpq_compile.inverse import Drop, cheapest_within_drop
@@ -68,7 +69,7 @@ def plan(
     model: Any,
     example_inputs: Any,
     calibration: Iterable[Any],
-    target: str = "local",
+    target: TargetLike = "local",
     budget: Budget | Mapping[str, float] | None = None,
     metric: str = "sqnr",
     solver: str = "exact",
@@ -87,7 +88,8 @@ def plan(
         model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
         example_inputs: Tensor or tuple of tensors of the deployed shapes.
         calibration: Iterable of input batches, or of (inputs, labels).
-        target: Name or path of a hardware profile; "local" is this machine.
+        target: Name or path of a hardware profile ("local" is this machine), or the address of a
+            remote device: ``rpc://host:port/KEY``, ``{"rpc": {"tracker": "host:port", "key": …}}``.
         budget: Bounds on the result; none gives the most accurate candidate everywhere.
         metric: Sensitivity metric by name.
         solver: Solver by name.
@@ -127,7 +129,7 @@ def compile(  # noqa: A001 - the public name
     model: Any,
     example_inputs: Any,
     calibration: Iterable[Any],
-    target: str = "local",
+    target: TargetLike = "local",
     budget: Budget | Mapping[str, float] | None = None,
     plan: Plan | None = None,
     metric: str = "sqnr",
@@ -263,7 +265,7 @@ def assign(
     example_inputs: Any,
     calibration: Iterable[Any],
     assignment: str | Mapping[str, str],
-    target: str = "local",
+    target: TargetLike = "local",
     allow_float: bool = False,
     observer: str = "mse",
     verify: bool = False,

@@ -21,7 +21,7 @@ from mpq_compile.anchors import network_anchors
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
 from mpq_compile.cost.latency import anchored, scaled
-from mpq_compile.cost.profile import Profile, load_profile
+from mpq_compile.cost.profile import Profile
 from mpq_compile.cost.store import Store, default_path
 from mpq_compile.cost.table import (
     analytic_table,
@@ -30,21 +30,20 @@ from mpq_compile.cost.table import (
     measured_table,
     workload_of,
 )
+from mpq_compile.cost.targets import Target, TargetLike, resolve_target
 from mpq_compile.cost.tune import Schedules, tune, tuning_budget_s
 from mpq_compile.deploy import write_artifact
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.choice import ChoiceOf, modelled
-from mpq_compile.kernels.tier import Tier, host_tiers, tier_named
+from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import Materialized, materialize
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.registry import METRICS, SOLVERS
-from mpq_compile.runtime.absent import AbsentDevice
-from mpq_compile.runtime.device import Device, LocalDevice
+from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
-from mpq_compile.runtime.threads import thread_count
 from mpq_compile.selfcheck import check_against_oracle
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import (
@@ -64,7 +63,7 @@ class Session:
 
     Args:
         model, example_inputs, calibration: As given by the user.
-        target: Name or path of a hardware profile.
+        target: Name or path of a hardware profile, or the address of a remote device.
         candidates: Candidate names, or None for the profile's defaults.
         constraints: Site → candidates.
         metric, solver: Names in the registries.
@@ -77,7 +76,7 @@ class Session:
     model: Any
     example_inputs: Any
     calibration: Any
-    target: str = "local"
+    target: TargetLike = "local"
     candidates: Sequence[str] | None = None
     constraints: Mapping[str, str | Sequence[str]] | None = None
     metric: str = "sqnr"
@@ -96,7 +95,8 @@ class Session:
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
-        self.profile: Profile = load_profile(self.target)
+        self._found: Target = resolve_target(self.target)
+        self.profile: Profile = self._found.profile
 
     @cached_property
     def network(self) -> Network:
@@ -142,13 +142,10 @@ class Session:
         """True where the target is known by its equations only."""
         return self.profile.kind == "analytic"
 
-    @cached_property
+    @property
     def device(self) -> Device:
         """Where kernels and networks run; for an analytic target, this machine."""
-        tiers = [tier_named(name) for name in self.profile.tiers]
-        if self.analytic or any(tier in host_tiers() for tier in tiers):
-            return LocalDevice()
-        return AbsentDevice(self.profile.name, tiers[0], self.profile.threads or thread_count())
+        return self._found.device
 
     @property
     def tier(self) -> Tier:
@@ -227,7 +224,7 @@ class Session:
             loss=allocation.loss(assignment),
             predicted=self._predicted(usage, peak),
             budget=budget.given(),
-            target=self.target,
+            target=self._found.name,
             metric=self.metric,
             solver=self.solver if solution else "given",
             certificate=_certificate(solution),
@@ -253,7 +250,7 @@ class Session:
             loss=None,
             predicted=self._predicted(totals, max(peaks)),
             budget={},
-            target=self.target,
+            target=self._found.name,
             metric="none",
             solver="given",
             certificate={},
@@ -299,6 +296,7 @@ class Session:
             "toolchain": toolchain_hash(),
             "kernels": kernel_hash(),
             "device": self.device.fingerprint,
+            "reached": self.device.name,
             "network": self.digest(),
         }
 

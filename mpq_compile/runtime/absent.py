@@ -12,6 +12,7 @@ from mpq_compile.kernels.tier import Tier
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.device import Conditions, Device
 from mpq_compile.runtime.kernel_timing import Run, Task
+from mpq_compile.runtime.timing import Timings
 
 
 class AbsentDevice:
@@ -51,7 +52,7 @@ class AbsentDevice:
         """Raise: they cannot be timed."""
         raise self._not_here("time kernels")
 
-    def time_networks(self, folders: Sequence[Path], blocks: int) -> list[list[list[float]]]:
+    def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
         """Raise: they cannot be timed."""
         raise self._not_here("time networks")
 

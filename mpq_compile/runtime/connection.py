@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from mpq_compile import errors
 from mpq_compile.errors import DeviceError, DeviceLostError
 from mpq_compile.runtime import tracker
+from mpq_compile.runtime.processes import settle
 from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import PREFIX
 
@@ -108,7 +109,7 @@ class Connection:
             raise self._lost(doing, "the connection had broken before")
         limit = timeout_s() if timeout is None else timeout
         future: Future[T] = Future()
-        self._jobs.put(lambda: _settle(future, lambda: action(self._session)))
+        self._jobs.put(lambda: settle(future, lambda: action(self._session)))
         try:
             return future.result(limit)
         except TimeoutError as error:
@@ -174,13 +175,6 @@ class Connection:
             found=str(error).strip()[-600:],
             remedy="compare the versions that `mpq device list` shows with those of `mpq doctor`",
         )
-
-
-def _settle(future: Future[T], action: Callable[[], T]) -> None:
-    try:
-        future.set_result(action())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _raised_there(record: dict[str, Any], address: Address) -> errors.MpqError:

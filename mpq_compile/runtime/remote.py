@@ -16,7 +16,7 @@ from mpq_compile.errors import DeviceError, DeviceLostError
 from mpq_compile.kernels.tier import Tier, tier_named
 from mpq_compile.runtime import tracker
 from mpq_compile.runtime.connection import WAIT_S, Connection
-from mpq_compile.runtime.device import Conditions, Device, LocalDevice
+from mpq_compile.runtime.device import Conditions, Device
 from mpq_compile.runtime.kernel_timing import (
     Run,
     Task,
@@ -26,7 +26,7 @@ from mpq_compile.runtime.kernel_timing import (
 )
 from mpq_compile.runtime.remote_kernel import RemoteRun
 from mpq_compile.runtime.remote_network import RemoteNetwork, uploaded
-from mpq_compile.runtime.rpc_address import Address, is_address
+from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import PROTOCOL, versions
 from mpq_compile.runtime.timing import Timings
 
@@ -60,8 +60,10 @@ class RpcDevice:
         self._others: list[RpcDevice] = []
         self._connection = connection
         self._description: Mapping[str, Any] | None = None
-        if connection is None:
-            tracker.require_key(address.host, address.port, address.key)
+        if connection is not None:
+            self._description = described(connection)
+            return
+        tracker.require_key(address.host, address.port, address.key)
         self._description = self._steadily(described)
 
     @property
@@ -93,28 +95,16 @@ class RpcDevice:
     def workers(self) -> Sequence[Device]:
         """Return this device and those of the same key and fingerprint that are free now."""
         with self._guard:
+            self._connected()
             self._others = [other for other in self._others if other.connected]
             known = tracker.require_key(self.address.host, self.address.port, self.address.key)
-            found = [w for w in (self._worker() for _ in range(known.free)) if w is not None]
-            for worker in found:
-                if worker.fingerprint == self.fingerprint:
-                    self._others.append(worker)
+            for device in free_devices(self.address, known.free):
+                if device.fingerprint == self.fingerprint:
+                    self._others.append(device)
                     continue
-                log.warning(
-                    "%s is left out: its fingerprint is %s, not %s; give it another key",
-                    worker.server,
-                    worker.fingerprint,
-                    self.fingerprint,
-                )
-                worker.close()
+                log.warning("%s", _another(device.server, self.fingerprint, device.fingerprint))
+                device.close()
             return [self, *self._others]
-
-    def _worker(self) -> RpcDevice | None:
-        try:
-            return RpcDevice(self.address, Connection(self.address, _FREE_WAIT_S))
-        except DeviceError as error:
-            log.warning("a device of %s is left out: %s", self.name, error)
-            return None
 
     @property
     def connected(self) -> bool:
@@ -202,7 +192,7 @@ class RpcDevice:
             found = described(connection)["fingerprint"]
             if found != self.fingerprint:
                 connection.close()
-                raise _another(connection, self.fingerprint, found)
+                raise _another(connection.server, self.fingerprint, found)
         if self._locked:
             _take_lock(connection)
         return connection
@@ -248,22 +238,28 @@ def described(connection: Connection) -> dict[str, Any]:
     )
 
 
-def _another(connection: Connection, expected: str, found: str) -> DeviceLostError:
+def _another(server: str, expected: str, found: str) -> DeviceLostError:
     return DeviceLostError(
-        "another kind of device has this key",
-        where=f"{connection.address.name}, server {connection.server}",
+        "another kind of device has this key: it is left out",
+        where=f"server {server}",
         expected=expected,
         found=found,
         remedy="give devices that differ keys that differ",
     )
 
 
+def free_devices(address: Address, count: int) -> list[RpcDevice]:
+    """Open a session with each of up to ``count`` free devices of an address."""
+    devices = []
+    for _ in range(count):
+        try:
+            devices.append(RpcDevice(address, Connection(address, _FREE_WAIT_S)))
+        except DeviceError as error:
+            log.warning("a device of %s is left out: %s", address.name, error)
+    return devices
+
+
 @cache
 def rpc_device(address: Address) -> RpcDevice:
     """Return this process's device of an address: one session serves all networks on it."""
     return RpcDevice(address)
-
-
-def device_at(target: str | Mapping[str, Any]) -> Device:
-    """Return the device of an address, or this machine for anything else."""
-    return rpc_device(Address.parse(target)) if is_address(target) else LocalDevice()

@@ -10,7 +10,6 @@ import argparse
 import logging
 import multiprocessing
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -21,8 +20,8 @@ from mpq_compile.errors import MpqError
 from mpq_compile.runtime.processes import (
     die_with_parent,
     end_children,
-    ended_by_signals,
     port_taken,
+    until_ended,
 )
 from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import register
@@ -53,23 +52,29 @@ def serve(
 
     Raises:
         DeviceError: No port is free.
+        KeyboardInterrupt: At Ctrl-C and at SIGTERM; no process is left behind.
     """
     threads = thread_count()  # before TVM is imported: it reads its thread count once
     functions()
     # Each session is forked from this process, which has registered the functions.
     multiprocessing.set_start_method("fork", force=True)
     die_with_parent()
-    work = tempfile.mkdtemp(prefix="mpq-serve-")
-    tempfile.tempdir = work  # TVM makes the folder of each session there
-    with ended_by_signals(lambda: shutil.rmtree(work, ignore_errors=True)):
-        ports = range(port, port + _PORTS)
-        while True:
-            port = _listen(address, host, ports, advertise, threads)
-            # One session crashed, or the tracker was away for a minute: TVM's loop has ended.
-            ports = range(port, port + 1)
-            end_children()
-            os.chdir(work)
-            time.sleep(_PAUSE_S)
+    with tempfile.TemporaryDirectory(prefix="mpq-serve-") as folder:
+        tempfile.tempdir = folder  # TVM makes the folder of each session there
+        until_ended(lambda: _serve_for_ever(address, host, port, advertise, threads))
+
+
+def _serve_for_ever(
+    address: Address, host: str, port: int, advertise: str | None, threads: int
+) -> None:
+    ports = range(port, port + _PORTS)
+    while True:
+        taken = _listen(address, host, ports, advertise, threads)
+        # One session crashed, or the tracker was away for a minute: TVM's loop has ended.
+        ports = range(taken, taken + 1)
+        end_children()
+        os.chdir(tempfile.gettempdir())
+        time.sleep(_PAUSE_S)
 
 
 def _listen(address: Address, host: str, ports: range, advertise: str | None, threads: int) -> int:
@@ -129,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MpqError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -24,6 +24,7 @@ from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.device import Device, LocalDevice
 from mpq_compile.runtime.executor import Executor, request_amx
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
+from mpq_compile.runtime.native import torch_left_out
 from mpq_compile.runtime.processes import FreshProcesses
 from mpq_compile.runtime.timing import time_folders
 
@@ -135,7 +136,9 @@ FUNCTIONS = (
 
 def register(make: Callable[[], Any] = Service) -> None:
     """Register the functions in this process; ``make`` gives a session's service."""
-    import tvm_ffi
+    with torch_left_out():
+        import tvm  # noqa: F401 - its RPC
+        import tvm_ffi
 
     services: list[Any] = []
 
