@@ -124,20 +124,24 @@ def _run(command: Sequence[object], environment: dict[str, str] | None = None) -
         raise SystemExit(f"{command[0]} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
 
 
-def python_command(folder: Path, cpu: str) -> tuple[list[str], dict[str, str]]:
-    """Return the command of the emulated Python, and its environment."""
-    view = _view(folder, cpu)
+def command(folder: Path, cpu: str, program: Path) -> list[str]:
+    """Return the command that runs a program of the device on a CPU model of QEMU's."""
+    return _emulated(cpu, _view(folder, cpu), program)
+
+
+def _emulated(cpu: str, view: Path, program: Path) -> list[str]:
+    return [QEMU, "-cpu", cpu, "-L", str(view), str(program)]
+
+
+def _python(folder: Path) -> Path:
+    return folder / "root" / "usr" / "bin" / f"python{PYTHON}"
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return the environment of the device's Python."""
     paths = [str(folder / "site"), str(REPOSITORY)]
-    environment = os.environ | {
-        "PYTHONHOME": str(folder / "root" / "usr"),
-        "PYTHONPATH": os.pathsep.join(paths),
-    }
-    return _emulated(folder, view, cpu), environment
-
-
-def _emulated(folder: Path, view: Path, cpu: str) -> list[str]:
-    python = folder / "root" / "usr" / "bin" / f"python{PYTHON}"
-    return [QEMU, "-cpu", cpu, "-L", str(view), str(python)]
+    home = str(folder / "root" / "usr")
+    return os.environ | {"PYTHONHOME": home, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _view(folder: Path, cpu: str) -> Path:
@@ -160,9 +164,9 @@ def _cpuinfo(folder: Path, cpu: str) -> str:
     """Return a /proc/cpuinfo of what the emulated CPU tells its programs."""
     ask = "import ctypes; f = ctypes.CDLL(None).getauxval; f.restype = ctypes.c_ulong"
     ask += "; print(f(ctypes.c_ulong(16)), f(ctypes.c_ulong(26)))"
-    environment = os.environ | {"PYTHONHOME": str(folder / "root" / "usr")}
-    command = [*_emulated(folder, folder / "root", cpu), "-S", "-c", ask]
-    answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    words = [*_emulated(cpu, folder / "root", _python(folder)), "-S", "-c", ask]
+    environment = _environment(folder)
+    answer = subprocess.run(words, env=environment, check=True, capture_output=True, text=True)
     first, second = map(int, answer.stdout.split())
     flags = [name for name, bit in HWCAP.items() if first >> bit & 1]
     flags += [name for name, bit in HWCAP2.items() if second >> bit & 1]
@@ -175,9 +179,8 @@ def serve(folder: Path, cpu: str, arguments: Sequence[str]) -> None:
     reason = missing(folder)
     if reason:
         raise SystemExit(reason)
-    command, environment = python_command(folder, cpu)
-    command += ["-m", "mpq_compile.runtime.serve", *arguments]
-    os.execvpe(command[0], command, environment)
+    words = [*command(folder, cpu, _python(folder)), "-m", "mpq_compile.runtime.serve", *arguments]
+    os.execvpe(words[0], words, _environment(folder))
 
 
 def main() -> None:

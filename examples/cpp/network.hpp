@@ -113,7 +113,7 @@ inline void check_cpu(const Description& network) {
 }
 
 /// Ask Linux for the tile registers, once a process; kernels of other tiers do not need them.
-inline void request_tiles(const Description& network) {
+inline void request_tiles([[maybe_unused]] const Description& network) {
 #if defined(__linux__) && defined(__x86_64__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   if (network.tier == "amx") syscall(SYS_arch_prctl, kRequestPermission, kTileData);

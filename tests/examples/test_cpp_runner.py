@@ -11,6 +11,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import emulated_device
 import numpy as np
 import pytest
 import torch
@@ -35,11 +36,20 @@ pytestmark = pytest.mark.skipif(
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example, built by its own script."""
     path = tmp_path_factory.mktemp("cpp") / "run_artifact"
-    environment = os.environ | {"PYTHON": sys.executable, "CXXFLAGS": "-Werror"}
-    command = [SOURCES / "build.sh", path]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    build(path)
     return path
+
+
+def build(path: Path, **variables: str) -> None:
+    """Run the example's own script."""
+    given = {"PYTHON": sys.executable, "CXXFLAGS": "-Werror"}
+    done = subprocess.run(
+        [SOURCES / "build.sh", path],
+        env=os.environ | given | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @cache
@@ -200,3 +210,25 @@ def test_other_folders_are_kept_and_exports_replaced(exported: Path, tmp_path: P
     shutil.copytree(exported, tmp_path / "net")
     network.export_native(tmp_path / "net")
     assert "input <f4 2 8" in (tmp_path / "net" / "network.txt").read_text(encoding="ascii")
+
+
+@pytest.mark.emulated
+def test_both_are_built_here_and_run_on_aarch64(tmp_path: Path) -> None:
+    """Cross-compiled network, cross-compiled program, and no Python on the device."""
+    if reason := emulated_device.not_set_up():
+        pytest.skip(reason)
+    device, case = emulated_device.folder(), CASES["mobile"]
+    (x,) = case.inputs(2, seed=3)
+    network = mpq.assign(
+        case.model(), case.inputs(2), [case.inputs(8)], "w4a8", target="aarch64_i8mm"
+    )
+    network.export_native(tmp_path / "net")
+    np.save(tmp_path / "x.npy", x.numpy())
+    compiler = f"{sys.executable} -m ziglang c++ -target aarch64-linux-gnu.2.28"
+    paths = os.pathsep.join([str(device / "site"), *sys.path])
+    build(tmp_path / "program", CXX=compiler, PYTHONPATH=paths)
+    words = [*emulated_device.script().command(device, "max", tmp_path / "program"), "net", "x.npy"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "output0.npy")
+    assert np.array_equal(found, network.reference(x).numpy())

@@ -8,16 +8,14 @@ correctness only: nothing is timed but to see that timing works.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from emulated_device import SCRIPT, not_set_up
 from farm import Farm, farm
 from operator_nets import CASES
 from test_random_sweep import random_workload
@@ -33,7 +31,6 @@ from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.runtime.remote import RpcDevice, rpc_device
 from mpq_compile.runtime.rpc_address import Address
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "aarch64_device.py"
 COUNT = int(os.environ.get("MPQ_SWEEP_CASES", "12"))
 
 pytestmark = pytest.mark.emulated
@@ -89,18 +86,6 @@ WORKLOADS = {
     "to_codes": ConvertWorkload(size=5001, source="fp32", target="u8"),
     "quantize_rows": QuantizeRowsWorkload(rows=7, features=130),
 }  # fmt: skip
-
-
-def not_set_up() -> str | None:
-    """Return what is missing for the device, for the reason of a skip; else None."""
-    spec = importlib.util.spec_from_file_location("aarch64_device", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script
-    spec.loader.exec_module(script)
-    if importlib.util.find_spec("ziglang") is None:
-        return "needs ziglang: pip install -e .[cross]"
-    return script.missing(script.default_folder())
 
 
 @pytest.fixture(scope="module")
