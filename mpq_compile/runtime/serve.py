@@ -30,7 +30,7 @@ from mpq_compile.runtime.threads import thread_count
 HOST, PORT = "127.0.0.1", 9090
 # Servers of one machine take the next free port.
 _PORTS = 100
-_PAUSE_S = 1.0
+_PAUSE_S = 0.5
 # A client that vanished without a word frees the device after idle + count × interval seconds.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 

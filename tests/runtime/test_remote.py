@@ -92,9 +92,9 @@ def test_its_own_device_is_where_a_saved_network_runs(
 
 def test_networks_are_timed_there_in_turns(device: RpcDevice, network: mpq.CompiledNetwork) -> None:
     with device.lock():
-        times = device.time_networks([network.folder] * 2, blocks=2)
-    assert [len(blocks) for blocks in times] == [2, 2]
-    assert all(ms > 0 for blocks in times for block in blocks for ms in block)
+        timings = device.time_networks([network.folder] * 2, blocks=2)
+    assert [len(blocks) for blocks in timings.latencies_ms] == [2, 2]
+    assert all(ms > 0 for blocks in timings.latencies_ms for block in blocks for ms in block)
 
 
 def test_wrong_inputs_are_refused_here(network: mpq.CompiledNetwork) -> None:
