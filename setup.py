@@ -31,6 +31,9 @@ PEERS = [
     "nncf==3.4.0",
 ]
 
+# Links libraries for another architecture (85 MB, so it is no requirement).
+CROSS = ["ziglang==0.15.2"]
+
 setup(
     name="mpq_compile",
     version="0.1.0",
@@ -43,6 +46,6 @@ setup(
         "mpq_compile": ["hw_profiles/*.yaml", "hw_profiles/*.json", "schemas/*.json", "py.typed"]
     },
     install_requires=RUNTIME,
-    extras_require={"dev": DEVELOPMENT, "peers": PEERS},
+    extras_require={"dev": [*DEVELOPMENT, *CROSS], "peers": PEERS, "cross": CROSS},
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

@@ -20,8 +20,8 @@ from mpq_compile.runtime.kernel_timing import (
     Run,
     Task,
     blank_outputs,
-    compiled_kernel,
     kernel_arguments,
+    write_kernel,
 )
 from mpq_compile.runtime.remote_kernel import RemoteRun
 from mpq_compile.runtime.remote_network import RemoteNetwork, uploaded
@@ -53,6 +53,8 @@ class RpcDevice:
         DeviceError: There is no such device, or its server does not fit this package.
     """
 
+    present = True
+
     def __init__(self, address: Address, worker: Connection | None = None) -> None:
         self.address = address
         self._pauses_s = _PAUSES_S if worker is None else ()
@@ -81,8 +83,8 @@ class RpcDevice:
 
     @property
     def tier(self) -> Tier:
-        """The tier of the device."""
-        return tier_named(self.description["tier"])
+        """The tier of the device, on its architecture."""
+        return tier_named(self.description["tier"]).on(self.description["machine"])
 
     @property
     def threads(self) -> int:
@@ -142,7 +144,7 @@ class RpcDevice:
         with tempfile.TemporaryDirectory(prefix="mpq-kernels-") as folder:
             libraries = [Path(folder) / f"kernel{number}.so" for number in range(len(tasks))]
             for task, library in zip(tasks, libraries, strict=True):
-                compiled_kernel(task, self.tier, self.threads).export_library(str(library))
+                write_kernel(task, self.tier, self.threads, library)
             arguments = [kernel_arguments(task.workload, self.tier) for task in tasks]
             counts = [len(blank_outputs(task.workload)) for task in tasks]
             return self._steadily(
