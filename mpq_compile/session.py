@@ -137,8 +137,8 @@ class Session:
 
     @property
     def analytic(self) -> bool:
-        """True where the target is known by its equations only."""
-        return self.profile.kind == "analytic"
+        """True where no network runs on the target: it is known by equations, or by a class."""
+        return not self.profile.runs_networks
 
     @cached_property
     def device(self) -> Device:
