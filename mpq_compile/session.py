@@ -20,6 +20,7 @@ from mpq_compile.allocate import Allocation, constrained, solve_allocation
 from mpq_compile.anchors import network_anchors
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
+from mpq_compile.cost.accelerator import accelerator_table
 from mpq_compile.cost.latency import anchored, scaled
 from mpq_compile.cost.profile import Profile, load_profile
 from mpq_compile.cost.store import Store, default_path
@@ -153,8 +154,11 @@ class Session:
     @cached_property
     def costs(self) -> CostTable:
         """Costs of each (site, candidate) on the target."""
-        if self.analytic:
+        if self.profile.kind == "analytic":
             return analytic_table(self.network, self.choices, self.profile)
+        if self.profile.kind == "accelerator":
+            with Store() as store:
+                return accelerator_table(self.network, self.choices, self.profile, store)
         with Store() as store:
             self.tune(store)
             alone = measured_table(
