@@ -37,8 +37,8 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> dict[st
     if networks:
         with session.device.lock():
             times = session.device.time_networks([n.folder for n in networks], BLOCKS)
-        for name, blocks in zip(missing, times, strict=True):
-            known[keys[name]] = _measurement([1e3 * statistics.median(b) for b in blocks])
+        for index, name in enumerate(missing):
+            known[keys[name]] = _measurement([1e3 * ms for ms in times.medians_ms(index)])
         store.put_many([(keys[name], known[keys[name]]) for name in missing])
     return {name: known[key].median_us for name, key in keys.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import statistics
 import time
@@ -232,7 +231,7 @@ def run_measured(part: Part, budget: Budget, output: Path, name: str) -> dict[st
     device = network.device
     with device.lock():
         turns = device.time_networks([net.folder for net in (*built.values(), network)], 7)
-    times = [statistics.median(itertools.chain(*blocks)) for blocks in turns]
+    times = [statistics.median(turns.medians_ms(i)) for i in range(len(built) + 1)]
     baseline = times[list(built).index("fp32")]
     rows = []
     for c, net in built.items():

@@ -220,11 +220,17 @@ def _bounds_latency(budget: Budget) -> bool:
 
 def _verify(network: CompiledNetwork, budget: Mapping[str, float], number: int) -> Verification:
     """Measure and judge; a noisy stretch is repeated before the answer is inconclusive."""
-    verification = judge(measure_artifact(network.folder, network.device), budget, number)
-    for _ in range(REPEATS):
+    device = network.device
+    for _ in range(1 + REPEATS):
+        verification = judge(
+            measure_artifact(network.folder, device),
+            budget,
+            number,
+            device.fingerprint,
+            network.plan.predicted.energy_mj,
+        )
         if verification.status != "inconclusive":
             break
-        verification = judge(measure_artifact(network.folder, network.device), budget, number)
     network.verification = verification
     write_verification(network.folder, verification)
     return verification

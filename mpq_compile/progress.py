@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -28,3 +29,14 @@ def track(items: Sequence[T] | Iterable[T], title: str) -> Iterator[T]:
     total = len(items) if isinstance(items, Sequence) else None
     with Progress(console=console, transient=True) as progress:
         yield from progress.track(items, total=total, description=title)
+
+
+@contextmanager
+def counted(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the time that is left; what is yielded moves it on, from any thread."""
+    if not shown():
+        yield lambda done: None
+        return
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.advance(task, done)

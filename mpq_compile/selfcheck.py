@@ -13,14 +13,18 @@ from mpq_compile.errors import LoweringError
 from mpq_compile.runtime.network import CompiledNetwork
 
 # Float operators differ in their last bits, and a quantizer behind one may then round to the
-# neighbouring code: such networks agree far better than this, miscompiled ones far worse.
-_FLOAT_DECIBELS = 40.0
+# neighbouring code: such networks agree better than this, miscompiled ones far worse. bf16 has
+# 8 bits, so that a sum in another order moves a stored value by 1/256: in a deep network of random
+# weights (MobileNetV2, a third of the sites each) 37 dB were seen.
+_DECIBELS = 40.0
+_BF16_DECIBELS = 25.0
 
 
 def check_against_oracle(network: CompiledNetwork, inputs: Sequence[Tensor]) -> None:
     """Run device and oracle on calibration inputs and compare.
 
-    Integer networks must agree bit for bit, others within a noise of −40 dB of the signal.
+    Integer networks must agree bit for bit, others within a noise of −40 dB of the signal, or
+    −25 dB where some sites compute in bf16.
 
     Raises:
         LoweringError: They differ; the network would compute something else than was evaluated.
@@ -29,12 +33,14 @@ def check_against_oracle(network: CompiledNetwork, inputs: Sequence[Tensor]) -> 
         expected = pytree.tree_leaves(network.reference(*inputs))
     found = pytree.tree_leaves(network(*inputs))
     exact = all(row.compute in ("int8", "int8 rows") for row in network.audit)
+    rounded = any("bf16" in row.compute for row in network.audit)
+    least = _BF16_DECIBELS if rounded else _DECIBELS
     for index, (device, oracle) in enumerate(zip(found, expected, strict=True)):
         if exact and not torch.equal(device, oracle):
             raise _differs(index, "equal bits", f"{_differing(device, oracle)} values differ")
         level = agreement_decibels(device, oracle)
-        if level < _FLOAT_DECIBELS:
-            raise _differs(index, f"{_FLOAT_DECIBELS:g} dB of agreement", f"{level:.1f} dB")
+        if level < least:
+            raise _differs(index, f"{least:g} dB of agreement", f"{level:.1f} dB")
 
 
 def agreement_decibels(device: Tensor, oracle: Tensor) -> float:

@@ -299,15 +299,41 @@ class AuditRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """Measured latency of an artifact, in ms, over fresh processes × blocks."""
+    """What fresh processes measured of an artifact on its device. Latencies in ms.
+
+    Args:
+        latency_ms, latency_ms_lower95, latency_ms_upper95: Median and its 95 % interval.
+        latency_p95_ms, latency_p95_ms_upper95, latency_p99_ms: Percentiles of single calls.
+        samples: Calls that were timed.
+        processes: Fresh processes.
+        drift: Slowest block over the fastest, less one.
+        reference_drift: The reference workload at its slowest beside a block over its usual time,
+            less one.
+        repeated: Blocks that were measured again because the reference was slow.
+        memory_bytes: What loading and running the network added to a process.
+        energy_mj: Energy of a call in mJ; None where neither processor nor profile tells it.
+        energy_source: ``rapl`` or ``profile``; None without energy.
+        within_budget: None where the budget bounds nothing that was measured.
+        status: The verdict.
+        rounds: Plans that were built until this one.
+        device: Fingerprint of the device.
+    """
 
     latency_ms: float
     latency_ms_lower95: float
     latency_ms_upper95: float
     latency_p95_ms: float
+    latency_p95_ms_upper95: float
+    latency_p99_ms: float
     samples: int
     processes: int
     drift: float
+    reference_drift: float
+    repeated: int
+    memory_bytes: int
+    energy_mj: float | None
+    energy_source: Literal["rapl", "profile"] | None
     within_budget: bool | None
     status: Literal["accepted", "rejected", "inconclusive", "unbounded"]
     rounds: int = 1
+    device: str = ""

@@ -107,7 +107,22 @@ def show_verification(console: Console, verification: Verification | None) -> No
         console,
         "measured",
         f"{number(v.latency_ms)} ms (95 %: {number(v.latency_ms_lower95)} to "
-        f"{number(v.latency_ms_upper95)} ms; p95 {number(v.latency_p95_ms)} ms) over "
-        f"{v.samples} calls in {v.processes} processes",
+        f"{number(v.latency_ms_upper95)} ms) over {v.samples} calls in {v.processes} processes",
     )
+    _line(
+        console,
+        "percentiles",
+        f"p50 {number(v.latency_ms)}, p95 {number(v.latency_p95_ms)}, "
+        f"p99 {number(v.latency_p99_ms)} ms",
+    )
+    _line(console, "memory", f"{v.memory_bytes / 1e6:.4g} MB")
+    if v.energy_mj is not None:
+        _line(console, "energy", f"{number(v.energy_mj)} mJ a call ({v.energy_source})")
+    if v.status == "inconclusive":
+        _line(
+            console,
+            "machine",
+            f"did not settle: the reference workload was up to {100 * v.reference_drift:.0f} % "
+            f"slower than usual, blocks differ by {100 * v.drift:.0f} %",
+        )
     _line(console, "verdict", v.status)

@@ -10,30 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from mpq_compile.cost.measurement import COLUMNS, KEY_FIELDS
+from mpq_compile.cost import schema
 from mpq_compile.cost.recovery import (
     DamagedDatabaseError,
     check_sound,
     database_uri,
     is_damage,
 )
+from mpq_compile.cost.schema import APPLICATION_ID, SCHEMA_VERSION
 from mpq_compile.errors import ProfileError
 
-SCHEMA_VERSION = 1
 BUSY_S = 30.0
-
-_APPLICATION_ID = 0x4D505131  # "MPQ1"
-_TYPES = {
-    "count": "INTEGER",
-    "clock_mhz": "REAL",
-    "time": "TEXT",
-    **dict.fromkeys(KEY_FIELDS, "TEXT"),
-}
-_TABLE = f"""
-CREATE TABLE IF NOT EXISTS measurements (
-    {", ".join(f"{name} {_TYPES.get(name, 'REAL')}" for name in COLUMNS)},
-    UNIQUE ({", ".join(KEY_FIELDS)})
-)"""
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -124,27 +111,39 @@ class Database:
     def _prepare(self, db: sqlite3.Connection) -> None:
         """Make a new file ours, refuse one that is not, check one that is."""
         try:
-            if not self._is_new(db):
+            version = self._version(db)
+            if version:
                 check_sound(db, self.path)
+                self._update(db, version)
             elif self.read_only:
                 raise self.error("the database is empty", found="no table of measurements")
             else:
                 db.execute("PRAGMA journal_mode=WAL")
-                _transaction(db, _create, write=True)
+                _transaction(db, schema.create, write=True)
         except sqlite3.DatabaseError as error:
             if is_damage(error):
                 raise DamagedDatabaseError(self.path, error) from error
             raise
+        # A process that is killed loses nothing by this; rounds need not wait for the disk.
+        db.execute("PRAGMA synchronous=NORMAL")
 
-    def _is_new(self, db: sqlite3.Connection) -> bool:
-        """Tell whether the file holds nothing; refuse another program's or version's."""
-        application, version, tables = _transaction(db, _identity, write=False)
-        if application == _APPLICATION_ID and version == SCHEMA_VERSION:
-            return False
-        if application == _APPLICATION_ID:
+    def _update(self, db: sqlite3.Connection, version: int) -> None:
+        if version == SCHEMA_VERSION:
+            return
+        if self.read_only:
+            schema.show_as_current(db)
+        else:
+            _transaction(db, schema.migrate, write=True)
+
+    def _version(self, db: sqlite3.Connection) -> int:
+        """Return the version of the file, 0 for a new one; refuse what is not ours to read."""
+        application, version, tables = _transaction(db, schema.identity, write=False)
+        if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
+            return version
+        if application == APPLICATION_ID:
             raise self.error(
                 "the database has another schema version",
-                expected=f"version {SCHEMA_VERSION}",
+                expected=f"version {SCHEMA_VERSION} or older",
                 found=f"version {version}",
                 remedy="set MPQ_DB to a new file, and import there what the other version exports",
             )
@@ -155,7 +154,7 @@ class Database:
                 found=f"application id {application:#x}, version {version}, {tables} tables",
                 remedy="set MPQ_DB to another file",
             )
-        return True
+        return 0
 
     def _retry(self, work: Callable[[], T]) -> T:
         deadline = time.monotonic() + BUSY_S
@@ -176,26 +175,15 @@ class Database:
                 found=error,
                 remedy="end the process that holds it, or set MPQ_DB to another file",
             )
+        if _code(error) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            return self.error(
+                "the database cannot be written",
+                expected="room on the disk for a few more kilobytes",
+                found=error,
+                remedy="free some room, or set MPQ_DB to a file on another disk; what was stored "
+                "before is sound",
+            )
         return self.error("the database cannot be used", found=error)
-
-
-def _identity(db: sqlite3.Connection) -> tuple[int, int, int]:
-    """Return application id, version and, where both are 0, the number of tables and indexes.
-
-    For one transaction: another process may be creating the table just now.
-    """
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if application or version:
-        return application, version, 0
-    return 0, 0, db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-
-
-def _create(db: sqlite3.Connection) -> None:
-    """Create the table; a second process that comes here does the same, to no effect."""
-    db.execute(_TABLE)
-    db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-    db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
 
 def _transaction(db: sqlite3.Connection, work: Work[T], *, write: bool) -> T:

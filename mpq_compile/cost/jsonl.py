@@ -1,4 +1,7 @@
-"""Measurements as JSON lines: one flat object a line, with the version of the layout."""
+"""Measurements as JSON lines: one flat object a line, with the version of the layout.
+
+Raw samples are not exported: they serve to go on where the same machine left off.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from pathlib import Path
 from mpq_compile.cost.measurement import Row, from_record, to_record
 from mpq_compile.errors import ProfileError
 
-JSONL_VERSION = 1
+JSONL_VERSION = 2
+# Lines of version 1 lack what was not recorded then.
+_READABLE = (1, 2)
 
 
 def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
@@ -51,7 +56,7 @@ def _parsed(where: str, line: str) -> Row:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _not_an_export(where, error) from error
-    if not isinstance(record, dict) or record.pop("version", None) != JSONL_VERSION:
+    if not isinstance(record, dict) or record.pop("version", None) not in _READABLE:
         raise _not_an_export(where, line[:80])
     try:
         return from_record(record)
@@ -64,7 +69,7 @@ def _not_an_export(where: str, found: object) -> ProfileError:
     return ProfileError(
         "not an export of measurements",
         where=where,
-        expected=f"JSON lines of version {JSONL_VERSION}, as Store.export_jsonl writes them",
+        expected=f"JSON lines of version {JSONL_VERSION} or older, as `mpq profile export` writes",
         found=found,
         remedy="export again; nothing was imported",
     )

@@ -1,53 +1,25 @@
-"""Latency of kernels on this machine, through TVM: what the cost table is made of."""
+"""Latency of kernels on a device, through TVM: what the cost table is made of."""
 
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
+from mpq_compile.cost.bench import Bench
+from mpq_compile.cost.drift import REFERENCE, Usual
+from mpq_compile.cost.keys import key_of
+from mpq_compile.cost.measurement import Measurement, MeasurementKey
+from mpq_compile.cost.rounds import Accepts, Precision, accept_any, time_in_rounds
 from mpq_compile.cost.store import Store
-from mpq_compile.errors import DeviceError
-from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
-from mpq_compile.kernels.workload import LinearWorkload
-from mpq_compile.progress import track
+from mpq_compile.cost.workers import distribute
+from mpq_compile.errors import DeviceError, DeviceLostError, ProfileError
+from mpq_compile.progress import counted
 from mpq_compile.runtime.device import Device
-from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
-from mpq_compile.runtime.kernel_timing import Run, Task, Workload
+from mpq_compile.runtime.kernel_timing import Task
 
-_ROUNDS = 7
-_RETRIES = 3
-# A round in which the reference workload is slower than this is measured again.
-_DRIFT = 1.15
-_REFERENCE = LinearWorkload(rows=16, in_features=256, out_features=256, compute="fp32", out="fp32")
-_CHUNK = 24
-
-
-def kernel_candidate(workload: Workload) -> str:
-    """Return the candidate whose kernel this is: several candidates may share one kernel."""
-    if isinstance(workload, ConvertWorkload):
-        return f"{workload.source}-{workload.target}"
-    if isinstance(workload, QuantizeRowsWorkload):
-        return "fp32-rows"
-    if workload.compute in ("fp32", "bf16"):
-        return workload.compute
-    bits = workload.weight_bits if isinstance(workload, LinearWorkload) else 8
-    return f"w{bits}a{16 if workload.compute == 'weight_only' else 8}"
-
-
-def key_of(task: Task, device: Device) -> MeasurementKey:
-    """Return the key under which a task's time is stored; a schedule is part of the shape."""
-    shape = task.workload.key
-    return MeasurementKey(
-        device=device.fingerprint,
-        toolchain=toolchain_hash(),
-        kernels=kernel_hash(),
-        operator=task.operator,
-        shape=shape if task.choice is None else f"{shape}/{task.choice}",
-        candidate=kernel_candidate(task.workload),
-    )
+# Kernels that are timed in turns: a round of them takes about a tenth of a second.
+CHUNK = 24
 
 
 def measure(
@@ -56,83 +28,136 @@ def measure(
     device: Device,
     *,
     budget_s: float = math.inf,
+    precision: Precision | None = None,
+    again: bool = False,
 ) -> dict[str, Measurement]:
     """Return the latency of each task by ``workload.key``; times only what the store lacks.
 
-    Each chunk of kernels is stored as soon as it is timed, so an interrupted run loses little.
+    Each round is stored as it ends, and a run that was interrupted is continued from there. All
+    workers of the device take part; where one is lost, the others do its work.
 
     Args:
         tasks: What is needed.
         store: Where measurements are kept.
         device: Where they run.
         budget_s: Stop measuring after this many seconds.
+        precision: When a kernel has been timed enough.
+        again: Measure more where the store's measurement was made while the reference workload
+            was not at its usual time. Otherwise such a measurement is used as it is.
 
     Raises:
-        DeviceError: The time ran out before everything was measured; run again to go on.
+        DeviceError: The time ran out before everything was measured (run again to go on), or a
+            kernel computes something else than its oracle.
+        DeviceLostError: No worker is left.
+        ProfileError: The store lacks something and is read-only, or cannot be written.
     """
     by_key = {key_of(task, device): task for task in tasks}
+    accepts = _accepts_usual(store, device) if again and not store.read_only else accept_any
     known = store.get_many(by_key)
-    missing = [key for key in by_key if key not in known]
-    end = time.monotonic() + budget_s
-    chunks = [missing[i : i + _CHUNK] for i in range(0, len(missing), _CHUNK)]
-    for chunk in track(chunks, "profile kernels"):
-        if time.monotonic() > end:
-            raise DeviceError(
-                "the time to measure ran out",
-                expected=f"{len(missing)} kernels within {budget_s:.0f} s",
-                found=f"{sum(k in known for k in missing)} measured and stored",
-                remedy="run again to go on, or allow more time",
-            )
-        measured = _measure_chunk([by_key[key] for key in chunk], device)
-        rows = list(zip(chunk, measured, strict=True))
-        store.put_many(rows)
-        known.update(rows)
+    left = [key for key in by_key if key not in known or not accepts(known[key])]
+    if left:
+        _refuse_read_only(store, by_key, known)
+        job = _Job(by_key, precision or Precision(), accepts, budget_s)
+        job.do(left, device, store)
+        known = store.get_many(by_key)
+    _refuse_missing(by_key, known, budget_s)
     return {by_key[key].workload.key: value for key, value in known.items()}
 
 
-def _measure_chunk(tasks: Sequence[Task], device: Device) -> list[Measurement]:
-    return time_side_by_side(device.kernels(tasks), reference_run(device), device)
+class _Job:
+    """One call of :func:`measure`."""
 
+    def __init__(
+        self,
+        tasks: Mapping[MeasurementKey, Task],
+        precision: Precision,
+        accepts: Accepts,
+        budget_s: float,
+    ) -> None:
+        self._tasks = tasks
+        self._precision = precision
+        self._accepts = accepts
+        self._until = time.monotonic() + budget_s
 
-def time_side_by_side(runs: Sequence[Run], reference: Run, device: Device) -> list[Measurement]:
-    """Time kernels in turns: each round visits every kernel once, with the reference."""
-    with device.lock():
-        _settle(reference)
-        samples: list[list[float]] = [[] for _ in runs]
-        usual = statistics.median(reference() for _ in range(5))
-        for _ in range(_ROUNDS):
-            for _attempt in range(_RETRIES):
-                times = [run() for run in runs]
-                if reference() <= usual * _DRIFT:
-                    break
-            for sample, seconds in zip(samples, times, strict=True):
-                sample.append(seconds * 1e6)
-    clock_mhz = device.conditions().clock_mhz
-    return [_statistics(sample, clock_mhz) for sample in samples]
+    def do(self, left: Sequence[MeasurementKey], device: Device, store: Store) -> None:
+        """Measure the kernels that are left, in chunks."""
+        chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+        with counted(len(left), "profile kernels") as advance:
 
+            def work(chunk: Sequence[MeasurementKey], bench: Bench) -> None:
+                self._measure_chunk(chunk, bench)
+                advance(len(chunk))
 
-def reference_run(device: Device) -> Run:
-    """Return the reference workload, compiled: its time tells whether the machine is as usual."""
-    return device.kernels([Task(operator="reference", workload=_REFERENCE)])[0]
+            try:
+                distribute(chunks, device, store, work)
+            except DeviceLostError as error:
+                raise _no_device(error, store, self._tasks) from error
 
-
-def _settle(reference: Run) -> None:
-    """A fresh process runs slowly at first: repeat until two blocks agree, a second at most."""
-    end, before = time.monotonic() + 1.0, reference()
-    while time.monotonic() < end:
-        now = reference()
-        if abs(now - before) <= 0.03 * before:
+    def _measure_chunk(self, chunk: Sequence[MeasurementKey], bench: Bench) -> None:
+        known = bench.at_store(lambda store: store.get_many(chunk))
+        left = [key for key in chunk if key not in known or not self._accepts(known[key])]
+        if not left or time.monotonic() >= self._until:
             return
-        before = now
+        runs = bench.kernels([self._tasks[key] for key in left])
+        time_in_rounds(
+            dict(zip(left, runs, strict=True)),
+            bench,
+            self._precision,
+            until=self._until,
+            accepts=self._accepts,
+        )
 
 
-def _statistics(sample: Sequence[float], clock_mhz: float | None) -> Measurement:
-    return Measurement(
-        count=len(sample),
-        median_us=statistics.median(sample),
-        mean_us=statistics.fmean(sample),
-        variance=statistics.variance(sample) if len(sample) > 1 else 0.0,
-        min_us=min(sample),
-        clock_mhz=clock_mhz,
-        time=utc_now(),
+def _accepts_usual(store: Store, device: Device) -> Accepts:
+    """Return a test for measurements that were made at what is now known as the usual speed."""
+    remembered = store.get(key_of(REFERENCE, device))
+    usual = None if remembered is None else Usual((), remembered)
+
+    def accepts(found: Measurement) -> bool:
+        if usual is None or found.reference_us is None:
+            return found.settled
+        return found.settled and usual.is_near(found.reference_us)
+
+    return accepts
+
+
+def _refuse_read_only(
+    store: Store, wanted: Mapping[MeasurementKey, Task], known: Mapping[MeasurementKey, Measurement]
+) -> None:
+    if not store.read_only:
+        return
+    raise ProfileError(
+        "the database lacks measurements and is read-only",
+        where=str(store.path),
+        expected=f"measurements of {len(wanted)} kernels",
+        found=f"{len(known)} of them",
+        remedy="set MPQ_DB to a file that this user may write",
+    )
+
+
+def _refuse_missing(
+    wanted: Mapping[MeasurementKey, Task],
+    known: Mapping[MeasurementKey, Measurement],
+    budget_s: float,
+) -> None:
+    if len(known) == len(wanted):
+        return
+    raise DeviceError(
+        "the time to measure ran out",
+        expected=f"{len(wanted)} kernels within {budget_s:.0f} s",
+        found=f"{len(known)} measured and stored",
+        remedy="run again to go on, or allow more time",
+    )
+
+
+def _no_device(
+    error: DeviceLostError, store: Store, wanted: Mapping[MeasurementKey, Task]
+) -> DeviceLostError:
+    stored = len(store.get_many(wanted))
+    return DeviceLostError(
+        f"no device is left to measure on: {error.message}",
+        where=error.where,
+        expected=error.expected,
+        found=f"{error.found}; {stored} of {len(wanted)} kernels are measured and stored",
+        remedy=f"{error.remedy}; run again to go on",
     )

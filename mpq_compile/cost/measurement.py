@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,9 +38,21 @@ class MeasurementKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Statistics of ``count`` runs: times in µs, variance in µs², clock in MHz.
+    """Statistics of ``count`` samples: times in µs, variance in µs², clock in MHz.
 
-    ``time`` is when it ended, ISO 8601 in UTC (:func:`utc_now`).
+    What older versions did not record is None.
+
+    Args:
+        count: Samples, each the mean of one block of calls; none is left out.
+        median_us, mean_us, variance, min_us: Of all samples.
+        clock_mhz: Median clock of the cores over the rounds.
+        time: When it ended, ISO 8601 in UTC (:func:`utc_now`).
+        low_us, high_us: Interval of the median, 95 %, distribution-free.
+        outliers: Samples more than 1.5 interquartile ranges beyond the quartiles.
+        repeated: Rounds that were repeated because the reference workload was off.
+        load: Median load of the machine.
+        reference_us: Median time of the reference workload in the same rounds.
+        settled: False where the reference stayed off: the samples are of an unusual time.
     """
 
     count: int
@@ -50,6 +62,13 @@ class Measurement:
     min_us: float
     clock_mhz: float | None
     time: str
+    low_us: float | None = None
+    high_us: float | None = None
+    outliers: int | None = None
+    repeated: int | None = None
+    load: float | None = None
+    reference_us: float | None = None
+    settled: bool = True
 
     def __post_init__(self) -> None:
         if type(self.count) is not int or not 1 <= self.count <= _MOST:
@@ -57,12 +76,23 @@ class Measurement:
         for name in ("median_us", "mean_us", "variance", "min_us"):
             if not _is_amount(getattr(self, name)):
                 raise _invalid(name, "a finite number ≥ 0", getattr(self, name))
-        if self.clock_mhz is not None and not _is_amount(self.clock_mhz):
-            raise _invalid("clock_mhz", "a finite number ≥ 0, or none", self.clock_mhz)
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value is not None and not _is_amount(value):
+                raise _invalid(name, "a finite number ≥ 0, or none", value)
         if self.min_us > self.median_us:
             raise _invalid("min_us", f"at most the median {self.median_us}", self.min_us)
+        if type(self.settled) is not bool:
+            raise _invalid("settled", "true or false", self.settled)
         if _moment(self.time) is None:
             raise _invalid("time", "ISO 8601 in UTC, as 2025-01-31T12:00:00+00:00", self.time)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval of the median, as a share of the median; None where not known."""
+        if self.low_us is None or self.high_us is None or not self.median_us:
+            return None
+        return (self.high_us - self.low_us) / (2 * self.median_us)
 
     def supersedes(self, other: Measurement) -> bool:
         """Tell whether this one replaces the other of the same key: the newer does.
@@ -72,15 +102,20 @@ class Measurement:
         return self._rank() > other._rank()
 
     def _rank(self) -> tuple[Any, ...]:
-        values = (-1.0 if v is None else v for v in astuple(self)[:-1])
-        return (_moment(self.time), *values)
+        values = (getattr(self, name) for name in VALUE_FIELDS if name != "time")
+        return (_moment(self.time), *(-1.0 if v is None else v for v in values))
 
 
+_OPTIONAL = (
+    "clock_mhz", "low_us", "high_us", "outliers", "repeated", "load", "reference_us",
+)  # fmt: skip
 _MOST = 10**18  # what the database can hold; a NaN or an infinity is not below it
 
 KEY_FIELDS = tuple(field.name for field in fields(MeasurementKey))
 VALUE_FIELDS = tuple(field.name for field in fields(Measurement))
 COLUMNS = (*KEY_FIELDS, *VALUE_FIELDS)
+# What every version recorded.
+REQUIRED = COLUMNS[: COLUMNS.index("time") + 1]
 Row = tuple[MeasurementKey, Measurement]
 
 
@@ -95,11 +130,19 @@ def to_record(key: MeasurementKey, value: Measurement) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> tuple[MeasurementKey, Measurement]:
-    """Rebuild key and value from :func:`to_record`; raise ``ProfileError`` for anything else."""
-    if set(record) != set(COLUMNS):
+    """Rebuild key and value from :func:`to_record`; raise ``ProfileError`` for anything else.
+
+    Fields that older versions did not write may be missing. SQLite knows no truth values: 0 and 1
+    will do.
+    """
+    if not set(REQUIRED) <= set(record) <= set(COLUMNS):
         raise _invalid("its fields", ", ".join(COLUMNS), ", ".join(record))
     key = MeasurementKey(**{name: record[name] for name in KEY_FIELDS})
-    return key, Measurement(**{name: record[name] for name in VALUE_FIELDS})
+    values = {name: record[name] for name in VALUE_FIELDS if name in record}
+    settled = values.get("settled", True)
+    if settled in (0, 1):
+        values["settled"] = bool(settled)
+    return key, Measurement(**values)
 
 
 def _is_amount(value: object) -> bool:

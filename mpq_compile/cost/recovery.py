@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from mpq_compile.cost.measurement import COLUMNS, Row, from_record
+from mpq_compile.cost.measurement import Row, from_record
 from mpq_compile.errors import ProfileError
 
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LEAST_ROW_BYTES = 64
+
+
+class RecoveryWarning(RuntimeWarning):
+    """A damaged database was set aside and a new one made of what could be read."""
 
 
 class DamagedDatabaseError(ProfileError):
@@ -97,12 +101,15 @@ def _scan(db: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:
 
     Explicit stack of stretches, each inclusive; the index is left alone, it may be damaged too.
     """
-    query = f"SELECT {', '.join(COLUMNS)} FROM measurements NOT INDEXED WHERE rowid BETWEEN ? AND ?"
+    # All columns: an older version has fewer.
+    query = "SELECT * FROM measurements NOT INDEXED WHERE rowid BETWEEN ? AND ?"
     todo = [(first, last)]
     while todo:
         low, high = todo.pop()
         try:
-            records = db.execute(query, (low, high)).fetchall()
+            found = db.execute(query, (low, high))
+            names = [column[0] for column in found.description]
+            records = [dict(zip(names, record, strict=True)) for record in found]
         except sqlite3.DatabaseError:
             middle = (low + high) // 2
             todo += [(middle + 1, high), (low, middle)] if low < high else []
@@ -110,9 +117,9 @@ def _scan(db: sqlite3.Connection, first: int, last: int) -> Iterator[Row]:
         yield from _valid(records)
 
 
-def _valid(records: list[tuple[object, ...]]) -> Iterator[Row]:
+def _valid(records: list[dict[str, object]]) -> Iterator[Row]:
     for record in records:
         try:
-            yield from_record(dict(zip(COLUMNS, record, strict=True)))
+            yield from_record(record)
         except ProfileError:
             continue

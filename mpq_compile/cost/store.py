@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mpq_compile.cost import samples
 from mpq_compile.cost.database import BUSY_S, Database
+from mpq_compile.cost.generations import Generation, generations, prune_stale
 from mpq_compile.cost.jsonl import read_jsonl, write_jsonl
 from mpq_compile.cost.measurement import (
     COLUMNS,
@@ -29,7 +31,13 @@ from mpq_compile.cost.measurement import (
     from_record,
     to_record,
 )
-from mpq_compile.cost.recovery import DamagedDatabaseError, readable_rows, set_aside
+from mpq_compile.cost.recovery import (
+    DamagedDatabaseError,
+    RecoveryWarning,
+    readable_rows,
+    set_aside,
+)
+from mpq_compile.cost.samples import Round, Sample
 from mpq_compile.errors import DeviceError, ProfileError
 from mpq_compile.lock import file_lock, make_cache_dir, user_cache_dir
 
@@ -52,7 +60,7 @@ class Store:
     """The measurements database; a context manager. Open one in each process and thread.
 
     Opening checks the file. A damaged one is set aside as ``*.damaged-<n>``, its readable rows
-    are taken over, and a ``RuntimeWarning`` says so.
+    are taken over, and a ``RecoveryWarning`` says so.
 
     Args:
         path: File, created where missing; :func:`default_path` for None. Only the folder of the
@@ -110,10 +118,15 @@ class Store:
             lambda db: {key: found for key in wanted if (found := _stored(db, key)) is not None}
         )
 
-    def items(self) -> list[Row]:
-        """Return all (key, measurement), sorted by key, as of one moment."""
-        query = f"{_SELECT} ORDER BY {', '.join(KEY_FIELDS)}"
-        return self._database.run(lambda db: [_row(record) for record in db.execute(query)])
+    def items(self, operators: Sequence[str] | None = None) -> list[Row]:
+        """Return all (key, measurement), or those of some operators, sorted by key."""
+        among = (
+            "" if operators is None else f" WHERE operator IN ({', '.join('?' * len(operators))})"
+        )
+        query = f"{_SELECT}{among} ORDER BY {', '.join(KEY_FIELDS)}"
+        return self._database.run(
+            lambda db: [_row(record) for record in db.execute(query, operators or ())]
+        )
 
     def put(self, key: MeasurementKey, value: Measurement) -> bool:
         """Store a measurement; return False where a newer one of the key stays instead."""
@@ -126,6 +139,27 @@ class Store:
             ProfileError: The database is read-only, stays locked or cannot be written.
         """
         return _put_all(self._database, list(rows))
+
+    def add_round(self, round_: Round) -> int:
+        """Store a round of samples, in one transaction; return its number."""
+        return self._database.run(lambda db: samples.append(db, round_), write=True)
+
+    def samples(self, keys: Iterable[MeasurementKey]) -> dict[MeasurementKey, list[Sample]]:
+        """Return the raw samples of each key, the oldest first; [] where there are none."""
+        wanted = list(dict.fromkeys(keys))
+        return self._database.run(lambda db: samples.read(db, wanted))
+
+    def reference_times(self, reference: MeasurementKey, count: int) -> list[float]:
+        """Return the reference's times (µs) around the latest ``count`` rounds, oldest first."""
+        return self._database.run(lambda db: samples.reference_times(db, reference, count))
+
+    def generations(self) -> list[Generation]:
+        """Return how many rows there are by device, toolchain and kernels."""
+        return self._database.run(generations)
+
+    def prune_stale(self, toolchain: str, kernels: str) -> list[Generation]:
+        """Delete what another toolchain or other kernels measured; return what was deleted."""
+        return self._database.run(lambda db: prune_stale(db, toolchain, kernels), write=True)
 
     def export_jsonl(self, path: str | os.PathLike[str]) -> int:
         """Write all measurements as JSON lines, sorted by key; return their number."""
@@ -192,7 +226,7 @@ def _repair(path: Path) -> None:
     warnings.warn(
         f"{path}: the measurements database was damaged ({damage}); it was set aside as "
         f"{aside.name}, and {len(rows)} readable measurements were recovered",
-        RuntimeWarning,
+        RecoveryWarning,
         stacklevel=4,
     )
 

@@ -13,21 +13,26 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mpq_compile.cost.measure import key_of, reference_run, time_side_by_side
+from mpq_compile.cost.bench import Bench
+from mpq_compile.cost.keys import key_of
 from mpq_compile.cost.measurement import Measurement, MeasurementKey
+from mpq_compile.cost.rounds import Precision, time_in_rounds
 from mpq_compile.cost.store import Store
+from mpq_compile.cost.workers import distribute
 from mpq_compile.errors import DeviceError
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.geometry import geometry
 from mpq_compile.kernels.workload import Workload
-from mpq_compile.progress import track
+from mpq_compile.progress import counted
 from mpq_compile.runtime.device import Device
-from mpq_compile.runtime.kernel_timing import Run, Task
+from mpq_compile.runtime.kernel_timing import Task
 
 TRIAL, CHECK = "schedule", "schedule-check"
 # Another schedule than the cost model's must take at most this share of its time.
 GAIN = 0.97
 BUDGET_S = 20.0
+# Schedules are compared with each other in the same rounds: their ratio needs no narrow interval.
+_PRECISION = Precision(least=7, most=7, repeats=7)
 
 Rows = Mapping[MeasurementKey, Measurement]
 
@@ -116,26 +121,28 @@ def tune(
     pending.sort(key=lambda search: -search.workload.macs)
     end = time.monotonic() + budget_s
     if pending and budget_s > 0 and not store.read_only:
-        reference = reference_run(device)
-        for search in track(pending, "tune kernels"):
-            if time.monotonic() >= end:
-                break
-            _time(search, store, device, reference)
+        with counted(len(pending), "tune kernels") as advance:
+
+            def work(search: Search, bench: Bench) -> None:
+                if time.monotonic() < end:
+                    _time(search, bench)
+                    advance(1)
+
+            distribute(pending, device, store, work)
+        for search in pending:
             decided[search.workload.key] = search.decision(search.known(store))
     return {key: choice for key, choice in decided.items() if choice is not None}
 
 
-def _time(search: Search, store: Store, device: Device, reference: Run) -> None:
+def _time(search: Search, bench: Bench) -> None:
     """Time all schedules, then the fastest against the cost model's once more."""
     tasks = [Task(operator=TRIAL, workload=search.workload, choice=c) for c in search.choices]
-    runs = device.kernels(tasks)
-    trials = dict(zip(search.trials, time_side_by_side(runs, reference, device), strict=True))
-    store.put_many(trials.items())
+    runs = bench.kernels(tasks)
+    trials = time_in_rounds(dict(zip(search.trials, runs, strict=True)), bench, _PRECISION)
     number = search.challenger(trials)
     if number:
-        checked = time_side_by_side([runs[0], runs[number]], reference, device)
-        keys = search.checks[0], search.checks[number]
-        store.put_many(zip(keys, checked, strict=True))
+        pair = {search.checks[n]: runs[n] for n in (0, number)}
+        time_in_rounds(pair, bench, _PRECISION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +160,7 @@ class Schedules:
     @classmethod
     def read(cls, store: Store, device: Device) -> Schedules:
         """Take over what the store has decided."""
-        rows = {key: row for key, row in store.items() if key.operator in (TRIAL, CHECK)}
-        return cls(rows=rows, device=device)
+        return cls(rows=dict(store.items((TRIAL, CHECK))), device=device)
 
     def __call__(self, workload: Workload) -> Choice | None:
         alone = workload.alone

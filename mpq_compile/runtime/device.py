@@ -12,13 +12,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mpq_compile.kernels.tier import Tier, detect_tier
 from mpq_compile.lock import timing_lock
 from mpq_compile.runtime.fingerprint import cpu_clock_mhz, device_fingerprint
-from mpq_compile.runtime.kernel_timing import Run, Task, runner
+from mpq_compile.runtime.kernel_timing import Run, Task, local_run
 from mpq_compile.runtime.threads import thread_count
+
+if TYPE_CHECKING:
+    from mpq_compile.runtime.timing import Timings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +84,15 @@ class Device(Protocol):
         ...
 
     def kernels(self, tasks: Sequence[Task]) -> list[Run]:
-        """Build the kernels and load them; each result times one block, in seconds a call."""
+        """Build the kernels and load them, with the arguments of ``kernel_arguments``."""
         ...
 
     def open(self, folder: Path) -> NetworkRunner:
         """Load an artifact."""
         ...
 
-    def time_networks(self, folders: Sequence[Path], blocks: int) -> list[list[list[float]]]:
-        """Time artifacts in one fresh process, in turns.
-
-        Returns:
-            For each artifact, for each block, the latency of single calls in ms.
-        """
+    def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
+        """Time artifacts in one fresh process, in turns (``runtime.timing.time_folders``)."""
         ...
 
 
@@ -133,7 +132,7 @@ class LocalDevice:
     def kernels(self, tasks: Sequence[Task]) -> list[Run]:
         """Compile the kernels into this process."""
         threads = self.threads  # before TVM is imported: it reads its thread count once
-        return [runner(task, self.tier, threads) for task in tasks]
+        return [local_run(task, self.tier, threads) for task in tasks]
 
     def open(self, folder: Path) -> NetworkRunner:
         """Load an artifact into this process."""
@@ -143,7 +142,7 @@ class LocalDevice:
         manifest, _ = open_artifact(folder)
         return Executor(folder, manifest)
 
-    def time_networks(self, folders: Sequence[Path], blocks: int) -> list[list[list[float]]]:
+    def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
         """Time artifacts in one fresh process, without torch."""
         from mpq_compile.runtime.fresh import time_in_fresh_process
 

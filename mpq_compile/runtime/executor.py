@@ -65,27 +65,12 @@ class Executor:
         Raises:
             MpqError: Number, shape or dtype of the inputs is wrong.
         """
-        self._check(inputs)
-        as_torch = _is_torch(inputs[0])
+        check_inputs(inputs, self.manifest)
+        as_torch = is_torch(inputs[0])
         compiled = [tuple(spec["shape"]) for spec in self.manifest.inputs]
         if [tuple(value.shape) for value in inputs] == compiled:
             return self._run_once(inputs, as_torch)
         return self._run_slices(inputs, as_torch)
-
-    def _check(self, inputs: Sequence[Any]) -> None:
-        expected, dynamic = self.manifest.inputs, self.manifest.dynamic_batch
-        fits = len(inputs) == len(expected) and all(
-            _fits(value, spec, dynamic) for value, spec in zip(inputs, expected, strict=True)
-        )
-        fits = fits and len({_is_torch(value) for value in inputs}) == 1
-        if not fits or (dynamic and len({value.shape[0] for value in inputs}) > 1):
-            raise MpqError(
-                "wrong input",
-                expected=", ".join(f"{s['dtype']}{list(s['shape'])}" for s in expected),
-                found=", ".join(_described(value) for value in inputs),
-                remedy="pass inputs like the example inputs"
-                + ("; the batch may differ, the same for all of them" if dynamic else ""),
-            )
 
     def _run_once(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
         flat = [_contiguous(value, as_torch) for value in inputs]
@@ -114,6 +99,23 @@ class Executor:
             for whole, output, shape in outputs:
                 whole[first : first + size] = np.from_dlpack(output).reshape(shape)
         return [_as_torch(whole) for whole in joined] if as_torch else joined
+
+
+def check_inputs(inputs: Sequence[Any], manifest: Manifest) -> None:
+    """Raise ``MpqError`` where number, shape or dtype of the inputs is wrong."""
+    expected, dynamic = manifest.inputs, manifest.dynamic_batch
+    fits = len(inputs) == len(expected) and all(
+        _fits(value, spec, dynamic) for value, spec in zip(inputs, expected, strict=True)
+    )
+    fits = fits and len({is_torch(value) for value in inputs}) == 1
+    if not fits or (dynamic and len({value.shape[0] for value in inputs}) > 1):
+        raise MpqError(
+            "wrong input",
+            expected=", ".join(f"{s['dtype']}{list(s['shape'])}" for s in expected),
+            found=", ".join(_described(value) for value in inputs),
+            remedy="pass inputs like the example inputs"
+            + ("; the batch may differ, the same for all of them" if dynamic else ""),
+        )
 
 
 def slice_starts(total: int, size: int) -> list[int]:
@@ -154,7 +156,8 @@ def request_amx() -> None:
     ctypes.CDLL(None, use_errno=True).syscall(158, _ARCH_REQ_XCOMP_PERM, _XTILEDATA)
 
 
-def _is_torch(value: Any) -> bool:
+def is_torch(value: Any) -> bool:
+    """Tell whether a value is torch's, without importing it."""
     return type(value).__module__.partition(".")[0] == "torch"
 
 
@@ -171,7 +174,7 @@ def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:
         return as_array(output).reshape(shape)
     import torch
 
-    return (output if _is_torch(output) else torch.from_dlpack(output)).view(shape)
+    return (output if is_torch(output) else torch.from_dlpack(output)).view(shape)
 
 
 def _torch_tensor(cells: int, dtype: str) -> Any:

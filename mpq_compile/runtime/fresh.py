@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpq_compile.errors import DeviceError
+from mpq_compile.runtime.timing import Timings
 
 _TIMEOUT_S = 300
 
 
-def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> list[list[list[float]]]:
-    """Return latencies in ms by artifact, block and call; see ``Device.time_networks``.
+def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> Timings:
+    """Return what a fresh process measures; see ``Device.time_networks``.
 
     Raises:
         DeviceError: The process failed, or took too long.
@@ -44,4 +45,4 @@ def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> list[list[lis
             found=done.stderr.strip()[-600:],
             remedy="run `mpq doctor`",
         )
-    return json.loads(done.stdout.splitlines()[-1])
+    return Timings.from_json(json.loads(done.stdout.splitlines()[-1]))

@@ -1,28 +1,40 @@
-"""One kernel, compiled and timed on this machine."""
+"""One kernel, compiled, run and timed on this machine."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from mpq_compile.kernels import packing
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
+from mpq_compile.runtime import kernel_case as cases
 
 Workload = ConvWorkload | LinearWorkload | ConvertWorkload | QuantizeRowsWorkload
-# Times one block of calls; seconds a call.
-Run = Callable[[], float]
 
 # A block of calls this long makes the clock's resolution and the call's overhead negligible.
 BLOCK_S = 2e-3
+# What the arrays of every kernel are drawn from: who knows it knows what must come out.
+SEED = 0
 _DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
+
+
+class Run(Protocol):
+    """One kernel, built and loaded on a device, with the arguments of ``kernel_arguments``."""
+
+    def time(self) -> float:
+        """Time one block of calls; seconds a call."""
+        ...
+
+    def outputs(self) -> list[np.ndarray]:
+        """Call it once; return what it wrote, as flat arrays (bf16 as uint16 bits)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,32 @@ class Task:
     choice: Choice | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LocalRun:
+    """A kernel in this process.
+
+    Args:
+        call: The kernel.
+        evaluate: TVM's timer of a block of calls.
+        arguments: TVM tensors, the outputs last.
+        output_count: How many of them are outputs.
+    """
+
+    call: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    arguments: Sequence[Any]
+    output_count: int
+
+    def time(self) -> float:
+        """Time one block of calls; seconds a call."""
+        return float(self.evaluate(*self.arguments).mean)
+
+    def outputs(self) -> list[np.ndarray]:
+        """Call it once; return what it wrote."""
+        self.call(*self.arguments)
+        return [tensor.numpy() for tensor in self.arguments[-self.output_count :]]
+
+
 def compiled_kernel(task: Task, tier: Tier, threads: int) -> Any:
     """Return the kernel of a task as a built TVM module with the function ``main``."""
     import tvm
@@ -48,8 +86,8 @@ def compiled_kernel(task: Task, tier: Tier, threads: int) -> Any:
     return tvm.compile(function, target=tvm.target.Target(tier.target(threads)))
 
 
-def runner(task: Task, tier: Tier, threads: int) -> Run:
-    """Compile a kernel; return a function that times one block and gives seconds a call."""
+def local_run(task: Task, tier: Tier, threads: int) -> LocalRun:
+    """Compile a kernel into this process and call it twice."""
     import tvm
 
     built = compiled_kernel(task, tier, threads)
@@ -62,44 +100,38 @@ def runner(task: Task, tier: Tier, threads: int) -> Run:
     call(*arguments)
     start = time.perf_counter()
     call(*arguments)
-    once = time.perf_counter() - start
-    evaluate = built.mod.time_evaluator("main", tvm.cpu(), number=block_calls(once), repeat=1)
-    return lambda: float(evaluate(*arguments).mean)
+    number = block_calls(time.perf_counter() - start)
+    return LocalRun(
+        call=call,
+        evaluate=built.mod.time_evaluator("main", tvm.cpu(), number=number, repeat=1),
+        arguments=arguments,
+        output_count=len(blank_outputs(task.workload)),
+    )
 
 
 def block_calls(once_s: float) -> int:
-    """Return how many calls of ``once_s`` seconds make a block."""
-    return max(3, min(2000, math.ceil(BLOCK_S / max(once_s, 1e-7))))
+    """Return how many calls of ``once_s`` seconds make a block, beside the one that warms it up."""
+    return max(1, min(2000, math.ceil(BLOCK_S / max(once_s, 1e-7))))
 
 
 def kernel_arguments(workload: Workload, tier: Tier) -> list[np.ndarray]:
-    """Return arguments of the right sizes; zero records make every result finite."""
-    generator = np.random.default_rng(0)
+    """Return the flat arrays that a kernel is called with: inputs, then blank outputs."""
+    return [*_inputs(workload, tier), *blank_outputs(workload)]
 
-    def filled(size: int, dtype: str) -> np.ndarray:
-        if dtype == "float32":
-            return generator.standard_normal(size).astype(np.float32)
-        if dtype == "uint16":
-            # Small integers would be denormal numbers, with which some processors are slow.
-            return packing.bf16_bits(generator.standard_normal(size))
-        return generator.integers(0, 100, size).astype(dtype)
 
+def blank_outputs(workload: Workload) -> list[np.ndarray]:
+    """Return zeros for what a kernel writes."""
     if isinstance(workload, ConvertWorkload):
-        record = np.zeros(packing.SCALAR_WORDS, np.int32)
-        output = np.zeros(workload.size, _DTYPES[workload.target])
-        return [filled(workload.size, _DTYPES[workload.source]), record, output]
+        return [np.zeros(workload.size, _DTYPES[workload.target])]
     if isinstance(workload, QuantizeRowsWorkload):
-        size, rows = workload.rows * workload.features, workload.rows
-        return [filled(size, "float32"), np.zeros(size, np.uint8), np.zeros(rows, np.float32)]
-    source = {"int8": "u8", "weight_only": "bf16"}.get(workload.compute, workload.compute)
-    elements, dtype = packing.packed_weight_size(workload, tier)
-    arguments = [
-        filled(workload.input_size, _DTYPES[source]),
-        filled(elements, dtype),
-        np.zeros(packing.record_words(workload, tier), np.int32),
-    ]
-    if isinstance(workload, LinearWorkload) and workload.row_scales:
-        arguments.append(np.ones(workload.rows, np.float32))
-    if workload.residual:
-        arguments.append(filled(workload.output_size, _DTYPES[workload.residual]))
-    return [*arguments, np.zeros(workload.output_size, _DTYPES[workload.out])]
+        size = workload.rows * workload.features
+        return [np.zeros(size, np.uint8), np.zeros(workload.rows, np.float32)]
+    return [np.zeros(workload.stored_size, _DTYPES[workload.out])]
+
+
+def _inputs(workload: Workload, tier: Tier) -> list[np.ndarray]:
+    if isinstance(workload, ConvertWorkload):
+        return cases.convert_arguments(workload, cases.make_convert_case(workload, SEED))
+    if isinstance(workload, QuantizeRowsWorkload):
+        return [cases.row_values(workload.rows, workload.features, SEED).reshape(-1)]
+    return cases.case_arguments(workload, tier, cases.make_case(workload, SEED))

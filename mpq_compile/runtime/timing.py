@@ -1,15 +1,18 @@
 """Times artifacts in this process: ``python -m mpq_compile.runtime.timing BLOCKS FOLDER…``.
 
-Verification starts this module in fresh processes. It imports TVM's runtime and NumPy, no torch.
+Verification and the latency model start this module in fresh processes. It imports TVM's runtime
+and NumPy, no torch.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,49 @@ import numpy as np
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
+from mpq_compile.runtime.rapl import EnergyMeter
+from mpq_compile.runtime.reference import Reference
 
-_WARM_S = 0.4
-# A block of one network, and of each of several that are timed in turns.
-BLOCK_S, _TURN_S = 0.12, 0.04
+# Seconds of warming up and of a block, for one network and for each of several in turns.
+_ALONE_S, _IN_TURNS_S = (0.4, 0.12), (0.1, 0.04)
+# A round beside which the reference workload is slower than this is measured again.
+DRIFT = 1.15
+_RETRIES = 3
+_REFERENCES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """What one process measured of networks in turns.
+
+    Args:
+        latencies_ms: Latency of single calls in ms, by network, block and call.
+        reference_ms: The reference workload beside each block, in ms.
+        usual_ms: Its least time in this process, in ms.
+        repeated: Rounds that were dropped and measured again because of it.
+        energy_mj: Energy of a call in mJ by network, where the processor tells it.
+        memory_bytes: What loading and running the networks added to the process's memory.
+    """
+
+    latencies_ms: Sequence[Sequence[Sequence[float]]]
+    reference_ms: Sequence[float]
+    usual_ms: float
+    repeated: int
+    energy_mj: Sequence[float | None]
+    memory_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Timings:
+        """Rebuild from :meth:`to_json`."""
+        return cls(**data)
+
+    def medians_ms(self, network: int) -> list[float]:
+        """Return the median of each block of a network."""
+        return [statistics.median(block) for block in self.latencies_ms[network]]
 
 
 def example_inputs(executor: Executor) -> list[np.ndarray]:
@@ -35,56 +77,97 @@ def example_inputs(executor: Executor) -> list[np.ndarray]:
     return inputs
 
 
-def time_in_turns(
-    executors: Sequence[Executor], blocks: int, block_s: float = BLOCK_S
-) -> list[list[list[float]]]:
-    """Return latencies in ms by network, block and call; every round visits all networks.
-
-    What disturbs the machine for a while then disturbs all alike, so that ratios hold.
-    """
-    warm_s = _WARM_S if len(executors) == 1 else 0.1
-    timers = [_block_timer(executor, warm_s, block_s) for executor in executors]
-    rounds = [[block() for block in timers] for _ in range(blocks)]
-    return [list(column) for column in zip(*rounds, strict=True)]
+def time_folders(folders: Sequence[Path], blocks: int) -> Timings:
+    """Load artifacts into this process and time them."""
+    before = _resident_bytes()
+    executors = [Executor(folder, open_artifact(folder)[0]) for folder in folders]
+    warm_s, block_s = _ALONE_S if len(executors) == 1 else _IN_TURNS_S
+    timers = [_Timer(executor, warm_s, block_s) for executor in executors]
+    memory = max(0, _resident_bytes() - before)
+    reference = Reference(executors[0].manifest.threads)
+    return time_in_turns(timers, reference, blocks, memory)
 
 
-def _block_timer(executor: Executor, warm_s: float, block_s: float) -> Callable[[], list[float]]:
-    """Warm up; return a function that gives the latencies (ms) of a block of calls."""
-    tensors = [as_tensor(value) for value in example_inputs(executor)]
-    call = _call(executor, tensors)
-    end = time.perf_counter() + warm_s
-    once = [call()]
-    while time.perf_counter() < end:
-        once.append(call())
-    number = max(5, min(2000, int(block_s * 1e3 / max(statistics.median(once), 1e-4))))
+class _Timer:
+    """Times blocks of calls of one network, after warming up."""
 
-    def block() -> list[float]:
-        call()  # the first call finds caches that another network filled
-        return [call() for _ in range(number)]
+    def __init__(self, executor: Executor, warm_s: float, block_s: float) -> None:
+        tensors = [as_tensor(value) for value in example_inputs(executor)]
+        self._run: Callable[[], Any] = lambda: executor.run_flat(tensors)
+        end = time.perf_counter() + warm_s
+        once = [self._call()]
+        while time.perf_counter() < end:
+            once.append(self._call())
+        self._number = max(5, min(2000, int(block_s * 1e3 / max(statistics.median(once), 1e-4))))
 
-    return block
-
-
-def _call(executor: Executor, tensors: Sequence[Any]) -> Any:
-    def call() -> float:
+    def _call(self) -> float:
         start = time.perf_counter()
-        executor.run_flat(tensors)
+        self._run()
         return (time.perf_counter() - start) * 1e3
 
-    return call
+    def __call__(self) -> list[float]:
+        self._call()  # the first call finds caches that another network filled
+        return [self._call() for _ in range(self._number)]
 
 
-def block_medians(blocks: Sequence[Sequence[float]]) -> list[float]:
-    """Return the median of each block."""
-    return [statistics.median(block) for block in blocks]
+def time_in_turns(
+    timers: Sequence[Callable[[], list[float]]],
+    reference: Callable[[], float],
+    blocks: int,
+    memory_bytes: int = 0,
+) -> Timings:
+    """Time networks so that every round visits all of them, with the reference beside it.
+
+    What disturbs the machine for a while then disturbs all alike, so that ratios hold. A round
+    beside which the reference is slow is measured again, a few times at most.
+    """
+    meter = EnergyMeter()
+    joules: list[list[float | None]] = [[] for _ in timers]
+    calls = [0] * len(timers)
+    usual = min(reference() for _ in range(4 * _REFERENCES))
+    rounds, references, repeated = [], [], 0
+    for _ in range(blocks):
+        for attempt in range(_RETRIES):
+            row = []
+            for index, timer in enumerate(timers):
+                start = meter.start()
+                row.append(timer())
+                joules[index].append(meter.joules(start))
+                calls[index] += len(row[-1])
+            beside = statistics.median(reference() for _ in range(_REFERENCES))
+            usual = min(usual, beside)
+            if beside <= usual * DRIFT or attempt == _RETRIES - 1:
+                break
+            repeated += 1
+        rounds.append(row)
+        references.append(beside)
+    return Timings(
+        latencies_ms=[list(column) for column in zip(*rounds, strict=True)],
+        reference_ms=references,
+        usual_ms=usual,
+        repeated=repeated,
+        energy_mj=[_per_call(j, n) for j, n in zip(joules, calls, strict=True)],
+        memory_bytes=memory_bytes,
+    )
+
+
+def _per_call(joules: Sequence[float | None], calls: int) -> float | None:
+    """Return mJ a call; None where the energy is not known."""
+    known = [value for value in joules if value is not None]
+    return 1e3 * sum(known) / calls if joules and len(known) == len(joules) else None
+
+
+def _resident_bytes() -> int:
+    """Return the most memory that this process has held."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Time artifacts: the number of blocks, then the folders; print latencies as one JSON list."""
+    """Time artifacts: the number of blocks, then the folders; print timings as JSON."""
     blocks, *folders = arguments
-    executors = [Executor(Path(f), open_artifact(Path(f))[0]) for f in folders]
-    block_s = BLOCK_S if len(executors) == 1 else _TURN_S
-    print(json.dumps(time_in_turns(executors, int(blocks), block_s)))
+    timings = time_folders([Path(folder) for folder in folders], int(blocks))
+    print(json.dumps(timings.to_json()))
 
 
 if __name__ == "__main__":

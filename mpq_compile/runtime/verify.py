@@ -1,9 +1,10 @@
-"""Does an artifact keep its latency budget? Measured in fresh processes, judged by bootstrap."""
+"""Does an artifact keep its budget? Measured in fresh processes, judged by bootstrap."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,85 +12,141 @@ import numpy as np
 
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
+from mpq_compile.runtime.timing import DRIFT, Timings
 from mpq_compile.types import Verification
 
-PROCESSES, BLOCKS = 3, 6
-_RESAMPLES = 2000
-# Blocks that differ by more than this say that the machine was busy, not what the network costs.
-_UNSETTLED = 0.5
+PROCESSES, BLOCKS = 5, 6
+_RESAMPLES = 4000
+# The share of blocks beside which the reference may be slow before nothing can be concluded, and
+# the spread of blocks that says the same.
+_UNSETTLED_SHARE, _UNSETTLED_DRIFT = 0.25, 0.5
+
+Status = Literal["accepted", "rejected", "inconclusive", "unbounded"]
+Statistic = Callable[[np.ndarray], float]
 
 
-# Latencies of single calls in ms, by process, block and call.
-Runs = Sequence[Sequence[Sequence[float]]]
-
-
-def measure_artifact(folder: Path, device: Device, processes: int = PROCESSES) -> Runs:
+def measure_artifact(folder: Path, device: Device, processes: int = PROCESSES) -> list[Timings]:
     """Time ``folder`` in fresh processes of the device, one after the other."""
     with device.lock():
         return [
-            device.time_networks([folder], BLOCKS)[0]
+            device.time_networks([folder], BLOCKS)
             for _ in track(range(processes), "verify latency")
         ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate and its 95 % interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
 def bootstrap(
-    runs: Sequence[Sequence[float]], level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Return the interval of the median over processes × blocks.
+    runs: Sequence[Sequence[Sequence[float]]],
+    statistic: Statistic,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the interval of the median over blocks of a statistic of each block.
 
     Processes are drawn with replacement, then blocks within each: blocks of one process are not
     independent of each other.
+
+    Args:
+        runs: Latencies by process, block and call.
+        statistic: Of the calls of one block.
+        level: Coverage of the interval.
+        seed: The draws are the same for the same seed.
     """
+    table = [np.array([statistic(np.asarray(block)) for block in run]) for run in runs]
     generator = np.random.default_rng(seed)
     medians = []
     for _ in range(_RESAMPLES):
-        chosen = [runs[i] for i in generator.integers(0, len(runs), len(runs))]
-        drawn = [np.asarray(run)[generator.integers(0, len(run), len(run))] for run in chosen]
+        chosen = [table[i] for i in generator.integers(0, len(table), len(table))]
+        drawn = [run[generator.integers(0, len(run), len(run))] for run in chosen]
         medians.append(np.median(np.concatenate(drawn)))
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    value = float(np.median(np.concatenate(table)))
+    # Few blocks can put the interval beside the estimate.
+    return Interval(value=value, lower=min(float(low), value), upper=max(float(high), value))
 
 
-def judge(runs: Runs, budget: Mapping[str, float], rounds: int = 1) -> Verification:
+def judge(
+    timings: Sequence[Timings],
+    budget: Mapping[str, float],
+    rounds: int = 1,
+    device: str = "",
+    profile_energy_mj: float | None = None,
+) -> Verification:
     """Return the verdict on what :func:`measure_artifact` measured.
 
-    Accepted where the upper end of the 95 % interval is within the budget. Where blocks differ
-    so much that the interval straddles the budget, the answer is inconclusive.
+    Accepted where the upper end of the 95 % interval is within the budget, rejected where it is
+    not; where the reference workload or the network itself did not settle, what is not accepted
+    is inconclusive, unless even the lower end is above the budget.
     """
-    medians = [[statistics.median(block) for block in run] for run in runs]
-    everything = np.concatenate([np.asarray(run) for run in medians])
-    low, high = bootstrap(medians)
-    p95_runs = [[float(np.percentile(block, 95)) for block in run] for run in runs]
-    p95 = float(np.median(np.concatenate([np.asarray(run) for run in p95_runs])))
-    p95_low, p95_high = bootstrap(p95_runs)
-    drift = float(everything.max() / everything.min() - 1)
-    limits = [
-        (low, high, budget.get("latency_ms")),
-        (p95_low, p95_high, budget.get("latency_p95_ms")),
-    ]
-    bounded = [(lower, upper, limit) for lower, upper, limit in limits if limit is not None]
-    status: Literal["accepted", "rejected", "inconclusive", "unbounded"] = "unbounded"
-    if bounded:
-        within = all(upper <= limit for _, upper, limit in bounded)
-        hopeless = any(lower > limit for lower, _, limit in bounded)
-        unsettled = drift > _UNSETTLED and not hopeless
-        status = "accepted" if within else "inconclusive" if unsettled else "rejected"
+    runs = [timing.latencies_ms[0] for timing in timings]
+    median = bootstrap(runs, lambda block: float(np.median(block)))
+    p95 = bootstrap(runs, lambda block: float(np.percentile(block, 95)))
+    calls = np.concatenate([np.asarray(block) for run in runs for block in run])
+    blocks = [float(np.median(block)) for run in runs for block in run]
+    drift = max(blocks) / min(blocks) - 1
+    limits = [(median, budget.get("latency_ms")), (p95, budget.get("latency_p95_ms"))]
+    status = _status(limits, _settled(timings) and drift <= _UNSETTLED_DRIFT)
+    measured = [t.energy_mj[0] for t in timings]
+    known = [energy for energy in measured if energy is not None]
+    energy = statistics.median(known) if known else profile_energy_mj
     return Verification(
-        latency_ms=float(np.median(everything)),
-        latency_ms_lower95=low,
-        latency_ms_upper95=high,
-        latency_p95_ms=p95,
-        samples=sum(len(block) for run in runs for block in run),
-        processes=len(runs),
+        latency_ms=median.value,
+        latency_ms_lower95=median.lower,
+        latency_ms_upper95=median.upper,
+        latency_p95_ms=p95.value,
+        latency_p95_ms_upper95=p95.upper,
+        latency_p99_ms=float(np.percentile(calls, 99)),
+        samples=len(calls),
+        processes=len(timings),
         drift=drift,
+        reference_drift=max(_reference_ratios(timings)) - 1,
+        repeated=sum(timing.repeated for timing in timings),
+        memory_bytes=round(statistics.median(timing.memory_bytes for timing in timings)),
+        energy_mj=energy,
+        energy_source="rapl" if known else None if energy is None else "profile",
         within_budget=None if status == "unbounded" else status == "accepted",
         status=status,
         rounds=rounds,
+        device=device,
     )
 
 
+def _status(limits: Sequence[tuple[Interval, float | None]], settled: bool) -> Status:
+    bounded = [(interval, limit) for interval, limit in limits if limit is not None]
+    if not bounded:
+        return "unbounded"
+    if all(interval.upper <= limit for interval, limit in bounded):
+        return "accepted"
+    hopeless = any(interval.lower > limit for interval, limit in bounded)
+    return "rejected" if settled or hopeless else "inconclusive"
+
+
+def _reference_ratios(timings: Sequence[Timings]) -> list[float]:
+    """Return the reference beside each block over its usual time, the least of all processes."""
+    usual = min(timing.usual_ms for timing in timings)
+    return [beside / usual for timing in timings for beside in timing.reference_ms]
+
+
+def _settled(timings: Sequence[Timings]) -> bool:
+    ratios = _reference_ratios(timings)
+    return sum(ratio > DRIFT for ratio in ratios) <= _UNSETTLED_SHARE * len(ratios)
+
+
 def verify_artifact(
-    folder: Path, device: Device, budget: Mapping[str, float], processes: int = PROCESSES
+    folder: Path,
+    device: Device,
+    budget: Mapping[str, float],
+    processes: int = PROCESSES,
+    profile_energy_mj: float | None = None,
 ) -> Verification:
     """Measure ``folder`` and judge it against ``budget`` (latency_ms, latency_p95_ms)."""
-    return judge(measure_artifact(folder, device, processes), budget)
+    timings = measure_artifact(folder, device, processes)
+    return judge(timings, budget, device=device.fingerprint, profile_energy_mj=profile_energy_mj)

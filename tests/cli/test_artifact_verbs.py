@@ -10,10 +10,20 @@ import numpy as np
 import pytest
 from verbs import Mpq
 
+from mpq_compile.runtime.timing import Timings
 
-def runs(*blocks_ms: float) -> list[list[list[float]]]:
-    """Latencies of three processes with blocks of ten calls that all take the same."""
-    return [[[latency_ms] * 10 for latency_ms in blocks_ms]] * 3
+
+def runs(*blocks_ms: float) -> list[Timings]:
+    """What three processes report whose blocks have ten calls that all take the same."""
+    timings = Timings(
+        latencies_ms=[[[latency_ms] * 10 for latency_ms in blocks_ms]],
+        reference_ms=[1.0] * len(blocks_ms),
+        usual_ms=1.0,
+        repeated=0,
+        energy_mj=[None],
+        memory_bytes=1,
+    )
+    return [timings] * 3
 
 
 def test_compile_a_plan(artifact: Path, plan_file: Path) -> None:

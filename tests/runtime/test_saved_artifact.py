@@ -17,7 +17,8 @@ from operator_nets import CASES
 
 import mpq_compile as mpq
 from mpq_compile.runtime import artifact
-from mpq_compile.types import Verification
+from mpq_compile.runtime.timing import Timings
+from mpq_compile.runtime.verify import judge
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("network.so", "weights.bin", "plan.json", "manifest.json")
@@ -215,17 +216,15 @@ def test_copies_do_not_depend_on_the_original(saved: Path, tmp_path: Path) -> No
 
 
 def test_a_verification_stays_beside_the_artifact(saved: Path, tmp_path: Path) -> None:
-    measured = Verification(
-        latency_ms=1.0,
-        latency_ms_lower95=0.9,
-        latency_ms_upper95=1.1,
-        latency_p95_ms=1.3,
-        samples=10,
-        processes=1,
-        drift=0.1,
-        within_budget=True,
-        status="accepted",
+    timings = Timings(
+        latencies_ms=[[[1.0, 1.1, 1.3]] * 2],
+        reference_ms=[1.0, 1.0],
+        usual_ms=1.0,
+        repeated=0,
+        energy_mj=[None],
+        memory_bytes=4096,
     )
+    measured = judge([timings], {"latency_ms": 2.0})
     loaded = mpq.load(saved)
     loaded.verification = measured
     again = mpq.load(loaded.save(tmp_path / "verified"))

@@ -1,0 +1,191 @@
+"""One session with a device's server: calls with a deadline, uploads, and errors that say where.
+
+All that touches the session runs in one thread of the connection, which is given up together with
+the session where the device does not answer. So nothing of the caller ever waits for it, not even
+the garbage collector: remote objects belong to that thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from mpq_compile import errors
+from mpq_compile.errors import DeviceError, DeviceLostError
+from mpq_compile.runtime import tracker
+from mpq_compile.runtime.rpc_address import Address
+from mpq_compile.runtime.service import PREFIX
+
+T = TypeVar("T")
+
+TIMEOUT_S = 300.0
+# How long to wait for a device that others use.
+WAIT_S = 600.0
+# The server ends a session that hangs; none that works is ever so long.
+_SESSION_S = 24 * 3600
+# Sessions that were given up: to free them would wait for an answer.
+_GIVEN_UP: list[Any] = []
+
+
+def timeout_s() -> float:
+    """Return how long a device may take for one answer: ``MPQ_RPC_TIMEOUT`` seconds.
+
+    Raises:
+        DeviceError: It is not a number of seconds.
+    """
+    given = os.environ.get("MPQ_RPC_TIMEOUT", "")
+    try:
+        seconds = float(given) if given else TIMEOUT_S
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise DeviceError(
+            "MPQ_RPC_TIMEOUT is not a time",
+            expected="seconds that a device may take for one answer",
+            found=repr(given),
+            remedy=f"unset it for {TIMEOUT_S:g} s",
+        )
+    return seconds
+
+
+class Connection:
+    """A session with one server of an address, from the tracker's hand.
+
+    Attributes:
+        lost: True once the server did not answer as it should.
+        objects: Remote objects by key; only :meth:`do` may touch them.
+
+    Raises:
+        DeviceError: No device is free, or the tracker cannot be reached.
+        DeviceLostError: The server that the tracker named cannot be reached.
+    """
+
+    def __init__(self, address: Address, wait_s: float = WAIT_S) -> None:
+        self.address = address
+        self.lost = False
+        self.objects: dict[int, Any] = {}
+        self._numbers = itertools.count()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._session: Any = None
+        host, port, key = tracker.request(address.host, address.port, address.key, wait_s)
+        self.server = f"{host}:{port}"
+        threading.Thread(target=self._work, daemon=True, name=f"mpq {self.server}").start()
+        self.do(lambda _: self._open(host, port, key), "connecting")
+
+    def _open(self, host: str, port: int, key: str) -> None:
+        from tvm import rpc
+
+        self._session = rpc.connect(host, port, key, session_timeout=_SESSION_S)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+        self.objects.clear()
+        self._session = None
+
+    def do(self, action: Callable[[Any], T], doing: str, timeout: float | None = None) -> T:
+        """Run ``action(session)`` in the connection's thread.
+
+        Args:
+            action: What to do.
+            doing: What it is called in messages.
+            timeout: Seconds; ``MPQ_RPC_TIMEOUT`` for None.
+
+        Raises:
+            DeviceLostError: The server does not answer, or ended the connection.
+            DeviceError: A function of the server failed.
+        """
+        import tvm
+
+        if self.lost:
+            raise self._lost(doing, "the connection had broken before")
+        limit = timeout_s() if timeout is None else timeout
+        future: Future[T] = Future()
+        self._jobs.put(lambda: _settle(future, lambda: action(self._session)))
+        try:
+            return future.result(limit)
+        except TimeoutError as error:
+            raise self._lost(doing, f"no answer within {limit:g} s") from error
+        except tvm.error.RPCError as error:
+            raise self._failed(doing, error) from error
+        except DeviceError:
+            raise
+        except (RuntimeError, OSError) as error:
+            raise self._lost(doing, str(error).strip()[:300]) from error
+
+    def call(self, name: str, timeout: float | None = None, **arguments: Any) -> Any:
+        """Call one of the service's functions; raise what it raised there."""
+        text = json.dumps(arguments)
+        answer = json.loads(
+            self.do(lambda s: str(s.get_function(PREFIX + name)(text)), f"calling {name}", timeout)
+        )
+        if "error" in answer:
+            raise _raised_there(answer["error"], self.address)
+        return answer["result"]
+
+    def upload(self, path: Path, target: str) -> None:
+        """Copy a file into the session's folder, as ``target``."""
+        content = bytearray(path.read_bytes())
+        self.do(lambda session: session.upload(content, target), f"uploading {path.name}")
+
+    def keep(self, make: Callable[[Any], Any], doing: str) -> int:
+        """Make a remote object; return its key."""
+        key = next(self._numbers)
+
+        def made(session: Any) -> None:
+            self.objects[key] = make(session)
+
+        self.do(made, doing)
+        return key
+
+    def forget(self, key: int) -> None:
+        """Drop a remote object, some time, without waiting."""
+        self._jobs.put(lambda: self.objects.pop(key, None))
+
+    def close(self) -> None:
+        """Give the device back, without waiting."""
+        if not self.lost:
+            self._jobs.put(None)
+
+    def _lost(self, doing: str, found: str) -> DeviceLostError:
+        if not self.lost:
+            self.lost = True
+            _GIVEN_UP.append(self)
+        return DeviceLostError(
+            f"the device was lost while {doing}",
+            where=f"{self.address.name}, server {self.server}",
+            expected="a server that answers",
+            found=found,
+            remedy="look at the server's output, start it again with `mpq device serve`, and run "
+            "this again: what was measured is kept",
+        )
+
+    def _failed(self, doing: str, error: Exception) -> DeviceError:
+        return DeviceError(
+            f"the device failed while {doing}",
+            where=f"{self.address.name}, server {self.server}",
+            found=str(error).strip()[-600:],
+            remedy="compare the versions that `mpq device list` shows with those of `mpq doctor`",
+        )
+
+
+def _settle(future: Future[T], action: Callable[[], T]) -> None:
+    try:
+        future.set_result(action())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _raised_there(record: dict[str, Any], address: Address) -> errors.MpqError:
+    kind = getattr(errors, record["error"], DeviceError)
+    parts = {name: record.get(name) for name in ("where", "expected", "found", "remedy")}
+    where = address.name if parts["where"] is None else f"{address.name}: {parts['where']}"
+    error: errors.MpqError = kind(record["message"], **(parts | {"where": where}))
+    return error

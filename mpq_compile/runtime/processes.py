@@ -1,0 +1,148 @@
+"""Processes of a server: each ends with its parent, and networks are timed in fresh ones.
+
+A server forks a process for each session. Programs are never started anew for that: where a device
+is emulated, its kernel could not start them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any
+
+from mpq_compile.errors import DeviceError
+
+_PR_SET_PDEATHSIG = 1
+_TIMEOUT_S = 300
+# Turns JSON data into JSON data, in a process of its own.
+Work = Callable[[Any], Any]
+
+
+def die_with_parent() -> None:
+    """Let every process that is forked from now on end with its parent, however that ends."""
+    os.register_at_fork(after_in_child=_in_child)
+
+
+def _in_child() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextmanager
+def ended_by_signals(clean: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """End this process, and those that it forked, at Ctrl-C and at SIGTERM.
+
+    Threads of TVM never return, so the interpreter could not end by itself.
+    """
+
+    def end(number: int, _frame: Any) -> None:
+        end_children()
+        clean()
+        os._exit(128 + number if number != signal.SIGINT else 130)
+
+    before = {n: signal.signal(n, end) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def port_taken(host: str, port: int, error: Exception) -> DeviceError:
+    """Return what to say where a port cannot be listened on."""
+    return DeviceError(
+        "cannot listen there",
+        where=f"{host}:{port}",
+        expected="an address of this machine and a free port",
+        found=error,
+        remedy="choose another --port, or end the process that has it",
+    )
+
+
+class FreshProcesses:
+    """Forks a process for each piece of work, from one that has never run a kernel.
+
+    TVM's threads do not survive a fork, so the process that forks must not have any. It has to be
+    made before the first kernel runs.
+
+    Args:
+        work: What each process does.
+    """
+
+    def __init__(self, work: Work) -> None:
+        requests, self._requests = _pipe()
+        self._answers, answers = _pipe()
+        if os.fork() == 0:
+            os.closerange(3, _lowest(requests, answers))
+            self._requests.close()
+            self._answers.close()
+            _fork_for_each(work, requests, answers)
+            os._exit(0)
+        requests.close()
+        answers.close()
+
+    def run(self, data: Any) -> Any:
+        """Do the work in a fresh process; raise ``DeviceError`` where that failed."""
+        self._requests.write(json.dumps(data) + "\n")
+        self._requests.flush()
+        line = self._answers.readline()
+        answer = json.loads(line) if line else {"failed": "the process that forks has ended"}
+        if "failed" in answer:
+            raise DeviceError(
+                "a fresh process of the device failed",
+                expected=f"an answer within {_TIMEOUT_S} s",
+                found=answer["failed"],
+                remedy="`mpq run` shows whether the network runs there, and how long it takes",
+            )
+        return answer["result"]
+
+
+def _fork_for_each(work: Work, requests: IO[str], answers: IO[str]) -> None:
+    for line in requests:
+        child = os.fork()
+        if child == 0:
+            _answer(work, line, answers)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            code = os.waitstatus_to_exitcode(status)
+            found = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            _say(answers, {"failed": found})
+
+
+def _answer(work: Work, line: str, answers: IO[str]) -> None:
+    signal.alarm(_TIMEOUT_S)  # its default action ends the process
+    try:
+        answer = {"result": work(json.loads(line))}
+    except Exception as error:
+        answer = {"failed": f"{type(error).__name__}: {error}"[-2000:]}
+    _say(answers, answer)
+
+
+def _say(answers: IO[str], answer: Any) -> None:
+    answers.write(json.dumps(answer) + "\n")
+    answers.flush()
+
+
+def _pipe() -> tuple[IO[str], IO[str]]:
+    reader, writer = os.pipe()
+    return os.fdopen(reader, "r", encoding="utf-8"), os.fdopen(writer, "w", encoding="utf-8")
+
+
+def _lowest(*streams: IO[str]) -> int:
+    return min(stream.fileno() for stream in streams)
+
+
+def end_children() -> None:
+    """Kill the processes of sessions; what they forked ends with them."""
+    for child in multiprocessing.active_children():
+        with suppress(OSError):
+            child.kill()

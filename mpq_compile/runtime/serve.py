@@ -1,0 +1,136 @@
+"""The server of a device: ``python -m mpq_compile.runtime.serve --tracker HOST:PORT --key KEY``.
+
+It needs TVM, its FFI, NumPy and this package, and it imports neither torch nor the command line.
+TVM's RPC has no authentication: whoever reaches the port runs code on the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+
+from mpq_compile.errors import MpqError
+from mpq_compile.runtime.processes import (
+    die_with_parent,
+    end_children,
+    ended_by_signals,
+    port_taken,
+)
+from mpq_compile.runtime.rpc_address import Address
+from mpq_compile.runtime.service import register
+from mpq_compile.runtime.threads import thread_count
+
+HOST, PORT = "127.0.0.1", 9090
+# Servers of one machine take the next free port.
+_PORTS = 100
+_PAUSE_S = 1.0
+# A client that vanished without a word frees the device after idle + count × interval seconds.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+
+
+def serve(
+    address: Address,
+    host: str = HOST,
+    port: int = PORT,
+    advertise: str | None = None,
+    functions: Callable[[], None] = register,
+) -> None:
+    """Serve this machine under a tracker's key until the process is ended.
+
+    Args:
+        address: Tracker and key.
+        host, port: Where to listen; the next free port from there on.
+        advertise: Host that clients reach it by; None for the one that the tracker sees.
+        functions: Registers what sessions offer.
+
+    Raises:
+        DeviceError: No port is free.
+    """
+    threads = thread_count()  # before TVM is imported: it reads its thread count once
+    functions()
+    # Each session is forked from this process, which has registered the functions.
+    multiprocessing.set_start_method("fork", force=True)
+    die_with_parent()
+    work = tempfile.mkdtemp(prefix="mpq-serve-")
+    tempfile.tempdir = work  # TVM makes the folder of each session there
+    with ended_by_signals(lambda: shutil.rmtree(work, ignore_errors=True)):
+        ports = range(port, port + _PORTS)
+        while True:
+            port = _listen(address, host, ports, advertise, threads)
+            # One session crashed, or the tracker was away for a minute: TVM's loop has ended.
+            ports = range(port, port + 1)
+            end_children()
+            os.chdir(work)
+            time.sleep(_PAUSE_S)
+
+
+def _listen(address: Address, host: str, ports: range, advertise: str | None, threads: int) -> int:
+    """Serve sessions until TVM's loop ends; return the port it listened on."""
+    from tvm.rpc.server import PopenRPCServerState
+
+    try:
+        state = PopenRPCServerState(
+            host,
+            ports.start,
+            ports.stop,
+            tracker_addr=(address.host, address.port),
+            key=address.key,
+            custom_addr=advertise,
+            silent=True,
+        )
+    except (OSError, ValueError) as error:
+        raise port_taken(host, ports.start, error) from error
+    logging.getLogger("RPCServer").setLevel(logging.WARNING)
+    _keep_alive(state.sock)
+    where = f"{host}:{state.port}"
+    print(f"serving {address.name} at {where}, {threads} threads", file=sys.stderr, flush=True)
+    state.thread.join()
+    state.sock.close()
+    return int(state.port)
+
+
+def _keep_alive(listening: socket.socket) -> None:
+    """Have connections probed; Linux hands the options of a listening socket on to them."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE:
+        if hasattr(socket, name):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m mpq_compile.runtime.serve",
+        description="Serve this machine over TVM's RPC, which has no authentication: whoever "
+        "reaches the port runs code here. Keep it on loopback and tunnel it.",
+    )
+    made.add_argument("--tracker", required=True, metavar="HOST:PORT")
+    made.add_argument("--key", required=True, help="Name of this kind of device.")
+    made.add_argument("--host", default=HOST, help="Address to listen on; loopback by default.")
+    made.add_argument("--port", type=int, default=PORT, help="First port to try.")
+    made.add_argument("--advertise", help="Host that clients reach it by, where it is another.")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve; return the exit code where that is not possible."""
+    given = parser().parse_args(arguments)
+    try:
+        address = Address.parse(f"{given.tracker}/{given.key}")
+        serve(address, given.host, given.port, given.advertise)
+    except MpqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Verdicts on measured latencies, the turns of timing, and the energy counters."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mpq_compile.runtime.rapl import EnergyMeter
+from mpq_compile.runtime.reference import Reference
+from mpq_compile.runtime.timing import Timings, time_in_turns
+from mpq_compile.runtime.verify import bootstrap, judge
+
+
+def timings(
+    blocks_ms: list[float], reference_ms: float = 1.0, energy_mj: float | None = None
+) -> Timings:
+    """One process whose blocks hold calls around the given medians."""
+    spread = np.linspace(0.99, 1.01, 21)
+    return Timings(
+        latencies_ms=[[list(median * spread) for median in blocks_ms]],
+        reference_ms=[reference_ms] * len(blocks_ms),
+        usual_ms=1.0,
+        repeated=0,
+        energy_mj=[energy_mj],
+        memory_bytes=1000,
+    )
+
+
+@pytest.mark.parametrize(
+    ("blocks", "reference", "budget", "status"),
+    [
+        ([1.0, 1.01], 1.0, 1.1, "accepted"),
+        ([1.0, 1.01], 1.5, 1.1, "accepted"),  # slow surroundings only make it harder
+        ([1.0, 1.01], 1.0, 1.005, "rejected"),
+        ([1.0, 1.01], 1.5, 1.005, "inconclusive"),
+        ([1.0, 1.01], 1.5, 0.9, "rejected"),  # hopeless whatever the surroundings
+        ([1.0, 1.8], 1.0, 1.2, "inconclusive"),  # the network itself does not settle
+        ([1.0, 1.01], 1.0, None, "unbounded"),
+    ],
+)
+def test_verdict(blocks: list[float], reference: float, budget: float | None, status: str) -> None:
+    usual, noisy = timings(blocks), timings(blocks, reference)
+    given = {} if budget is None else {"latency_ms": budget}
+    verdict = judge([usual, noisy, noisy], given)
+    assert verdict.status == status
+    assert verdict.within_budget == {"accepted": True, "unbounded": None}.get(status, False)
+
+
+def test_a_process_that_was_slow_throughout_is_seen_by_the_others() -> None:
+    """Its own reference was never faster, so only the other processes tell what is usual."""
+    slow = Timings(**{**timings([2.0], 1.6).to_json(), "usual_ms": 1.6})
+    verdict = judge([timings([1.9]), slow, slow], {"latency_ms": 1.95})
+    assert verdict.reference_drift == pytest.approx(0.6)
+    assert verdict.status == "inconclusive"
+
+
+def test_percentiles_and_energy() -> None:
+    verdict = judge([timings([1.0, 1.0], energy_mj=3.0)], {"latency_p95_ms": 1.02}, device="d")
+    assert verdict.latency_ms == pytest.approx(1.0)
+    assert verdict.latency_p95_ms == pytest.approx(1.009)
+    assert verdict.latency_p99_ms == pytest.approx(1.01, abs=1e-3)
+    assert (verdict.energy_mj, verdict.energy_source) == (3.0, "rapl")
+    assert (verdict.status, verdict.device, verdict.memory_bytes) == ("accepted", "d", 1000)
+    from_profile = judge([timings([1.0])], {}, profile_energy_mj=0.5)
+    assert (from_profile.energy_mj, from_profile.energy_source) == (0.5, "profile")
+
+
+def test_bootstrap_covers_the_median_of_processes_that_differ() -> None:
+    """Blocks of one process share its luck: the interval must be as wide as processes differ."""
+    generator = np.random.default_rng(3)
+    covered = 0
+    for trial in range(100):
+        levels = generator.normal(10.0, 1.0, 8)
+        runs = [[[x] for x in generator.normal(level, 0.1, 6)] for level in levels]
+        interval = bootstrap(runs, lambda block: float(block[0]), seed=trial)
+        covered += interval.lower <= 10.0 <= interval.upper
+    assert covered >= 85
+
+
+def test_a_slow_round_is_measured_again() -> None:
+    references = itertools.chain([1.0] * 12, [1.0] * 3, [2.0] * 3, itertools.repeat(1.0))
+    values = itertools.count()
+    found = time_in_turns([lambda: [float(next(values))]], lambda: next(references), blocks=3)
+    assert found.latencies_ms == [[[0.0], [2.0], [3.0]]]  # the call of the slow round is dropped
+    assert (found.repeated, found.usual_ms, found.reference_ms) == (1, 1.0, [1.0] * 3)
+
+
+def test_a_reference_that_stays_slow_ends_the_repeating() -> None:
+    references = itertools.chain([1.0] * 12, itertools.repeat(2.0))
+    found = time_in_turns([lambda: [1.0]], lambda: next(references), blocks=2)
+    assert (found.repeated, found.reference_ms) == (4, [2.0, 2.0])
+
+
+def test_reference_does_its_work_in_every_thread() -> None:
+    reference = Reference(2)
+    assert reference() > 0
+    assert all(
+        np.array_equal(a, b) for a, b in zip(reference._data, reference._copies, strict=True)
+    )
+
+
+def test_energy_counters(tmp_path: Path) -> None:
+    assert EnergyMeter(tmp_path / "none").joules([]) is None
+    for zone in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0"):
+        (tmp_path / zone).mkdir()
+        (tmp_path / zone / "energy_uj").write_text("1000000")
+        (tmp_path / zone / "max_energy_range_uj").write_text("4000000")
+    meter = EnergyMeter(tmp_path)
+    start = meter.start()
+    assert len(start) == 2  # a part of a package is in the package's energy
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("3000000")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000")  # went round once
+    assert meter.joules(start) == pytest.approx(2.0 + 3.5)
