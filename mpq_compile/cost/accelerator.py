@@ -22,6 +22,7 @@ from mpq_compile.cost.accelerator_workload import Workload, accelerator_workload
 from mpq_compile.cost.measurement import Measurement, utc_now
 from mpq_compile.cost.profile import Profile
 from mpq_compile.cost.store import Store
+from mpq_compile.cost.summary import count_outliers, median_interval
 from mpq_compile.cost.table import Choices, described_table
 from mpq_compile.errors import DeviceError
 from mpq_compile.lock import timing_lock
@@ -103,6 +104,7 @@ def _checked_time(value: object, workload: Workload) -> float:
 
 def _statistics(seconds: Sequence[float]) -> Measurement:
     times_us = [1e6 * s for s in seconds]
+    low_us, high_us = median_interval(times_us)
     return Measurement(
         count=len(times_us),
         median_us=statistics.median(times_us),
@@ -111,4 +113,7 @@ def _statistics(seconds: Sequence[float]) -> Measurement:
         min_us=min(times_us),
         clock_mhz=None,
         time=utc_now(),
+        low_us=low_us,
+        high_us=high_us,
+        outliers=count_outliers(times_us),
     )

@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mpq_compile.cost.accelerator_workload import Workload
-from mpq_compile.cost.measurement import MeasurementKey
+from mpq_compile.cost.measurement import INDEPENDENT, MeasurementKey
 from mpq_compile.cost.profile import Profile
 from mpq_compile.errors import DeviceError, ProfileError, nearest
 from mpq_compile.registry import import_file
-
-# What a stored time depends on beside the class: neither TVM nor our kernels.
-_NOTHING = "none"
 
 
 class Accelerator(Protocol):
@@ -54,8 +51,8 @@ class AcceleratorClass:
         """Return the key of a workload's time."""
         return MeasurementKey(
             device=self.fingerprint,
-            toolchain=_NOTHING,
-            kernels=_NOTHING,
+            toolchain=INDEPENDENT,
+            kernels=INDEPENDENT,
             operator=workload.operator,
             shape=workload.key,
             candidate=workload.candidate,
