@@ -71,6 +71,8 @@ def here(profile: Profile, local: str) -> str:
     """Say whether this machine is a target: the one it is, one it can act as, or neither."""
     if not profile.runs_networks:
         return "plans for it"
+    if profile.reached == "rpc":
+        return "no"
     if profile.name == local:
         return "yes"
     tiers = [tier.name for tier in host_tiers() if tier.name in profile.tiers]
