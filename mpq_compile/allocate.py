@@ -97,12 +97,14 @@ class Allocation:
         choices: Candidates of each.
         sensitivity: Loss of each (site, candidate).
         costs: Costs of each, and transitions.
+        p95_ratio: 95th percentile over median of a call's latency.
     """
 
     sites: Sequence[Site]
     choices: Choices
     sensitivity: SensitivityTable
     costs: CostTable
+    p95_ratio: float = P95_RATIO
 
     def limits(self, budget: Budget) -> dict[str, float]:
         """Return the budget in the axes of the cost table."""
@@ -111,7 +113,7 @@ class Allocation:
             axis: given[name] * factor for name, (axis, factor) in AXES.items() if name in given
         }
         if "latency_p95_ms" in given:
-            p95_us = given["latency_p95_ms"] * 1e3 / P95_RATIO
+            p95_us = given["latency_p95_ms"] * 1e3 / self.p95_ratio
             limits["latency_us"] = min(limits.get("latency_us", p95_us), p95_us)
         self._check_axes(limits)
         limits = {

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import statistics
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from mpq_compile.cost.latency import Observation
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.table import workload_of
@@ -17,10 +19,12 @@ if TYPE_CHECKING:
     from mpq_compile.session import Session
 
 BLOCKS = 7
+# The machine drifts by about this much between two measurements, however many blocks they have.
+LEAST_ERROR = 0.01
 
 
-def network_anchors(session: Session, costs: CostTable, store: Store) -> dict[str, float]:
-    """Return the latency in µs of each uniform assignment, measured once and then stored.
+def network_anchors(session: Session, costs: CostTable, store: Store) -> list[Observation]:
+    """Return what each uniform assignment takes, measured once and then stored.
 
     Candidates whose kernels are the same at every site share one measurement. A candidate that
     some sites cannot have is completed there by the site's own fastest. What is not known is
@@ -40,7 +44,17 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> dict[st
         for index, name in enumerate(missing):
             known[keys[name]] = _measurement([1e3 * ms for ms in times.medians_ms(index)])
         store.put_many([(keys[name], known[keys[name]]) for name in missing])
-    return {name: known[key].median_us for name, key in keys.items()}
+    return [_observation(assignments[name], known[key]) for name, key in keys.items()]
+
+
+def _observation(assignment: Mapping[str, str], measured: Measurement) -> Observation:
+    """Return a measured network with the standard error of its median (of normal noise)."""
+    deviation = 1.25 * (measured.variance / measured.count) ** 0.5
+    return Observation(
+        assignment=assignment,
+        latency_us=measured.median_us,
+        error=max(LEAST_ERROR, deviation / measured.median_us),
+    )
 
 
 def _distinct(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:

@@ -260,7 +260,6 @@ def compile_with_room(part: Part, budget: Budget) -> tuple[CompiledNetwork, Budg
         if budget.latency_ms is None:
             raise
         log.warning("%s; going on with twice the latency", error.message)
-    part.session.factor = 1.0
     wider = replace(budget, latency_ms=2 * budget.latency_ms)
     return compile_session(part.session, wider), wider
 

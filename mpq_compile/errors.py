@@ -95,6 +95,10 @@ class DeviceLostError(DeviceError):
     """A remote device no longer answers: its work can be done again, there or elsewhere."""
 
 
+class TimeRanOutError(DeviceError):
+    """The time allowed for measuring ended before everything was measured."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a remedy that suggests the known name nearest to ``name``."""
     names = sorted(known)

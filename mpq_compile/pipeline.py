@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from mpq_compile.anchors import LEAST_ERROR
+from mpq_compile.cost.latency import Z95, Observation
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError
 from mpq_compile.inverse import Drop, cheapest_within_drop
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 5
 REPEATS = 2
+# A plan is solved for a latency this many standard deviations of its prediction below the budget.
+AIM = 1.0
 Evaluate = Callable[[Callable[..., Any]], float]
 
 
@@ -195,7 +200,7 @@ def compile_session(
     least_seen = float("inf")
     for number in range(1, MAX_ROUNDS + 1):
         try:
-            plan = _plan(session, budget, minimize, evaluate)
+            plan = _aimed_plan(session, budget, minimize, evaluate, timed)
         except InfeasibleBudgetError as error:
             raise _attainable(error, least_seen) from error
         network = session.build(plan)
@@ -205,7 +210,7 @@ def compile_session(
         if verification.status != "rejected":
             return network
         least_seen = min(least_seen, verification.latency_ms_upper95)
-        _correct(session, plan, verification, budget)
+        _learn(session, plan, verification, budget)
     raise InfeasibleBudgetError(
         f"no assignment was measured within the budget in {MAX_ROUNDS} rounds",
         expected=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
@@ -236,15 +241,45 @@ def _verify(network: CompiledNetwork, budget: Mapping[str, float], number: int) 
     return verification
 
 
-def _correct(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:
-    """Scale predicted latencies so that what was just measured would have been refused."""
-    assert plan.predicted.latency_ms is not None
-    ratio = seen.latency_ms_upper95 / plan.predicted.latency_ms
+def _aimed_plan(
+    session: Session,
+    budget: Budget,
+    minimize: str | None,
+    evaluate: Evaluate | None,
+    timed: bool,
+) -> Plan:
+    """Return a plan that is likely to be measured within the budget, not just predicted so.
+
+    It is solved for a latency that is lower by the error of a prediction. Where nothing is that
+    fast, the budget itself is tried.
+    """
+    if timed and _bounds_latency(budget):
+        room = 1.0 + AIM * session.prediction_error()
+        aim = replace(
+            budget,
+            latency_ms=budget.latency_ms and budget.latency_ms / room,
+            latency_p95_ms=budget.latency_p95_ms and budget.latency_p95_ms / room,
+        )
+        with suppress(InfeasibleBudgetError):
+            plan = _plan(session, aim, minimize, evaluate)
+            return replace(plan, budget=budget.given())
+    return _plan(session, budget, minimize, evaluate)
+
+
+def _learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:
+    """Let the latency model know what was measured; the next plan follows from it."""
+    half_width = (seen.latency_ms_upper95 - seen.latency_ms_lower95) / (2 * Z95 * seen.latency_ms)
+    session.learn(
+        Observation(
+            assignment=plan.assignment,
+            latency_us=1e3 * seen.latency_ms,
+            error=max(LEAST_ERROR, half_width),
+            run=session.latency.runs,
+        )
+    )
     if budget.latency_p95_ms is not None:
-        ratio = max(ratio, seen.latency_p95_ms / (1.15 * plan.predicted.latency_ms))
-    # At least one percent: a ratio of one would give the same plan again.
-    session.factor *= max(ratio, 1.01)
-    log.info("latency model corrected by %.3f", ratio)
+        session.p95_ratio = max(1.0, seen.latency_p95_ms_upper95 / seen.latency_ms)
+    log.info("measured %.4g ms, predicted %.4g", seen.latency_ms, plan.predicted.latency_ms)
 
 
 def _attainable(error: InfeasibleBudgetError, least_seen: float) -> MpqError:

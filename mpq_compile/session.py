@@ -16,15 +16,16 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from mpq_compile.allocate import Allocation, constrained, solve_allocation
+from mpq_compile.allocate import P95_RATIO, Allocation, constrained, solve_allocation
 from mpq_compile.anchors import network_anchors
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
 from mpq_compile.cost.accelerator import accelerator_table
-from mpq_compile.cost.latency import anchored, scaled
+from mpq_compile.cost.latency import LatencyModel, Observation, Prediction
 from mpq_compile.cost.profile import Profile, load_profile
 from mpq_compile.cost.store import Store, default_path
 from mpq_compile.cost.table import (
+    MeasuredCosts,
     analytic_table,
     counted_costs,
     fixed_bytes,
@@ -71,6 +72,8 @@ class Session:
         allow_float: Run operators without integer rule in float instead of refusing them.
         seed: Recorded in the plan; every stage is deterministic.
         tuned: Search schedules and use those that were found; False leaves all to the cost model.
+        measure_s: Seconds to spend on kernels that were never measured; what is left is estimated
+            from those that were. None measures all.
     """
 
     model: Any
@@ -85,7 +88,9 @@ class Session:
     allow_float: bool = False
     seed: int = 0
     tuned: bool = True
-    factor: float = field(default=1.0, init=False)
+    measure_s: float | None = None
+    p95_ratio: float = field(default=P95_RATIO, init=False)
+    _latency: LatencyModel | None = field(default=None, init=False, repr=False)
     _schedules: Schedules | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -151,21 +156,68 @@ class Session:
         """Tier of the kernels."""
         return self.device.tier
 
-    @cached_property
+    @property
     def costs(self) -> CostTable:
-        """Costs of each (site, candidate) on the target."""
+        """Costs of each (site, candidate) on the target, after all that was measured."""
+        return self._described_costs if self.analytic else self._table
+
+    @cached_property
+    def _described_costs(self) -> CostTable:
+        """Costs by the target's equations, or by its class."""
         if self.profile.kind == "analytic":
             return analytic_table(self.network, self.choices, self.profile)
-        if self.profile.kind == "accelerator":
-            with Store() as store:
-                return accelerator_table(self.network, self.choices, self.profile, store)
+        with Store() as store:
+            return accelerator_table(self.network, self.choices, self.profile, store)
+
+    @cached_property
+    def _table(self) -> CostTable:
+        return self.latency.table()
+
+    @cached_property
+    def measured(self) -> MeasuredCosts:
+        """Costs of kernels alone."""
         with Store() as store:
             self.tune(store)
-            alone = measured_table(
-                self.network, self.choices, store, self.device, choice_of=self.choice_of
+            return self.measured_in(store, math.inf if self.measure_s is None else self.measure_s)
+
+    def measured_in(self, store: Store, budget_s: float) -> MeasuredCosts:
+        """Return the costs of kernels alone, those that the store lacks measured."""
+        return measured_table(
+            self.network,
+            self.choices,
+            store,
+            self.device,
+            budget_s=budget_s,
+            choice_of=self.choice_of,
+            estimate=self.measure_s is not None,
+        )
+
+    @property
+    def latency(self) -> LatencyModel:
+        """What is believed of the network's latency, from kernels and whole networks."""
+        if self._latency is None:
+            alone = self.measured
+            model = LatencyModel(
+                costs=alone.costs, kernels=alone.kernels, estimated=alone.estimated
             )
-            anchors = network_anchors(self, alone, store)
-        return anchored(alone, anchors)
+            with Store() as store:
+                anchors = network_anchors(self, alone.costs, store)
+            self._latency = model.learned(anchors)
+        return self._latency
+
+    def learn(self, observation: Observation) -> None:
+        """Take a whole network that was measured into the latency model."""
+        self._latency = self.latency.learned([observation])
+        self.__dict__.pop("_table", None)
+
+    def prediction_error(self) -> float:
+        """Return the relative standard deviation of predictions for assignments never measured."""
+        names = {
+            site: choice[number % len(choice)]
+            for number, (site, choice) in enumerate(self.choices.items())
+        }
+        prediction = self.latency.predict(names)
+        return prediction.sd_us / prediction.mean_us
 
     def tune(self, store: Store, limit_s: float = math.inf) -> None:
         """Search schedules for the kernels of all candidates, before their costs are measured."""
@@ -192,13 +244,13 @@ class Session:
         return self._schedules
 
     def allocation(self) -> Allocation:
-        """What a solver needs, latencies scaled by what verification saw."""
-        costs = self.costs if self.factor == 1.0 else scaled(self.costs, self.factor)
+        """What a solver needs."""
         return Allocation(
             sites=self.network.sites,
             choices=self.choices,
             sensitivity=self.sensitivity,
-            costs=costs,
+            costs=self.costs,
+            p95_ratio=self.p95_ratio,
         )
 
     def digest(self) -> str:
@@ -224,7 +276,7 @@ class Session:
             version=PLAN_VERSION,
             assignment=dict(assignment),
             loss=allocation.loss(assignment),
-            predicted=self._predicted(usage, peak),
+            predicted=self._predicted(usage, peak, self._interval(assignment)),
             budget=budget.given(),
             target=self.target,
             metric=self.metric,
@@ -232,7 +284,7 @@ class Session:
             certificate=_certificate(solution),
             table=self.rows(assignment, allocation),
             constraints=dict(self.constraints or {}),
-            notes=[*notes, *_remarks(assignment, allocation)],
+            notes=[*notes, *self._estimates(assignment), *_remarks(assignment, allocation)],
             seed=self.seed,
             provenance=self.provenance(),
         )
@@ -263,11 +315,18 @@ class Session:
             provenance=self.provenance(),
         )
 
-    def _predicted(self, totals: Mapping[str, float], peak_bytes: float) -> Predicted:
+    def _interval(self, assignment: Mapping[str, str]) -> Prediction | None:
+        return None if self.analytic else self.latency.predict(assignment)
+
+    def _predicted(
+        self, totals: Mapping[str, float], peak_bytes: float, latency: Prediction | None = None
+    ) -> Predicted:
         weights = sum(site.weight_count for site in self.network.sites)
         latency_us = totals.get("latency_us")
         return Predicted(
             latency_ms=None if latency_us is None else latency_us / 1e3,
+            latency_ms_lower95=None if latency is None else latency.interval_us[0] / 1e3,
+            latency_ms_upper95=None if latency is None else latency.interval_us[1] / 1e3,
             size_bytes=round(totals["size_bytes"]),
             bops=round(totals["bops"]),
             avg_bits=totals["weight_bits"] / weights,
@@ -283,11 +342,31 @@ class Session:
                 "candidate": name,
                 "loss": self.sensitivity.loss[site.id][name],
                 "latency_us": allocation.costs.costs[site.id][name]["latency_us"],
+                "latency_source": self._source(site.id, name),
                 "size_bytes": allocation.costs.costs[site.id][name]["size_bytes"],
                 "chosen": assignment[site.id] == name,
             }
             for site in self.network.sites
             for name in self.choices[site.id]
+        ]
+
+    def _source(self, site: str, name: str) -> str:
+        """Return where the latency of a site comes from."""
+        if self.analytic:
+            return "analytic" if self.profile.kind == "analytic" else "measured"
+        return "estimated" if self._is_estimated(site, name) else "measured"
+
+    def _is_estimated(self, site: str, name: str) -> bool:
+        return self.measured.kernels[site][name] in self.measured.estimated
+
+    def _estimates(self, assignment: Mapping[str, str]) -> list[str]:
+        """Say how many of the assignment's latencies are estimated, and how."""
+        if self.analytic or not self.measured.estimated:
+            return []
+        count = sum(self._is_estimated(site, name) for site, name in assignment.items())
+        return [
+            f"the latency of {count} of {len(assignment)} sites is estimated, not measured "
+            f"({self.measured.estimator})"
         ]
 
     def provenance(self) -> dict[str, str]:

@@ -207,7 +207,11 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """Predicted cost of an assignment; ``latency_ms`` is None where no latency is known."""
+    """Predicted cost of an assignment; ``latency_ms`` is None where no latency is known.
+
+    ``latency_ms_lower95`` and ``latency_ms_upper95`` are its 95 % interval, where it comes from
+    measurements.
+    """
 
     latency_ms: float | None
     size_bytes: int
@@ -215,6 +219,8 @@ class Predicted:
     avg_bits: float
     peak_activation_bytes: int
     energy_mj: float | None = None
+    latency_ms_lower95: float | None = None
+    latency_ms_upper95: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +288,7 @@ class Plan:
         return cls(**{**data, "predicted": Predicted(**data["predicted"])})
 
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

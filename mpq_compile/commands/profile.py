@@ -16,7 +16,7 @@ from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.request import Loaded, Request, read_candidates
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
 from mpq_compile.cost.store import Store
-from mpq_compile.errors import DeviceError, PlanError, ProfileError
+from mpq_compile.errors import PlanError, ProfileError, TimeRanOutError
 
 if TYPE_CHECKING:
     from mpq_compile.session import Session
@@ -125,27 +125,17 @@ def _session(request: Request, loaded: Loaded) -> Session:
 def _measured(session: Session, store: Store, budget_s: float | None) -> bool:
     """Tune kernels, time them, then whole networks; return False where the time ran out."""
     from mpq_compile.anchors import network_anchors
-    from mpq_compile.cost.table import measured_table
 
     limit = float("inf") if budget_s is None else budget_s
     end = time.monotonic() + limit
     session.tune(store, limit)
     try:
-        alone = measured_table(
-            session.network,
-            session.choices,
-            store,
-            session.device,
-            budget_s=end - time.monotonic(),
-            choice_of=session.choice_of,
-        )
-    except DeviceError:
-        if time.monotonic() < end:
-            raise
+        alone = session.measured_in(store, end - time.monotonic())
+    except TimeRanOutError:
         return False
     if time.monotonic() >= end:
         return False
-    network_anchors(session, alone, store)
+    network_anchors(session, alone.costs, store)
     return True
 
 

@@ -68,15 +68,6 @@ def _reduction_and_outputs(site: Site) -> tuple[int, int]:
     return depth * kernel, width
 
 
-def analytic_energy_mj(profile: Profile, site: Site, candidate: Candidate) -> float:
-    """Return the energy of a site in mJ, with its latency by :func:`analytic_latency_us`.
-
-    Raises:
-        ProfileError: As for the latency, or the profile has no energy figures.
-    """
-    return energy_mj(profile, site, candidate, analytic_latency_us(profile, site, candidate))
-
-
 def energy_mj(profile: Profile, site: Site, candidate: Candidate, latency_us: float) -> float:
     """Return the energy in mJ of a site that takes ``latency_us`` [derived].
 

@@ -1,80 +1,260 @@
-"""Latency of a network from its sites, anchored on whole networks that were measured.
+"""Latency of a network: a Gaussian belief about its parts that whole networks correct.
 
-A site measured alone tells nothing of what lies between sites. For each uniform assignment c that
-was measured as a whole, T(c) is compared with the sum of its L sites. What is missing is spread
-evenly; where the sum is too large (a kernel in a loop of its own finds colder caches than in the
-network, or the other way round), every site shrinks alike:
+A kernel timed alone finds other caches than in its network, and nothing is known of what lies
+between sites. So the time θ of each (site, candidate) in the network is believed to be [derived]
 
-    t'_l(c) = t_l(c) + (T(c) − Σ_l t_l(c)) / L    where T(c) ≥ Σ_l t_l(c)        [derived]
-    t'_l(c) = t_l(c) · T(c) / Σ_l t_l(c)          elsewhere
+    θ_i = m_i · (1 + g + f_format(i) + k_kernel(i) + s_site(i))
 
-so that every anchored assignment is predicted exactly, and mixed ones in between.
+with m_i the time measured alone (or estimated), and g, f, k, s independent normal errors of mean
+zero: common to the network, to a compute format, to a kernel, to a site. A conversion between two
+sites has an error of its own, and the network a constant of mean zero for what belongs to no site.
+The latency of an assignment is the sum of its parts, so whole networks that were measured are
+linear observations of normal variables, and what is believed after them is exact (Kalman's
+update). Few uniform assignments pin the common errors; every network that is built and measured
+later pins what it has in common with the next one. Predictions come with their interval, and the
+model stays a sum of sites and pairs, which is what solvers need.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from mpq_compile.types import Candidate, CostTable
 
+_AXIS = "latency_us"
+# Two sides of a normal distribution hold 95 % within so many standard deviations.
+Z95 = 1.96
 
-def anchored(costs: CostTable, anchors_us: Mapping[str, float]) -> CostTable:
-    """Return ``costs`` with latencies corrected by whole-network measurements.
+
+@dataclass(frozen=True, kw_only=True)
+class Errors:
+    """Relative standard deviations of the errors; ``benchmarks/prediction.py`` checks them.
 
     Args:
-        costs: Latencies of sites measured alone.
-        anchors_us: Measured latency of the network with all sites at a candidate, µs. Candidates
-            without an anchor take the correction of the one nearest to them: the same input
-            format, then the nearest weight bits.
+        network, compute, kernel, site: Of g, f, k and s above.
+        estimated: Added to a kernel's where its time was not measured.
+        transition: Of a conversion's time.
+        constant: Of the constant, as a share of the mean of what is observed.
+        drift: Of the machine's speed between two runs.
     """
-    if not anchors_us:
-        return costs
-    correct = {name: _correction(costs, name, total) for name, total in anchors_us.items()}
-    corrected: dict[str, dict[str, dict[str, float]]] = {}
-    for site, entries in costs.costs.items():
-        corrected[site] = {}
-        for name, entry in entries.items():
-            latency = correct[_nearest(correct, name)](entry["latency_us"])
-            corrected[site][name] = {**entry, "latency_us": latency}
-    return dataclasses.replace(costs, costs=corrected)
+
+    network: float = 0.10
+    compute: float = 0.10
+    kernel: float = 0.05
+    site: float = 0.04
+    estimated: float = 0.25
+    transition: float = 0.5
+    constant: float = 0.02
+    drift: float = 0.02
 
 
-def _correction(costs: CostTable, name: str, total_us: float) -> Callable[[float], float]:
-    """Return t → t' for the assignment of ``name``; sites without it are at their fastest."""
-    alone = [
-        entries[name]["latency_us"]
-        if name in entries
-        else min(entry["latency_us"] for entry in entries.values())
-        for entries in costs.costs.values()
-    ]
-    missing = total_us - sum(alone)
-    if missing >= 0:
-        return lambda latency_us: latency_us + missing / len(alone)
-    return lambda latency_us: latency_us * total_us / sum(alone)
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """A whole network that was measured: assignment, latency in µs and its relative error.
+
+    ``run`` numbers the occasion: what was measured on one occasion found the machine alike.
+    """
+
+    assignment: Mapping[str, str]
+    latency_us: float
+    error: float = 0.01
+    run: int = 0
 
 
-def _nearest(anchors: Mapping[str, object], name: str) -> str:
-    return min(anchors, key=lambda anchor: _distance(anchor, name))
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Predicted latency in µs and its standard deviation."""
+
+    mean_us: float
+    sd_us: float
+
+    @property
+    def interval_us(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        return self.mean_us - Z95 * self.sd_us, self.mean_us + Z95 * self.sd_us
 
 
-def _distance(anchor: str, name: str) -> tuple[bool, int]:
-    first, second = Candidate.parse(anchor), Candidate.parse(name)
-    same = first.input_format == second.input_format
-    return not same, abs(first.weight_bits - second.weight_bits)
+# A site with one kernel: candidates that share it are one part, nothing tells them apart.
+Place = tuple[str, str]
+Change = tuple[tuple[str, str], tuple[str, str]]  # a pair of sites and their formats
 
 
-def scaled(costs: CostTable, factor: float) -> CostTable:
-    """Return ``costs`` with every latency multiplied by ``factor``."""
-    table = {
-        site: {
-            name: {**entry, "latency_us": entry["latency_us"] * factor}
-            for name, entry in entries.items()
+@dataclass(frozen=True, kw_only=True)
+class LatencyModel:
+    """What is believed of a network's parts; :meth:`learned` gives the belief after more data.
+
+    Args:
+        costs: Times of sites and conversions alone; other axes are passed through.
+        kernels: What each site runs with each candidate: equal names have one time alone and
+            share an error.
+        estimated: Kernels whose time was not measured.
+        errors: How wrong the parts may be.
+        observations: Whole networks that were measured.
+    """
+
+    costs: CostTable
+    kernels: Mapping[str, Mapping[str, str]]
+    estimated: frozenset[str] = frozenset()
+    errors: Errors = Errors()
+    observations: tuple[Observation, ...] = ()
+    _belief: _Belief = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_belief", _Belief(self))
+
+    def learned(self, observations: Sequence[Observation]) -> LatencyModel:
+        """Return the model after these measurements too."""
+        return dataclasses.replace(self, observations=(*self.observations, *observations))
+
+    def table(self) -> CostTable:
+        """Return the costs with the times that are believed now."""
+        believed, speed = self._belief, self._belief.speed
+        costs = {
+            site: {
+                name: {**entry, _AXIS: speed * believed.site_us(site, name)}
+                for name, entry in entries.items()
+            }
+            for site, entries in self.costs.costs.items()
         }
-        for site, entries in costs.costs.items()
-    }
-    transitions = {
-        pair: {formats: value * factor for formats, value in entry.items()}
-        for pair, entry in costs.transitions.items()
-    }
-    return dataclasses.replace(costs, costs=table, transitions=transitions)
+        transitions = {
+            pair: {formats: speed * believed.change_us((pair, formats)) for formats in entry}
+            for pair, entry in self.costs.transitions.items()
+        }
+        overhead = {**self.costs.overhead, _AXIS: speed * believed.constant_us}
+        return dataclasses.replace(
+            self.costs, costs=costs, transitions=transitions, overhead=overhead
+        )
+
+    def predict(self, assignment: Mapping[str, str], same_run: bool = False) -> Prediction:
+        """Return the latency of an assignment, and how far off it may be.
+
+        ``same_run`` leaves out the drift until the next run. The error of measuring an assignment
+        is not in its prediction.
+        """
+        drift = 0.0 if same_run else self.errors.drift
+        return self._belief.predict(assignment, drift)
+
+    @property
+    def runs(self) -> int:
+        """Number of occasions on which whole networks were measured."""
+        return len({observation.run for observation in self.observations})
+
+    def alone_us(self, assignment: Mapping[str, str]) -> float:
+        """Return the plain sum of the sites' times alone."""
+        return sum(self.costs.costs[site][name][_AXIS] for site, name in assignment.items())
+
+
+class _Belief:
+    """The joint normal distribution of all parts, after the observations.
+
+    Parts are places, changes, the constant, and the drift of each run but the first.
+    """
+
+    def __init__(self, model: LatencyModel) -> None:
+        costs = model.costs
+        self._kernels = model.kernels
+        places: dict[Place, tuple[float, str]] = {}
+        for site, entries in costs.costs.items():
+            for name, entry in entries.items():
+                places[site, model.kernels[site][name]] = entry[_AXIS], _compute(name)
+        changes: dict[Change, float] = {
+            (pair, formats): us
+            for pair, row in costs.transitions.items()
+            for formats, us in row.items()
+        }
+        parts: list[Place | Change] = [*places]
+        parts += changes
+        self._numbers = {part: number for number, part in enumerate(parts)}
+        alone = np.array([us for us, _ in places.values()])
+        between = np.array(list(changes.values()))
+        self._runs = sorted({o.run for o in model.observations})[1:]
+        seen = [o.latency_us for o in model.observations]
+        errors = model.errors
+        spread = [errors.constant * float(np.mean(seen)) if seen else 0.0]
+        spread += [errors.drift] * len(self._runs)
+        self._constant = len(self._numbers)
+        self._mean = np.array([*alone, *between, *[0.0] * len(spread)])
+        self._covariance = np.diag(np.array([*alone, *between * errors.transition, *spread]) ** 2)
+        relative = _relative_covariance(model, places)
+        self._covariance[: len(places), : len(places)] = relative * np.outer(alone, alone)
+        if model.observations:
+            self._update(model.observations)
+
+    def _update(self, observations: Sequence[Observation]) -> None:
+        rows = np.array([self._row(o.assignment, o.run, o.latency_us) for o in observations])
+        seen = np.array([o.latency_us for o in observations])
+        noise = np.array([o.error * o.latency_us for o in observations]) ** 2
+        gain = self._covariance @ rows.T
+        total = rows @ gain + np.diag(noise)
+        self._mean = self._mean + gain @ np.linalg.solve(total, seen - rows @ self._mean)
+        self._covariance = self._covariance - gain @ np.linalg.solve(total, gain.T)
+
+    def _row(self, assignment: Mapping[str, str], run: int, latency_us: float) -> np.ndarray:
+        """Return which parts an assignment has; drift moves its latency by a share of it."""
+        row = np.zeros(len(self._mean))
+        row[self._constant] = 1.0
+        if run in self._runs:
+            row[self._constant + 1 + self._runs.index(run)] = latency_us
+        for site, name in assignment.items():
+            row[self._numbers[site, self._kernels[site][name]]] = 1.0
+        formats = {site: Candidate.parse(name).input_format for site, name in assignment.items()}
+        for part, number in self._numbers.items():
+            pair, found = part
+            if isinstance(pair, tuple) and (formats[pair[0]], formats[pair[1]]) == found:
+                row[number] = 1.0
+        return row
+
+    def predict(self, assignment: Mapping[str, str], drift: float) -> Prediction:
+        """Return the latency at the speed of the latest run; ``drift`` is what may come on top."""
+        parts = self._row(assignment, -1, 0.0)
+        steady_us = float(parts @ self._mean)
+        latest = self._runs[-1] if self._runs else -1
+        row = self._row(assignment, latest, steady_us)
+        variance = float(row @ self._covariance @ row) + (drift * steady_us) ** 2
+        return Prediction(mean_us=self.speed * steady_us, sd_us=max(variance, 0.0) ** 0.5)
+
+    @property
+    def speed(self) -> float:
+        """Latencies of the latest run over those of the first."""
+        return 1.0 + (float(self._mean[-1]) if self._runs else 0.0)
+
+    def site_us(self, site: str, name: str) -> float:
+        return float(self._mean[self._numbers[site, self._kernels[site][name]]])
+
+    def change_us(self, change: Change) -> float:
+        return float(self._mean[self._numbers[change]])
+
+    @property
+    def constant_us(self) -> float:
+        return float(self._mean[self._constant])
+
+
+def _relative_covariance(
+    model: LatencyModel, places: Mapping[Place, tuple[float, str]]
+) -> np.ndarray:
+    """Return the covariance of the relative errors of places."""
+    errors = model.errors
+    kernels = np.array([kernel for _, kernel in places])
+    computes = np.array([compute for _, compute in places.values()])
+    unknown = np.array([kernel in model.estimated for kernel in kernels])
+    of_kernel = errors.kernel**2 + errors.estimated**2 * unknown
+    return (
+        errors.network**2
+        + errors.compute**2 * np.equal.outer(computes, computes)
+        + of_kernel * np.equal.outer(kernels, kernels)
+        + errors.site**2 * np.eye(len(places))
+    )
+
+
+def _compute(name: str) -> str:
+    """Return how a candidate multiplies: candidates of one class share the error of its kernels."""
+    candidate = Candidate.parse(name)
+    if candidate.is_float:
+        return candidate.name
+    if not candidate.integer_compute:
+        return "bf16"
+    return "int8 rows" if candidate.dynamic else "int8"

@@ -13,7 +13,7 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.rounds import Accepts, Precision, accept_any, time_in_rounds
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.workers import distribute
-from mpq_compile.errors import DeviceError, DeviceLostError, ProfileError
+from mpq_compile.errors import DeviceLostError, ProfileError, TimeRanOutError
 from mpq_compile.progress import counted
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.kernel_timing import Task
@@ -46,8 +46,8 @@ def measure(
             was not at its usual time. Otherwise such a measurement is used as it is.
 
     Raises:
-        DeviceError: The time ran out before everything was measured (run again to go on), or a
-            kernel computes something else than its oracle.
+        TimeRanOutError: Not everything was measured in time; run again to go on.
+        DeviceError: A kernel computes something else than its oracle.
         DeviceLostError: No worker is left.
         ProfileError: The store lacks something and is read-only, or cannot be written.
     """
@@ -142,7 +142,7 @@ def _refuse_missing(
 ) -> None:
     if len(known) == len(wanted):
         return
-    raise DeviceError(
+    raise TimeRanOutError(
         "the time to measure ran out",
         expected=f"{len(wanted)} kernels within {budget_s:.0f} s",
         found=f"{len(known)} measured and stored",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import fx
 
 from mpq_compile.cost.analytic import analytic_latency_us, energy_mj, weight_bytes
-from mpq_compile.cost.measure import measure
+from mpq_compile.cost.estimate import kernel_times
 from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
 from mpq_compile.kernels.choice import ChoiceOf, modelled
@@ -92,6 +93,23 @@ def described_table(
     return CostTable(costs=costs, overhead=overhead)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredCosts:
+    """Costs of kernels that were timed alone, and what is needed to correct them.
+
+    Args:
+        costs: Of each (site, candidate), and of changes of format.
+        kernels: What each site runs with each candidate, by name.
+        estimated: Names of what was not measured.
+        estimator: Says how those were estimated; empty without any.
+    """
+
+    costs: CostTable
+    kernels: Mapping[str, Mapping[str, str]]
+    estimated: frozenset[str] = frozenset()
+    estimator: str = ""
+
+
 def measured_table(
     network: Network,
     choices: Choices,
@@ -99,11 +117,23 @@ def measured_table(
     device: Device,
     budget_s: float = math.inf,
     choice_of: ChoiceOf = modelled,
-) -> CostTable:
+    estimate: bool = False,
+) -> MeasuredCosts:
     """Return the costs on a device: each kernel timed alone, and changes of format.
 
-    Kernels have the schedules of ``choice_of``.
     What a network costs beside its sites is found by ``cost.latency`` from whole networks.
+
+    Args:
+        network: The prepared network.
+        choices: Candidates of each site.
+        store: Measurements; what it lacks is measured.
+        device: Where kernels run.
+        budget_s: Seconds to measure.
+        choice_of: Schedules of the kernels.
+        estimate: Estimate what could not be measured in that time instead of raising.
+
+    Raises:
+        DeviceError: The time ran out, and nothing may be estimated.
     """
     tasks = {
         (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
@@ -114,20 +144,28 @@ def measured_table(
     changes = _format_changes(network, siblings, choices)
     alone = itertools.chain.from_iterable(tasks.values())
     unique = {task.workload.key: task for task in (*alone, *changes.values())}
-    measured = measure(unique.values(), store, device, budget_s=budget_s)
-    times = {key: value.median_us for key, value in measured.items()}
+    times = kernel_times(unique.values(), store, device, budget_s, estimate)
     costs: dict[str, dict[str, dict[str, float]]] = {}
+    kernels: dict[str, dict[str, str]] = {}
     for site in network.sites:
-        costs[site.id] = {}
+        costs[site.id], kernels[site.id] = {}, {}
         for name in choices[site.id]:
             entry = counted_costs(network, site, Candidate.parse(name))
-            entry["latency_us"] = sum(times[task.workload.key] for task in tasks[site.id, name])
+            keys = [task.workload.key for task in tasks[site.id, name]]
+            entry["latency_us"] = sum(times.us[key] for key in keys)
             costs[site.id][name] = entry
-    seconds = {key: times[task.workload.key] for key, task in changes.items()}
-    return CostTable(
-        costs=costs,
-        transitions=_transitions(siblings, choices, seconds),
-        overhead={"size_bytes": float(fixed_bytes(network))},
+            kernels[site.id][name] = "+".join(keys)
+    between = {key: times.us[task.workload.key] for key, task in changes.items()}
+    named = {kernel for row in kernels.values() for kernel in row.values()}
+    return MeasuredCosts(
+        costs=CostTable(
+            costs=costs,
+            transitions=_transitions(siblings, choices, between),
+            overhead={"size_bytes": float(fixed_bytes(network))},
+        ),
+        kernels=kernels,
+        estimated=frozenset(k for k in named if times.estimated.intersection(k.split("+"))),
+        estimator=times.estimator,
     )
 
 

@@ -113,6 +113,7 @@ def test_latency_is_the_sum_of_the_layers_and_the_overhead(target: Path) -> None
     assert set(found.assignment.values()) == {"w8a8"}
     assert found.predicted.latency_ms == pytest.approx((macs * 8e-3 + 3.0) / 1e3)
     assert found.predicted.energy_mj == pytest.approx(macs * 64 * 1e-9)
+    assert {row["latency_source"] for row in found.table} == {"measured"}
 
 
 def test_every_layer_is_asked_for_once_and_the_instance_closed(target: Path) -> None:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpq_compile.cost.analytic import (
-    analytic_energy_mj,
     analytic_latency_us,
     array_utilisation,
+    energy_mj,
     traffic_bytes,
     weight_bytes,
 )
@@ -24,6 +24,10 @@ bits = st.integers(2, 8)
 
 def named(weight_bits: int, activation_bits: int) -> Candidate:
     return Candidate.parse(f"w{weight_bits}a{activation_bits}")
+
+
+def analytic_energy_mj(profile: Profile, site: Site, candidate: Candidate) -> float:
+    return energy_mj(profile, site, candidate, analytic_latency_us(profile, site, candidate))
 
 
 @pytest.fixture
