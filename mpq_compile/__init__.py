@@ -23,6 +23,8 @@ _NAMES = {
     "plan": "mpq_compile.pipeline",
     "compile": "mpq_compile.pipeline",
     "assign": "mpq_compile.pipeline",
+    "profile": "mpq_compile.profiling",
+    "Profiled": "mpq_compile.profiling",
     "load": "mpq_compile.runtime.network",
     "CompiledNetwork": "mpq_compile.runtime.network",
     "MpqError": "mpq_compile.errors",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
+    from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
     from mpq_compile.types import Budget, Candidate, Plan, Site, Verification  # noqa: F401
 

@@ -29,6 +29,7 @@ from mpq_compile.commands import (
     verify,
 )
 from mpq_compile.commands.failures import INTERRUPTED, failure, interrupted
+from mpq_compile.commands.notices import noted, with_notes
 from mpq_compile.commands.outcome import Outcome, console_on, json_text, reserved_stdout
 
 app = typer.Typer(
@@ -69,11 +70,11 @@ def _root(
 def execute(arguments: Sequence[str]) -> int:
     """Run one command, print what it ends with, and return the exit code."""
     if not _wants_json(arguments):
-        outcome = _outcome(arguments)
+        outcome = _noted_outcome(arguments)
         outcome.show(console_on(sys.stderr if outcome.failed else sys.stdout))
         return outcome.exit_code
     with reserved_stdout() as stream:
-        outcome = _outcome(arguments)
+        outcome = _noted_outcome(arguments)
         print(json_text(outcome.data), file=stream, flush=True)
     return outcome.exit_code
 
@@ -107,6 +108,15 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     if "--" in options:
         options = options[: options.index("--")]
     return "--json" in options and "--help" not in options
+
+
+def _noted_outcome(arguments: Sequence[str]) -> Outcome:
+    """Return what a command ends with; what it must say of the database goes to standard error."""
+    with noted() as notes:
+        outcome = _outcome(arguments)
+    for note in notes:
+        console_on(sys.stderr).print(f"note: {note}")
+    return with_notes(outcome, notes)
 
 
 def _outcome(arguments: Sequence[str]) -> Outcome:

@@ -29,6 +29,7 @@ from mpq_compile.cost.table import (
     analytic_table,
     counted_costs,
     fixed_bytes,
+    is_measured,
     measured_table,
     workload_of,
 )
@@ -177,11 +178,20 @@ class Session:
     def measured(self) -> MeasuredCosts:
         """Costs of kernels alone."""
         with Store() as store:
-            self.tune(store)
+            # Planning neither tunes nor measures where all kernels are timed: what tuning left
+            # undecided stays so until somebody profiles.
+            if not self._is_measured(store):
+                self.tune(store)
             return self.measured_in(store, math.inf if self.measure_s is None else self.measure_s)
 
-    def measured_in(self, store: Store, budget_s: float) -> MeasuredCosts:
-        """Return the costs of kernels alone, those that the store lacks measured."""
+    def _is_measured(self, store: Store) -> bool:
+        return is_measured(self.network, self.choices, store, self.device, self.choice_of)
+
+    def measured_in(self, store: Store, budget_s: float, again: bool = False) -> MeasuredCosts:
+        """Return the costs of kernels alone, those that the store lacks measured.
+
+        ``again`` measures more of what was taken while the device was not as usual.
+        """
         return measured_table(
             self.network,
             self.choices,
@@ -190,6 +200,7 @@ class Session:
             budget_s=budget_s,
             choice_of=self.choice_of,
             estimate=self.measure_s is not None,
+            again=again,
         )
 
     @property

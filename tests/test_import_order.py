@@ -27,7 +27,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("cost",),
     ("report",),
-    ("pipeline", "session", "allocate", "deploy", "anchors", "inverse", "selfcheck"),
+    ("pipeline", "session", "allocate", "deploy", "anchors", "inverse", "selfcheck", "profiling"),
     ("integrations", "demo"),
     ("cli", "commands", "__main__"),
 )

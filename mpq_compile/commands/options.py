@@ -12,22 +12,20 @@ _CHOICE = "Choice of bits"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="file.py:factory (returns a module, or a module and example inputs), or a .pt2 file.",
-        show_default=False,
-    ),
-]
-DataFile = Annotated[
-    Path,
-    typer.Option(
-        "--data",
-        metavar="X.npz",
-        help="Samples: arrays batch-first, in the order of the model's inputs; labels optional.",
-    ),
-]
+_MODEL = typer.Argument(
+    metavar="MODEL",
+    help="file.py:factory (returns a module, or a module and example inputs), or a .pt2 file.",
+    show_default=False,
+)
+_DATA_FILE = typer.Option(
+    "--data",
+    metavar="X.npz",
+    help="Samples: arrays batch-first, in the order of the model's inputs; labels optional.",
+)
+Model = Annotated[str, _MODEL]
+OptionalModel = Annotated[str | None, _MODEL]
+DataFile = Annotated[Path, _DATA_FILE]
+OptionalDataFile = Annotated[Path | None, _DATA_FILE]
 Artifact = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="Artifact that `mpq compile -o` wrote.", show_default=False),

@@ -1,25 +1,25 @@
-"""``mpq profile``: measure what a model needs; export and import measurements."""
+"""``mpq profile``: measure what a model needs, or a sweep; look after the measurements."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Column, Table
 
 from mpq_compile.commands import options
 from mpq_compile.commands.default_group import DefaultGroup
 from mpq_compile.commands.outcome import Outcome
-from mpq_compile.commands.request import Loaded, Request, read_candidates
-from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
+from mpq_compile.commands.request import Request, read_candidates
+from mpq_compile.cost.generations import Generation
 from mpq_compile.cost.store import Store
-from mpq_compile.errors import PlanError, ProfileError, TimeRanOutError
+from mpq_compile.errors import PlanError
+from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 
 if TYPE_CHECKING:
-    from mpq_compile.session import Session
+    from mpq_compile.profiling import Profiled
 
 
 class _Group(DefaultGroup):
@@ -29,43 +29,24 @@ class _Group(DefaultGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Measure what a model needs (`mpq profile MODEL --data X.npz`); export, import.",
+    help="Measure what a model needs (`mpq profile MODEL --data X.npz`), or a sweep; list, prune, "
+    "export, import.",
 )
 File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one measurement each.")]
 
 
-class RecordingStore(Store):
-    """A store that remembers which measurements were asked for, were there, and were made."""
-
-    def __init__(self) -> None:
-        self.asked: set[MeasurementKey] = set()
-        self.known: set[MeasurementKey] = set()
-        self.made: set[MeasurementKey] = set()
-        super().__init__()
-
-    def get_many(self, keys: Iterable[MeasurementKey]) -> dict[MeasurementKey, Measurement]:
-        """Return what is known, and note what was asked for."""
-        wanted = list(keys)
-        self.asked.update(wanted)
-        found = super().get_many(wanted)
-        self.known.update(found.keys() - self.made)
-        return found
-
-    def put_many(self, rows: Iterable[Row]) -> int:
-        """Store the rows, and note them."""
-        given = list(rows)
-        self.made.update(key for key, _ in given)
-        return super().put_many(given)
-
-
 @app.command("measure")
 def measure(
-    model: options.Model,
-    data: options.DataFile,
+    model: options.OptionalModel = None,
+    data: options.OptionalDataFile = None,
     candidates: options.Candidates = None,
     target: options.Target = "local",
     allow_float: options.AllowFloat = False,
     no_tune: options.NoTune = False,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="No model: kernels of many shapes, for a new device."),
+    ] = False,
     budget_s: Annotated[
         float | None, typer.Option("--budget-s", help="Stop measuring after this many seconds.")
     ] = None,
@@ -73,9 +54,38 @@ def measure(
 ) -> Outcome:
     """Measure every kernel and every uniform network that planning this model needs.
 
-    What was measured is kept: a second run measures only what is missing. Exit code 1 where the
-    time ran out before everything was measured.
+    What was measured is kept, each round as it ends: a second run, or one after Ctrl-C, measures
+    only what is missing, and again what was taken while the machine was not as usual. Exit code 1
+    where the time ran out before everything was measured.
     """
+    _check_time(budget_s)
+    names = read_candidates(candidates)
+    if sweep:
+        _refuse(model, data)
+        from mpq_compile.profiling import sweep as measured_sweep
+
+        return _outcome(measured_sweep(target, names, budget_s))
+    if model is None or data is None:
+        raise typer.BadParameter(f"{'MODEL' if model is None else '--data'} is missing")
+    request = Request(model=model, data=data, target=target)
+    loaded = request.load()
+    from mpq_compile.profiling import profile
+
+    return _outcome(
+        profile(
+            loaded.model,
+            loaded.example_inputs,
+            loaded.calibration,
+            target,
+            names,
+            budget_s,
+            allow_float=allow_float,
+            tuned=not no_tune,
+        )
+    )
+
+
+def _check_time(budget_s: float | None) -> None:
     if budget_s is not None and not 0 < budget_s < float("inf"):
         raise PlanError(
             "a time must be a positive number",
@@ -84,78 +94,100 @@ def measure(
             found=budget_s,
             remedy="correct the number, or leave the option out",
         )
-    request = Request(
-        model=model,
-        data=data,
-        target=target,
-        candidates=read_candidates(candidates),
-        allow_float=allow_float,
-        tuned=not no_tune,
-    )
-    session = _session(request, request.load())
-    start = time.monotonic()
-    with RecordingStore() as store:
-        complete = _measured(session, store, budget_s)
-    return _outcome(store, complete, time.monotonic() - start)
 
 
-def _session(request: Request, loaded: Loaded) -> Session:
-    from mpq_compile.session import Session
-
-    session = Session(
-        loaded.model,
-        loaded.example_inputs,
-        loaded.calibration,
-        target=request.target,
-        candidates=request.candidates,
-        allow_float=request.allow_float,
-        tuned=request.tuned,
-    )
-    if session.analytic:
-        raise ProfileError(
-            "an analytic target is known by its equations: there is nothing to measure",
-            where=request.target,
-            expected="a target that is reached, such as local",
-            found="kind: analytic",
-            remedy="plan right away, or profile for local",
-        )
-    return session
+def _refuse(model: str | None, data: Path | None) -> None:
+    if model is not None or data is not None:
+        raise typer.BadParameter("--sweep takes neither MODEL nor --data")
 
 
-def _measured(session: Session, store: Store, budget_s: float | None) -> bool:
-    """Tune kernels, time them, then whole networks; return False where the time ran out."""
-    from mpq_compile.anchors import network_anchors
-
-    limit = float("inf") if budget_s is None else budget_s
-    end = time.monotonic() + limit
-    session.tune(store, limit)
-    try:
-        alone = session.measured_in(store, end - time.monotonic())
-    except TimeRanOutError:
-        return False
-    if time.monotonic() >= end:
-        return False
-    network_anchors(session, alone.costs, store)
-    return True
-
-
-def _outcome(store: RecordingStore, complete: bool, seconds: float) -> Outcome:
-    needed, new = len(store.known | store.made if complete else store.asked), len(store.made)
-
+def _outcome(done: Profiled) -> Outcome:
     def show(console: Console) -> None:
-        console.print(f"{new} of {needed} measurements were new, in {seconds:.1f} s: {store.path}")
-        if not complete:
+        where = f"in {done.seconds:.1f} s: {done.database}"
+        console.print(f"{done.new} of {done.needed} measurements were new, {where}")
+        if done.half_width is not None:
+            console.print(f"medians are known within ± {100 * done.half_width:.1f} % or better")
+        if done.unsettled:
+            console.print(
+                f"{done.unsettled} were taken while the machine was not as usual; run again when "
+                "it is, and they are measured again"
+            )
+        if not done.complete:
             console.print("the time ran out; run again to go on")
 
     data = {
-        "needed": needed,
-        "new": new,
-        "known": len(store.known) if complete else None,
-        "complete": complete,
-        "seconds": seconds,
-        "database": store.path,
+        "needed": done.needed,
+        "new": done.new,
+        "known": done.needed - done.new if done.complete else None,
+        "unsettled": done.unsettled,
+        "half_width": done.half_width,
+        "complete": done.complete,
+        "seconds": done.seconds,
+        "database": done.database,
     }
-    return Outcome(data=data, show=show, exit_code=0 if complete else 1)
+    return Outcome(data=data, show=show, exit_code=0 if done.complete else 1)
+
+
+@app.command("list")
+def list_(as_json: options.Json = False) -> Outcome:
+    """Count the measurements by device, toolchain and kernels.
+
+    Those of another toolchain or of other kernels than this installation's are stale: they are not
+    used.
+    """
+    with Store(read_only=True) as store:
+        found = store.generations()
+    data = {"database": store.path, "generations": [_record(g) for g in found]}
+    return Outcome(data=data, show=lambda console: _show(console, found, store.path))
+
+
+@app.command("prune")
+def prune(
+    stale: Annotated[
+        bool,
+        typer.Option(
+            "--stale",
+            help="What another toolchain or other kernels measured; other installations that "
+            "share the database may still use it.",
+        ),
+    ] = False,
+    as_json: options.Json = False,
+) -> Outcome:
+    """Delete measurements that this installation does not use, and say which."""
+    if not stale:
+        raise typer.BadParameter("say what to delete: --stale")
+    with Store() as store:
+        deleted = store.prune_stale(toolchain_hash(), kernel_hash())
+        left = len(store)
+
+    def show(console: Console) -> None:
+        if deleted:
+            _show(console, deleted, store.path)
+        count = sum(g.measurements for g in deleted)
+        console.print(f"{count} measurements deleted, {left} left")
+
+    data = {"database": store.path, "deleted": [_record(g) for g in deleted], "left": left}
+    return Outcome(data=data, show=show)
+
+
+def _is_current(generation: Generation) -> bool:
+    return generation.is_current(toolchain_hash(), kernel_hash())
+
+
+def _record(generation: Generation) -> dict[str, object]:
+    return {**vars(generation), "current": _is_current(generation)}
+
+
+def _show(console: Console, found: list[Generation], database: Path) -> None:
+    table = Table(Column("device", overflow="fold"), "toolchain", "kernels", "measurements")
+    for name in ("samples", "newest", ""):
+        table.add_column(name)
+    for g in found:
+        counts = str(g.measurements), str(g.samples)
+        state = "current" if _is_current(g) else "stale"
+        table.add_row(g.device, g.toolchain, g.kernels, *counts, g.newest[:16], state)
+    console.print(str(database))
+    console.print(table)
 
 
 @app.command("export")

@@ -257,6 +257,7 @@ def kernel_times(
     device: Device,
     budget_s: float = math.inf,
     estimate: bool = False,
+    again: bool = False,
 ) -> KernelTimes:
     """Return the time of each task: measured, and estimated where that is allowed.
 
@@ -265,7 +266,9 @@ def kernel_times(
         store: Measurements; what it lacks is measured.
         device: Where kernels run.
         budget_s: Seconds to measure.
-        estimate: Estimate what could not be measured in that time.
+        estimate: Estimate what could not be measured in that time, or where the store is
+            read-only.
+        again: As in ``measure``.
 
     Raises:
         DeviceError: The time ran out, and nothing may be estimated.
@@ -273,11 +276,11 @@ def kernel_times(
     """
     needed = list(tasks)
     if not estimate:
-        measured = measure(needed, store, device, budget_s=budget_s)
+        measured = measure(needed, store, device, budget_s=budget_s, again=again)
         return KernelTimes(us={name: value.median_us for name, value in measured.items()})
-    if budget_s > 0:
+    if budget_s > 0 and not store.read_only:
         with suppress(TimeRanOutError):
-            measure(needed, store, device, budget_s=budget_s)
+            measure(needed, store, device, budget_s=budget_s, again=again)
     keys = {task.workload.key: key_of(task, device) for task in needed}
     known = store.get_many(keys.values())
     us = {name: known[key].median_us for name, key in keys.items() if key in known}

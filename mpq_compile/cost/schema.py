@@ -46,7 +46,6 @@ CREATE TABLE IF NOT EXISTS rounds (
     time TEXT NOT NULL,
     kept INTEGER NOT NULL
 )""",
-    "CREATE INDEX IF NOT EXISTS rounds_by_reference ON rounds (reference)",
     """
 CREATE TABLE IF NOT EXISTS samples (
     series INTEGER NOT NULL REFERENCES series,
@@ -55,6 +54,7 @@ CREATE TABLE IF NOT EXISTS samples (
     PRIMARY KEY (series, round)
 ) WITHOUT ROWID""",
 )
+_INDEX = "CREATE INDEX IF NOT EXISTS rounds_by_reference ON rounds (reference)"
 
 
 def identity(db: sqlite3.Connection) -> tuple[int, int, int]:
@@ -71,7 +71,7 @@ def identity(db: sqlite3.Connection) -> tuple[int, int, int]:
 
 def create(db: sqlite3.Connection) -> None:
     """Create the tables; a second process that comes here does the same, to no effect."""
-    for statement in (_MEASUREMENTS, *_SAMPLES):
+    for statement in (_MEASUREMENTS, *_SAMPLES, _INDEX):
         db.execute(statement)
     db.execute(f"PRAGMA application_id={APPLICATION_ID}")
     db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -87,9 +87,12 @@ def migrate(db: sqlite3.Connection) -> None:
 
 
 def show_as_current(db: sqlite3.Connection) -> None:
-    """Make a file of version 1 that is only read look like one of this version."""
+    """Make a file of version 1 that is only read look like one of this version, without samples."""
     added = ", ".join(f"{1 if name == 'settled' else 'NULL'} AS {name}" for name in _ADDED)
+    db.execute("PRAGMA temp_store=MEMORY")
     db.execute(
         "CREATE TEMP VIEW measurements AS"
         f" SELECT {', '.join(REQUIRED)}, {added} FROM main.measurements"
     )
+    for statement in _SAMPLES:
+        db.execute(statement.replace("CREATE TABLE", "CREATE TEMP TABLE"))

@@ -13,6 +13,7 @@ from torch import fx
 
 from mpq_compile.cost.analytic import analytic_latency_us, energy_mj, weight_bytes
 from mpq_compile.cost.estimate import kernel_times
+from mpq_compile.cost.keys import key_of
 from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
 from mpq_compile.kernels.choice import ChoiceOf, modelled
@@ -27,6 +28,9 @@ from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
 
 Choices = Mapping[str, Sequence[str]]
+Siblings = Sequence[tuple[str, str, fx.Node]]
+_Tasks = Mapping[tuple[str, str], Sequence[Task]]
+_Changes = Mapping[tuple[str, str, str], Task]
 
 
 def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[str, float]:
@@ -118,6 +122,7 @@ def measured_table(
     budget_s: float = math.inf,
     choice_of: ChoiceOf = modelled,
     estimate: bool = False,
+    again: bool = False,
 ) -> MeasuredCosts:
     """Return the costs on a device: each kernel timed alone, and changes of format.
 
@@ -131,20 +136,14 @@ def measured_table(
         budget_s: Seconds to measure.
         choice_of: Schedules of the kernels.
         estimate: Estimate what could not be measured in that time instead of raising.
+        again: Measure again what was taken while the device was not as usual.
 
     Raises:
         DeviceError: The time ran out, and nothing may be estimated.
     """
-    tasks = {
-        (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
-        for site in network.sites
-        for name in choices[site.id]
-    }
     siblings = sibling_sites(network)
-    changes = _format_changes(network, siblings, choices)
-    alone = itertools.chain.from_iterable(tasks.values())
-    unique = {task.workload.key: task for task in (*alone, *changes.values())}
-    times = kernel_times(unique.values(), store, device, budget_s, estimate)
+    tasks, changes = _needed(network, siblings, choices, choice_of)
+    times = kernel_times(_unique(tasks, changes), store, device, budget_s, estimate, again)
     costs: dict[str, dict[str, dict[str, float]]] = {}
     kernels: dict[str, dict[str, str]] = {}
     for site in network.sites:
@@ -167,6 +166,32 @@ def measured_table(
         estimated=frozenset(k for k in named if times.estimated.intersection(k.split("+"))),
         estimator=times.estimator,
     )
+
+
+def is_measured(
+    network: Network, choices: Choices, store: Store, device: Device, choice_of: ChoiceOf
+) -> bool:
+    """Tell whether the store has all that :func:`measured_table` needs."""
+    tasks, changes = _needed(network, sibling_sites(network), choices, choice_of)
+    keys = {key_of(task, device) for task in _unique(tasks, changes)}
+    return len(store.get_many(keys)) == len(keys)
+
+
+def _needed(
+    network: Network, siblings: Siblings, choices: Choices, choice_of: ChoiceOf
+) -> tuple[_Tasks, _Changes]:
+    """Return the kernels of each (site, candidate), and changes of format between siblings."""
+    tasks = {
+        (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
+        for site in network.sites
+        for name in choices[site.id]
+    }
+    return tasks, _format_changes(network, siblings, choices)
+
+
+def _unique(tasks: _Tasks, changes: _Changes) -> list[Task]:
+    alone = itertools.chain.from_iterable(tasks.values())
+    return list({task.workload.key: task for task in (*alone, *changes.values())}.values())
 
 
 def _tasks(network: Network, site: Site, candidate: Candidate, choice_of: ChoiceOf) -> list[Task]:
@@ -210,7 +235,7 @@ def _stores(choices: Choices, site: str) -> set[str]:
 
 
 def _format_changes(
-    network: Network, siblings: Sequence[tuple[str, str, fx.Node]], choices: Choices
+    network: Network, siblings: Siblings, choices: Choices
 ) -> dict[tuple[str, str, str], Task]:
     """Return the conversions that sibling sites may need, by (tensor, wide, narrow)."""
     tasks = {}
@@ -233,7 +258,7 @@ def _ordered(first: str, second: str) -> tuple[str, str]:
 
 
 def _transitions(
-    siblings: Sequence[tuple[str, str, fx.Node]],
+    siblings: Siblings,
     choices: Choices,
     seconds: Mapping[tuple[str, str, str], float],
 ) -> dict[tuple[str, str], dict[tuple[str, str], float]]:
