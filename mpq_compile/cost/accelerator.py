@@ -8,8 +8,10 @@ the class's file, so that a changed file is measured anew and an unchanged one n
 
 from __future__ import annotations
 
+import math
 import numbers
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 
 from mpq_compile.cost.accelerator_class import (
@@ -24,7 +26,7 @@ from mpq_compile.cost.profile import Profile
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.summary import count_outliers, median_interval
 from mpq_compile.cost.table import Choices, described_table
-from mpq_compile.errors import DeviceError
+from mpq_compile.errors import DeviceError, TimeRanOutError
 from mpq_compile.lock import timing_lock
 from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
@@ -34,11 +36,16 @@ REPEATS = 5
 
 
 def accelerator_table(
-    network: Network, choices: Choices, profile: Profile, store: Store
+    network: Network,
+    choices: Choices,
+    profile: Profile,
+    store: Store,
+    budget_s: float = math.inf,
 ) -> CostTable:
     """Return the costs on an accelerator: each layer as its class times it, and a fixed time.
 
     Raises:
+        TimeRanOutError: Not everything was measured in ``budget_s``; run again to go on.
         ProfileError: The class cannot be imported, or has no ``measure``.
         DeviceError: It failed, or returned what is no time; the message names the workload.
     """
@@ -47,7 +54,7 @@ def accelerator_table(
         for site in network.sites
         for name in choices[site.id]
     }
-    times = measure_workloads(workloads.values(), load_accelerator(profile), store)
+    times = measure_workloads(workloads.values(), load_accelerator(profile), store, budget_s)
 
     def latency_us(site: Site, candidate: Candidate) -> float:
         return times[workloads[site.id, candidate.name]].median_us
@@ -56,7 +63,10 @@ def accelerator_table(
 
 
 def measure_workloads(
-    workloads: Iterable[Workload], accelerator: AcceleratorClass, store: Store
+    workloads: Iterable[Workload],
+    accelerator: AcceleratorClass,
+    store: Store,
+    budget_s: float = math.inf,
 ) -> dict[Workload, Measurement]:
     """Return the time of each workload; measures only what the store lacks, each stored at once."""
     keys = {workload: accelerator.key(workload) for workload in workloads}
@@ -65,13 +75,25 @@ def measure_workloads(
     missing = [workload for workload in keys if workload not in found]
     if not missing:
         return found
+    end = time.monotonic() + budget_s
     with accelerator.opened() as device:
         for workload in track(missing, f"measure {accelerator.profile}"):
+            if time.monotonic() >= end:
+                raise _ran_out(len(keys), len(found), budget_s)
             with timing_lock():
                 found[workload] = _statistics(_timed(device, workload))
             if not store.read_only:
                 store.put(keys[workload], found[workload])
     return found
+
+
+def _ran_out(wanted: int, known: int, budget_s: float) -> TimeRanOutError:
+    return TimeRanOutError(
+        "the time to measure ran out",
+        expected=f"{wanted} layers within {budget_s:.0f} s",
+        found=f"{known} measured and stored",
+        remedy="run again to go on, or allow more time",
+    )
 
 
 def _timed(device: Accelerator, workload: Workload) -> list[float]:

@@ -150,6 +150,30 @@ def test_another_class_or_profile_is_measured_anew(target: Path, change: str) ->
     assert (new > old) == (change == "code")
 
 
+def test_profiling_asks_the_class_and_planning_then_does_not(target: Path) -> None:
+    first = mpq.profile(model(), X[:1], [X], target=str(target))
+    assert (first.needed, first.new, first.complete) == (6, 6, True)
+    before = log_of(target)
+    second = mpq.profile(model(), X[:1], [X], target=str(target))
+    assert (second.needed, second.new) == (6, 0)
+    plan(target)
+    assert log_of(target) == before
+
+
+def test_profiling_goes_on_where_the_time_ran_out(target: Path) -> None:
+    assert not mpq.profile(model(), X[:1], [X], target=str(target), budget_s=1e-9).complete
+    source = target.with_name("mine.py")
+    source.write_text(
+        CLASS.replace(
+            "        return", "        import time; time.sleep(0.05)\n" + " " * 8 + "return"
+        )
+    )
+    done = mpq.profile(model(), X[:1], [X], target=str(target), budget_s=0.12)
+    assert not done.complete and 0 < done.new < 6
+    rest = mpq.profile(model(), X[:1], [X], target=str(target))
+    assert rest.complete and rest.new == 6 - done.new
+
+
 def test_what_was_measured_before_a_failure_is_kept(target: Path) -> None:
     source = target.with_name("mine.py")
     failing = CLASS.replace("        return", "        assert (LOG.parent / 'fixed').exists()"
