@@ -20,6 +20,7 @@ from mpq_compile.allocate import P95_RATIO, Allocation, constrained, solve_alloc
 from mpq_compile.anchors import network_anchors
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
+from mpq_compile.cost.accelerator import accelerator_table
 from mpq_compile.cost.latency import LatencyModel, Observation, Prediction
 from mpq_compile.cost.profile import Profile
 from mpq_compile.cost.store import Store, default_path
@@ -145,8 +146,8 @@ class Session:
 
     @property
     def analytic(self) -> bool:
-        """True where the target is known by its equations only."""
-        return self.profile.kind == "analytic"
+        """True where no network runs on the target: it is known by equations, or by a class."""
+        return not self.profile.runs_networks
 
     @property
     def device(self) -> Device:
@@ -161,11 +162,15 @@ class Session:
     @property
     def costs(self) -> CostTable:
         """Costs of each (site, candidate) on the target, after all that was measured."""
-        return self._analytic_costs if self.analytic else self._table
+        return self._described_costs if self.analytic else self._table
 
     @cached_property
-    def _analytic_costs(self) -> CostTable:
-        return analytic_table(self.network, self.choices, self.profile)
+    def _described_costs(self) -> CostTable:
+        """Costs by the target's equations, or by its class."""
+        if self.profile.kind == "analytic":
+            return analytic_table(self.network, self.choices, self.profile)
+        with Store() as store:
+            return accelerator_table(self.network, self.choices, self.profile, store)
 
     @cached_property
     def _table(self) -> CostTable:
@@ -361,7 +366,7 @@ class Session:
     def _source(self, site: str, name: str) -> str:
         """Return where the latency of a site comes from."""
         if self.analytic:
-            return "analytic"
+            return "analytic" if self.profile.kind == "analytic" else "measured"
         return "estimated" if self._is_estimated(site, name) else "measured"
 
     def _is_estimated(self, site: str, name: str) -> bool:
