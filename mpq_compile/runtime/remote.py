@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -296,7 +295,17 @@ def free_devices(address: Address, count: int) -> list[RpcDevice]:
     return devices
 
 
-@cache
+_DEVICES: dict[Address, RpcDevice] = {}
+_DEVICES_GUARD = threading.Lock()
+
+
 def rpc_device(address: Address) -> RpcDevice:
-    """Return this process's device of an address: one session serves all networks on it."""
-    return RpcDevice(address)
+    """Return this process's device of an address: one session serves all networks on it.
+
+    Where the session has ended, the device may have become another one; it is asked again.
+    """
+    with _DEVICES_GUARD:
+        known = _DEVICES.get(address)
+        if known is None or not known.connected:
+            known = _DEVICES[address] = RpcDevice(address)
+        return known
