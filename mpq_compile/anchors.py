@@ -30,7 +30,7 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> list[Ob
     some sites cannot have is completed there by the site's own fastest. What is not known is
     built first and then timed in turns: anchors are compared with each other.
     """
-    assignments = _distinct(session, costs)
+    assignments = anchor_assignments(session, costs)
     keys = {name: _key(session, name, chosen) for name, chosen in assignments.items()}
     known = store.get_many(keys.values())
     missing = [name for name in assignments if keys[name] not in known]
@@ -42,7 +42,7 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> list[Ob
         with session.device.lock():
             times = session.device.time_networks([n.folder for n in networks], BLOCKS)
         for index, name in enumerate(missing):
-            known[keys[name]] = _measurement([1e3 * ms for ms in times.medians_ms(index)])
+            known[keys[name]] = _measurement([1e3 * ms for ms in times.levelled_ms(index)])
         store.put_many([(keys[name], known[keys[name]]) for name in missing])
     return [_observation(assignments[name], known[key]) for name, key in keys.items()]
 
@@ -57,7 +57,7 @@ def _observation(assignment: Mapping[str, str], measured: Measurement) -> Observ
     )
 
 
-def _distinct(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:
+def anchor_assignments(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:
     """Return uniform assignments by candidate, one for each set of kernels."""
     by_kernels: dict[tuple[str, ...], str] = {}
     assignments = {}
