@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 
 from mpq_compile.anchors import anchor_assignments
 from mpq_compile.cost.estimate import ESTIMATORS, Table
-from mpq_compile.cost.latency import LatencyModel, Observation
+from mpq_compile.cost.latency import Observation
 from mpq_compile.cost.store import Store
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import LocalDevice
@@ -126,9 +126,8 @@ def run(name: str, count: int, rounds: int, seed: int) -> Result:
     session = Session(
         net.build(), net.samples(1, 7), [net.samples(1, 9)], candidates=CANDIDATES, tuned=False
     )
-    alone = session.measured
-    model = LatencyModel(costs=alone.costs, kernels=alone.kernels, estimated=alone.estimated)
-    anchors = list(anchor_assignments(session, alone.costs).values())
+    model = session.latency_prior
+    anchors = list(anchor_assignments(session, model.costs).values())
     held_out = random_assignments(session, count, seed)
     with tempfile.TemporaryDirectory(prefix="mpq-prediction-") as folder:
         folders = build_all(session, [*anchors, *held_out], Path(folder))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mpq_compile.cost.latency import Observation
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mpq_compile.session import Session
 
 BLOCKS = 7
+MIXED = 3
 # The machine drifts by about this much between two measurements, however many blocks they have.
 LEAST_ERROR = 0.01
 
@@ -58,7 +60,11 @@ def _observation(assignment: Mapping[str, str], measured: Measurement) -> Observ
 
 
 def anchor_assignments(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:
-    """Return uniform assignments by candidate, one for each set of kernels."""
+    """Return the assignments that are measured as whole networks, by name.
+
+    Uniform ones by candidate, one for each set of kernels; where they have several formats, a few
+    in which each site has one at random, so that it is seen what changes of format cost.
+    """
     by_kernels: dict[tuple[str, ...], str] = {}
     assignments = {}
     for name in dict.fromkeys(n for choice in session.choices.values() for n in choice):
@@ -69,7 +75,19 @@ def anchor_assignments(session: Session, costs: CostTable) -> dict[str, dict[str
         )
         if by_kernels.setdefault(kernels, name) == name:
             assignments[name] = assignment
+    uniform = list(assignments.values())
+    if len({Candidate.parse(name).input_format for name in assignments}) > 1:
+        for number in range(MIXED):
+            assignments[f"mixed{number}"] = _mixed(session, uniform, number)
     return assignments
+
+
+def _mixed(session: Session, uniform: Sequence[Mapping[str, str]], seed: int) -> dict[str, str]:
+    """Return an assignment that takes each tie of sites from one of the uniform ones."""
+    generator = random.Random(seed)
+    ties = dict.fromkeys(site.group for site in session.network.sites)
+    chosen = {tie: generator.choice(uniform) for tie in ties}
+    return {site.id: chosen[site.group][site.id] for site in session.network.sites}
 
 
 def _uniform(session: Session, costs: CostTable, name: str) -> dict[str, str]:
@@ -82,6 +100,8 @@ def _uniform(session: Session, costs: CostTable, name: str) -> dict[str, str]:
 
 def _key(session: Session, name: str, assignment: dict[str, str]) -> MeasurementKey:
     others = "".join(sorted(f"{s}={c};" for s, c in assignment.items() if c != name))
+    if name not in assignment.values():
+        others = hashlib.sha256(others.encode()).hexdigest()[:16]
     tuned = _tuned(session, assignment)
     return MeasurementKey(
         device=session.device.fingerprint,

@@ -21,6 +21,7 @@ from mpq_compile.anchors import network_anchors
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
 from mpq_compile.cost.accelerator import accelerator_table
+from mpq_compile.cost.effects import effects_of
 from mpq_compile.cost.latency import LatencyModel, Observation, Prediction
 from mpq_compile.cost.profile import Profile
 from mpq_compile.cost.store import Store, default_path
@@ -206,15 +207,23 @@ class Session:
         )
 
     @property
+    def latency_prior(self) -> LatencyModel:
+        """What is believed of the network's latency before any whole network is measured."""
+        alone = self.measured
+        return LatencyModel(
+            costs=alone.costs,
+            kernels=alone.kernels,
+            estimated=alone.estimated,
+            effects=effects_of(self.network),
+        )
+
+    @property
     def latency(self) -> LatencyModel:
         """What is believed of the network's latency, from kernels and whole networks."""
         if self._latency is None:
-            alone = self.measured
-            model = LatencyModel(
-                costs=alone.costs, kernels=alone.kernels, estimated=alone.estimated
-            )
+            model = self.latency_prior
             with Store() as store:
-                anchors = network_anchors(self, alone.costs, store)
+                anchors = network_anchors(self, model.costs, store)
             self._latency = model.learned(anchors)
         return self._latency
 
