@@ -86,6 +86,7 @@ def plan(
     allow_float: bool = False,
     observer: str = "mse",
     tuned: bool = True,
+    measure_s: float | None = None,
 ) -> Plan:
     """Choose the bits of every site: least loss within ``budget`` on ``target``.
 
@@ -108,6 +109,8 @@ def plan(
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
             the cost model.
+        measure_s: Seconds to spend on kernels that were never measured on the target. What is
+            left is estimated from those that were, and the plan says so. None measures all.
 
     Raises:
         InfeasibleBudgetError: Nothing fits; the message says what is attainable.
@@ -126,6 +129,7 @@ def plan(
         allow_float,
         seed,
         tuned,
+        measure_s,
     )
     return _plan(session, _budget(budget), minimize, evaluate)
 
@@ -148,6 +152,7 @@ def compile(  # noqa: A001 - the public name
     observer: str = "mse",
     verify: bool = True,
     tuned: bool = True,
+    measure_s: float | None = None,
 ) -> CompiledNetwork:
     """Plan, build and measure until the network keeps its budget on the device.
 
@@ -176,6 +181,7 @@ def compile(  # noqa: A001 - the public name
         allow_float,
         seed,
         tuned,
+        measure_s,
     )
     if plan is not None:
         return _build_given(session, plan, verify)
@@ -256,12 +262,7 @@ def _aimed_plan(
     fast, the budget itself is tried.
     """
     if timed and _bounds_latency(budget):
-        room = 1.0 + AIM * session.prediction_error()
-        aim = replace(
-            budget,
-            latency_ms=budget.latency_ms and budget.latency_ms / room,
-            latency_p95_ms=budget.latency_p95_ms and budget.latency_p95_ms / room,
-        )
+        aim = budget.with_latency_scaled(1 / (1 + AIM * session.prediction_error()))
         with suppress(InfeasibleBudgetError):
             plan = _plan(session, aim, minimize, evaluate)
             return replace(plan, budget=budget.given())

@@ -60,6 +60,9 @@ from mpq_compile.types import (
     SensitivityTable,
 )
 
+# Solves until the prediction of a plan is within the budget too.
+_SOLVES = 4
+
 
 @dataclass
 class Session:
@@ -232,6 +235,12 @@ class Session:
         self._latency = self.latency.learned([observation])
         self.__dict__.pop("_table", None)
 
+    def forget(self) -> None:
+        """Go back to the latency model that a new session would have."""
+        self._latency = None
+        self.p95_ratio = P95_RATIO
+        self.__dict__.pop("_table", None)
+
     def prediction_error(self) -> float:
         """Return the relative standard deviation of predictions for assignments never measured."""
         names = {
@@ -344,7 +353,7 @@ class Session:
         self, totals: Mapping[str, float], peak_bytes: float, latency: Prediction | None = None
     ) -> Predicted:
         weights = sum(site.weight_count for site in self.network.sites)
-        latency_us = totals.get("latency_us")
+        latency_us = totals.get("latency_us") if latency is None else latency.mean_us
         return Predicted(
             latency_ms=None if latency_us is None else latency_us / 1e3,
             latency_ms_lower95=None if latency is None else latency.interval_us[0] / 1e3,
@@ -404,9 +413,32 @@ class Session:
         }
 
     def solve(self, budget: Budget) -> Plan:
-        """Return the plan of least loss within ``budget``."""
-        solution = solve_allocation(self.allocation(), budget, self.solver)
-        return self.plan_for(self.allocation().expand(solution), budget, solution)
+        """Return the plan of least loss within ``budget``.
+
+        A solver sees latency as a sum of sites and pairs, which is a little less than the
+        prediction where more than two sites share an operator. Where the prediction is above the
+        budget for that, a lower latency is solved for.
+        """
+        allocation, aim = self.allocation(), budget
+        for _ in range(_SOLVES):
+            solution = solve_allocation(allocation, aim, self.solver)
+            plan = self.plan_for(allocation.expand(solution), budget, solution)
+            excess = self._excess(plan, budget)
+            if excess <= 1.0:
+                break
+            aim = aim.with_latency_scaled(1 / excess)
+        return plan
+
+    def _excess(self, plan: Plan, budget: Budget) -> float:
+        """Return the predicted latency over the budget's."""
+        limits = [budget.latency_ms]
+        if budget.latency_p95_ms is not None:
+            limits.append(budget.latency_p95_ms / self.p95_ratio)
+        bounded = [limit for limit in limits if limit is not None]
+        if not bounded or self.analytic or plan.predicted.latency_ms is None:
+            return 0.0
+        # What rounding does to a sum is no excess.
+        return plan.predicted.latency_ms / min(bounded) / (1 + 1e-9)
 
     # Networks
 
