@@ -164,16 +164,22 @@ def test_a_tracker_that_was_restarted_finds_its_servers_again(
     device.close()
     assert in_time(device.conditions).load is not None
     device.close()
-    servers.wait_for("ended", servers.tracker)
+    for key in ("ended", "farm"):
+        servers.wait_for(key, servers.tracker)
 
 
-@pytest.mark.parametrize("key, number", [("ended", signal.SIGTERM), ("crash", signal.SIGINT)])
-def test_a_server_that_is_ended_leaves_no_process(servers: Farm, key: str, number: int) -> None:
+@pytest.mark.parametrize(
+    "key, number, code",
+    [("ended", signal.SIGTERM, 130), ("crash", signal.SIGINT, 130), ("farm", signal.SIGKILL, -9)],
+)
+def test_a_server_that_is_ended_leaves_no_process(
+    servers: Farm, key: str, number: int, code: int
+) -> None:
     device = open_device(servers, key)
     process = servers.servers[device.server]
     assert len(process.members()) >= 3  # the server, a session, and what forks fresh processes
     process.process.send_signal(number)
-    assert process.process.wait(20) == 130
+    assert process.process.wait(20) == code
     until(lambda: not process.members(), 20)
     with pytest.raises(DeviceLostError):
         in_time(device.conditions)
