@@ -18,14 +18,13 @@ from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError
 from mpq_compile.inverse import Drop, cheapest_within_drop
 from mpq_compile.runtime.artifact import write_verification
 from mpq_compile.runtime.network import CompiledNetwork
-from mpq_compile.runtime.verify import judge, measure_artifact
+from mpq_compile.runtime.verify import verify_artifact
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan, Verification
 
 log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 5
-REPEATS = 2
 # A plan is solved for a latency this many standard deviations of its prediction below the budget.
 AIM = 1.0
 Evaluate = Callable[[Callable[..., Any]], float]
@@ -232,18 +231,14 @@ def _bounds_latency(budget: Budget) -> bool:
 
 
 def _verify(network: CompiledNetwork, budget: Mapping[str, float], number: int) -> Verification:
-    """Measure and judge; a noisy stretch is repeated before the answer is inconclusive."""
-    device = network.device
-    for _ in range(1 + REPEATS):
-        verification = judge(
-            measure_artifact(network.folder, device),
-            budget,
-            number,
-            device.fingerprint,
-            network.plan.predicted.energy_mj,
-        )
-        if verification.status != "inconclusive":
-            break
+    """Measure and judge."""
+    verification = verify_artifact(
+        network.folder,
+        network.device,
+        budget,
+        rounds=number,
+        profile_energy_mj=network.plan.predicted.energy_mj,
+    )
     network.verification = verification
     write_verification(network.folder, verification)
     return verification

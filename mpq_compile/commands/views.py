@@ -37,7 +37,8 @@ def show_plan(console: Console, plan: Plan) -> None:
         "budget": _bounds(plan.budget),
         "sites": ", ".join(f"{count} × {name}" for name, count in counts.most_common()),
         "predicted": f"{number(predicted.latency_ms)} ms{_interval(predicted)}, "
-        f"{number(predicted.size_bytes, 1e-6)} MB, {number(predicted.bops)} BOPs, {number(predicted.avg_bits)} bits a weight",
+        f"{number(predicted.size_bytes, 1e-6)} MB, {number(predicted.bops)} BOPs, "
+        f"{number(predicted.avg_bits)} bits a weight",
         "loss": f"{number(plan.loss)} ({plan.metric})",
         "certificate": f"{certificate.get('status', 'none')} by {plan.solver}, "
         f"bound {number(certificate.get('bound'))}, gap {number(certificate.get('gap'))}",
