@@ -31,6 +31,9 @@ PEERS = [
     "nncf==3.4.0",
 ]
 
+# Links libraries for another architecture (85 MB, so it is no requirement).
+CROSS = ["ziglang==0.15.2"]
+
 setup(
     name="mpq_compile",
     version="0.1.0",
@@ -40,9 +43,15 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["mpq_compile*"]) + ["mpq_compile.kernels"],
     package_data={
-        "mpq_compile": ["hw_profiles/*.yaml", "hw_profiles/*.json", "schemas/*.json", "py.typed"]
+        "mpq_compile": [
+            "hw_profiles/*.yaml",
+            "hw_profiles/*.json",
+            "hw_profiles/measurements/*.jsonl.gz",
+            "schemas/*.json",
+            "py.typed",
+        ]
     },
     install_requires=RUNTIME,
-    extras_require={"dev": DEVELOPMENT, "peers": PEERS},
+    extras_require={"dev": [*DEVELOPMENT, *CROSS], "peers": PEERS, "cross": CROSS},
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

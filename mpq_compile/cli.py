@@ -22,6 +22,7 @@ from mpq_compile.commands import (
     device,
     doctor,
     explain,
+    export,
     plan,
     profile,
     run,
@@ -50,6 +51,7 @@ app.command("compile")(compile.compile_model)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)
 app.command("explain")(explain.explain)
+app.command("export")(export.export)
 app.command("solve")(solve.solve)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mpq_compile.anchors import network_anchors
+from mpq_compile.cost.accelerator import accelerator_table
 from mpq_compile.cost.drift import REFERENCE
 from mpq_compile.cost.measure import measure
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
@@ -82,8 +83,8 @@ def profile(
         allow_float=allow_float,
         tuned=tuned,
     )
-    if session.analytic:
-        raise _analytic(str(target))
+    if session.profile.kind == "analytic":
+        raise _nothing_to_measure(str(target), "analytic")
     start = time.monotonic()
     with _RecordingStore() as store:
         complete = _measured(session, store, limit_s)
@@ -108,8 +109,8 @@ def sweep(
     """
     limit_s = time_limit(budget_s)
     found = resolve_target(target)
-    if found.profile.kind == "analytic":
-        raise _analytic(found.name)
+    if not found.profile.runs_networks:
+        raise _nothing_to_measure(found.name, found.profile.kind)
     start = time.monotonic()
     tasks = sweep_tasks(found.profile, candidates)
     with _RecordingStore() as store:
@@ -168,13 +169,24 @@ def _is_asked_for(key: MeasurementKey) -> bool:
 
 
 def _measured(session: Session, store: Store, limit_s: float) -> bool:
-    """Tune kernels, time them, then whole networks; return False where the time ran out."""
-    end = time.monotonic() + limit_s
-    session.tune(store, limit_s)
+    """Tune kernels, time them, then whole networks; ask an accelerator's class for its layers.
+
+    Returns:
+        False where the time ran out.
+    """
     try:
-        alone = session.measured_in(store, end - time.monotonic(), again=True)
+        return _measured_in_time(session, store, limit_s)
     except TimeRanOutError:
         return False
+
+
+def _measured_in_time(session: Session, store: Store, limit_s: float) -> bool:
+    end = time.monotonic() + limit_s
+    if session.profile.kind == "accelerator":
+        accelerator_table(session.network, session.choices, session.profile, store, limit_s)
+        return True
+    session.tune(store, limit_s)
+    alone = session.measured_in(store, end - time.monotonic(), again=True)
     if time.monotonic() >= end:
         return False
     network_anchors(session, alone.costs, store)
@@ -196,11 +208,15 @@ def time_limit(budget_s: float | None, where: str = "budget_s") -> float:
     return budget_s
 
 
-def _analytic(target: str) -> ProfileError:
+def _nothing_to_measure(target: str, kind: str) -> ProfileError:
+    known = {
+        "analytic": "an analytic target is known by its equations: there is nothing to measure",
+        "accelerator": "an accelerator's class is asked for the layers of a model, not for a sweep",
+    }
     return ProfileError(
-        "an analytic target is known by its equations: there is nothing to measure",
+        known[kind],
         where=target,
-        expected="a target that is reached, such as local",
-        found="kind: analytic",
+        expected="a target whose kernels are timed, such as local",
+        found=f"kind: {kind}",
         remedy="plan right away, or profile for local",
     )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from mpq_compile.runtime import tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 60.0
+_PATH = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+_SERVE = ("-m", "mpq_compile.runtime.serve")
 
 
 def free_port() -> int:
@@ -38,7 +40,7 @@ def until(condition: Callable[[], bool], limit_s: float = START_S) -> None:
 class Process:
     """A process in a group of its own, so that nothing of it can be left over."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
         log, name = tempfile.mkstemp(prefix="mpq-test-")
         self.log = Path(name)
         self.process = subprocess.Popen(
@@ -46,16 +48,20 @@ class Process:
             start_new_session=True,
             stdout=log,
             stderr=log,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+            env=os.environ | _PATH | dict(environment or {}),
         )
         os.close(log)
 
+    def signal(self, number: int) -> None:
+        """Send a signal to all its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
     def kill(self) -> None:
         """End it at once, as a lost machine would."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.process.wait()
-        self.log.unlink()
+        self.log.unlink(missing_ok=True)
 
     @property
     def output(self) -> str:
@@ -74,11 +80,11 @@ class Process:
 
 
 class Farm:
-    """A tracker and its servers."""
+    """A tracker and its servers, by the address they listen on."""
 
     def __init__(self) -> None:
         self.port = free_port()
-        self.servers: list[Process] = []
+        self.servers: dict[str, Process] = {}
         self.tracker = self._tracker()
 
     def _tracker(self) -> Process:
@@ -100,15 +106,27 @@ class Farm:
         self.tracker.kill()
         self.tracker = self._tracker()
 
-    def serve(self, key: str, *program: str) -> Process:
-        """Start a server and wait until it is free; ``program`` stands in for the usual one."""
-        before = self.free(key)
-        words = ("--tracker", f"127.0.0.1:{self.port}", "--key", key, "--port", str(free_port()))
-        process = Process(*(program or ("-m", "mpq_compile.runtime.serve")), *words)
-        self.servers.append(process)
-        until(lambda: self.free(key) > before or process.process.poll() is not None)
-        assert self.free(key) > before, process.output
+    def serve(self, key: str, count: int = 1) -> Process:
+        """Start a server and wait until ``count`` of its key are free."""
+        process = self.start(key)
+        self.wait_for(key, process, count)
         return process
+
+    def start(self, key: str, *program: str, **environment: str) -> Process:
+        """Start a server without waiting; ``program`` stands in for the usual one."""
+        port = free_port()
+        words = ("--tracker", f"127.0.0.1:{self.port}", "--key", key, "--port", str(port))
+        process = Process(*(program or _SERVE), *words, environment=environment)
+        self.servers[f"127.0.0.1:{port}"] = process
+        return process
+
+    def wait_for(self, key: str, process: Process, count: int = 1) -> None:
+        """Wait until ``count`` servers of a key are free, one of them of the process."""
+        end = time.monotonic() + START_S
+        while self.free(key) < count:
+            late = time.monotonic() > end or process.process.poll() is not None
+            assert not late, f"server: {process.output}\ntracker: {self.tracker.output}"
+            time.sleep(0.05)
 
     def free(self, key: str) -> int:
         """Return how many servers of a key are free."""
@@ -121,7 +139,7 @@ class Farm:
 
     def close(self) -> None:
         """End everything."""
-        for process in (*self.servers, self.tracker):
+        for process in (*self.servers.values(), self.tracker):
             process.kill()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from mpq_compile.commands import options
 from mpq_compile.commands.default_group import DefaultGroup
@@ -95,9 +95,13 @@ def _show(console: Console, tracker: str, rows: Sequence[dict[str, Any]]) -> Non
     if not rows:
         console.print(f"no device at {tracker}")
         return
-    table = Table("target", "server", "state", "tier", "threads", "fingerprint", "tvm")
     for row in rows:
-        cells = [row.get(name, "") for name in ("tier", "threads", "fingerprint")]
-        version = row.get("versions", {}).get("tvm", "")
-        table.add_row(row["target"], row["server"], row["state"], *map(str, cells), version)
-    console.print(table)
+        console.print(
+            Text.assemble((row["target"], "bold"), f"  at {row['server']}, {row['state']}")
+        )
+        if "tier" in row:
+            versions = ", ".join(f"{name} {text}" for name, text in row["versions"].items())
+            console.print(
+                f"  {row['tier']}, {row['threads']} threads, {row['machine']}; {versions}"
+            )
+            console.print(f"  {row['fingerprint']}")

@@ -13,8 +13,11 @@ from typing import Any
 
 from mpq_compile.cost.profile import Profile, load_profile, profile_of_tier
 from mpq_compile.errors import DeviceError, ProfileError
+from mpq_compile.kernels.tier import host_tiers, tier_named
+from mpq_compile.runtime.absent import AbsentDevice
 from mpq_compile.runtime.device import Device, LocalDevice
 from mpq_compile.runtime.rpc_address import Address, is_address, parse_endpoint
+from mpq_compile.runtime.threads import thread_count
 
 # A name, a path or an address.
 TargetLike = str | os.PathLike[str] | Mapping[str, Any]
@@ -28,7 +31,8 @@ class Target:
     Args:
         name: What plans call it.
         profile: What it supports.
-        device: Where its kernels run; this machine for an analytic one.
+        device: Where its kernels run; this machine for an analytic one, and one that networks can
+            only be built for where a profile's CPU is not here.
     """
 
     name: str
@@ -72,7 +76,7 @@ def running_device(target: TargetLike) -> Device:
 
 def _device_of(profile: Profile) -> Device:
     if profile.reached != "rpc":
-        return LocalDevice()
+        return _here_or_absent(profile)
     device = _remote(_address_of(profile))
     if device.tier.name not in profile.tiers:
         raise ProfileError(
@@ -83,6 +87,14 @@ def _device_of(profile: Profile) -> Device:
             remedy="correct rpc_key or tiers, or name the device by its address",
         )
     return device
+
+
+def _here_or_absent(profile: Profile) -> Device:
+    """Return this machine, unless it executes no tier of a CPU's profile."""
+    tiers = [tier_named(name) for name in profile.tiers]
+    if profile.kind != "cpu" or any(tier in host_tiers() for tier in tiers):
+        return LocalDevice()
+    return AbsentDevice(profile.name, tiers[0], profile.threads or thread_count())
 
 
 def _address_of(profile: Profile) -> Address:

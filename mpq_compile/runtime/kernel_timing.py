@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,6 +86,18 @@ def compiled_kernel(task: Task, tier: Tier, threads: int) -> Any:
     function = kernel_function(task.workload, tier, threads, task.choice)
     function = function.with_attr("global_symbol", "main")
     return tvm.compile(function, target=tvm.target.Target(tier.target(threads)))
+
+
+def write_kernel(task: Task, tier: Tier, threads: int, path: Path) -> None:
+    """Compile the kernel of a task and write it to ``path``, a library with the function ``main``.
+
+    Raises:
+        LoweringError: The tier is of another architecture, and no cross linker is installed.
+    """
+    from mpq_compile.lower.linker import linker
+
+    link = linker(tier)
+    compiled_kernel(task, tier, threads).export_library(str(path), fcompile=link)
 
 
 def local_run(task: Task, tier: Tier, threads: int) -> LocalRun:

@@ -10,12 +10,13 @@ from typing import Any
 from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.runtime.artifact import (
     Manifest,
-    copy_artifact,
     open_artifact,
+    put_in_place,
     read_verification,
     write_verification,
 )
 from mpq_compile.runtime.device import Device, LocalDevice
+from mpq_compile.runtime.native_export import export_native
 from mpq_compile.runtime.rpc_address import Address, is_address
 from mpq_compile.types import AuditRow, Verification
 
@@ -82,8 +83,16 @@ class CompiledNetwork:
         """Write the artifact to ``folder``, whole or not at all; return the path."""
         if self.verification is not None:
             write_verification(self.folder, self.verification)
-        copy_artifact(self.folder, Path(folder))
+        put_in_place(self.folder, Path(folder))
         return Path(folder)
+
+    def export_native(self, folder: str | Path) -> Path:
+        """Write what a program without Python needs to run the network; return the path.
+
+        Raises:
+            ArtifactError: Relax's virtual machine runs the network.
+        """
+        return export_native(self.folder, folder)
 
     @property
     def size_bytes(self) -> int:

@@ -7,6 +7,7 @@ is emulated, its kernel could not start them.
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import IO, Any, TypeVar
 
 from mpq_compile.errors import DeviceError
@@ -72,6 +74,15 @@ def settle(future: Future[T], action: Callable[[], T]) -> None:
         future.set_result(action())
     except BaseException as error:
         future.set_exception(error)
+
+
+def warn_where_open(host: str) -> None:
+    """Say so where other machines reach what listens on an address."""
+    with suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    text = "TVM's RPC has no authentication: whoever reaches this port runs code here"
+    print(f"warning: listening on {host}; {text}", file=sys.stderr, flush=True)
 
 
 def port_taken(host: str, port: int, error: Exception) -> DeviceError:

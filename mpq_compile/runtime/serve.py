@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -22,6 +23,7 @@ from mpq_compile.runtime.processes import (
     end_children,
     port_taken,
     until_ended,
+    warn_where_open,
 )
 from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import register
@@ -30,7 +32,7 @@ from mpq_compile.runtime.threads import thread_count
 HOST, PORT = "127.0.0.1", 9090
 # Servers of one machine take the next free port.
 _PORTS = 100
-_PAUSE_S = 1.0
+_PAUSE_S = 0.5
 # A client that vanished without a word frees the device after idle + count × interval seconds.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
@@ -54,14 +56,21 @@ def serve(
         DeviceError: No port is free.
         KeyboardInterrupt: At Ctrl-C and at SIGTERM; no process is left behind.
     """
+    warn_where_open(host)
     threads = thread_count()  # before TVM is imported: it reads its thread count once
     functions()
     # Each session is forked from this process, which has registered the functions.
     multiprocessing.set_start_method("fork", force=True)
     die_with_parent()
+    threading.excepthook = _say_why
     with tempfile.TemporaryDirectory(prefix="mpq-serve-") as folder:
         tempfile.tempdir = folder  # TVM makes the folder of each session there
         until_ended(lambda: _serve_for_ever(address, host, port, advertise, threads))
+
+
+def _say_why(ended: threading.ExceptHookArgs) -> None:
+    """Say why TVM's loop ended: a crashed session is no reason for a traceback."""
+    print(f"{ended.exc_value}; serving goes on", file=sys.stderr, flush=True)
 
 
 def _serve_for_ever(

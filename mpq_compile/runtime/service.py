@@ -104,6 +104,12 @@ class Service:
         with open(outputs, "wb") as stream:
             np.savez(stream, *self._loaded[folder].run(values))
 
+    def fetch(self, file: str) -> bytes:
+        """Return the content of a file in the session's folder, and remove it."""
+        content = Path(file).read_bytes()
+        os.remove(file)
+        return content
+
 
 def _timed(request: Sequence[Any]) -> dict[str, Any]:
     folders, blocks = request
@@ -152,6 +158,12 @@ def register(make: Callable[[], Any] = Service) -> None:
 
     for name in FUNCTIONS:
         tvm_ffi.register_global_func(PREFIX + name, function(name), override=True)
+
+    def fetch(file: str) -> bytes:
+        content: bytes = services[0].fetch(file)
+        return content
+
+    tvm_ffi.register_global_func(PREFIX + "fetch", fetch, override=True)
 
 
 def answered(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:

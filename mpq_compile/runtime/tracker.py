@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpq_compile.errors import DeviceError, nearest
-from mpq_compile.runtime.processes import port_taken, until_ended
+from mpq_compile.runtime.processes import port_taken, until_ended, warn_where_open
 
 HOST, PORT = "127.0.0.1", 9190
 _ANSWER_S = 10.0
@@ -146,4 +146,5 @@ def run_tracker(host: str = HOST, port: int = PORT) -> None:
         print(f"tracker at {host}:{port}", file=sys.stderr, flush=True)
         state.thread.join()
 
+    warn_where_open(host)
     until_ended(track)

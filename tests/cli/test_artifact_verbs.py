@@ -41,7 +41,7 @@ def test_a_rejected_network_exits_with_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mpq_compile.pipeline.measure_artifact", lambda *_: runs(9.0))
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(9.0))
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     plan.update(target="local", budget={"latency_ms": 1.0})
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
@@ -147,6 +147,17 @@ def test_run(mpq: Mpq, artifact: Path, place: Path, tmp_path: Path) -> None:
     labels = np.load(place / "data.npz")["labels"]
     assert result.json["top1_percent"] == 100 * (scores.argmax(1) == labels).mean()
     assert "top-1" in mpq("run", artifact, "--data", place / "data.npz").out
+
+
+def test_export(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "native"
+    result = mpq("export", artifact, "--native", folder, "--json")
+    assert result.code == 0
+    assert result.json["files"] == {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert (folder / "network.so").read_bytes() == (artifact / "network.so").read_bytes()
+    assert "network.txt" in mpq("export", artifact, "--native", folder).out
+    (folder / "network.txt").unlink()
+    assert mpq("export", artifact, "--native", folder).code == 2
 
 
 def test_run_imports_no_torch(fresh: Mpq, artifact: Path, place: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_plan_that_was_measured_corrects_its_neighbours() -> None:
 
 
 def test_drift_moves_what_comes_next() -> None:
-    """A later run finds the machine a tenth slower: so is everything after it, not just that plan."""
+    """Where a later run finds the machine a tenth slower, so is all that comes after it."""
     truth = drawn(2)
     anchors = [observed(truth, uniform(n)) for n in ("fp32", "bf16", "w8a8")]
     slow = observed(truth, uniform("bf16"), run=1)
