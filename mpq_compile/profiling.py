@@ -22,6 +22,7 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.sweep import sweep_tasks
 from mpq_compile.cost.targets import TargetLike, resolve_target
+from mpq_compile.cost.tune import CHECK, TRIAL
 from mpq_compile.errors import PlanError, ProfileError, TimeRanOutError
 from mpq_compile.session import Session
 
@@ -33,7 +34,7 @@ class Profiled:
     Args:
         needed: Measurements that were asked for; of those known so far where it is not complete.
         new: Those of them that were made now.
-        unsettled: Those of them that were taken while the reference workload was off.
+        unsettled: Costs among them that were taken while the reference workload was off.
         half_width: Half of the widest 95 % interval of a median, as a share of the median.
         complete: False where the time ran out.
         seconds: How long it took.
@@ -148,11 +149,13 @@ class _RecordingStore(Store):
     def outcome(self, complete: bool, seconds: float) -> Profiled:
         """Return what profiling has done."""
         present = self._known | self._made
-        widths = [v.half_width for v in present.values() if v.half_width is not None]
+        # Schedules are only compared with each other, in rounds that they share.
+        costs = [v for key, v in present.items() if key.operator not in (TRIAL, CHECK)]
+        widths = [value.half_width for value in costs if value.half_width is not None]
         return Profiled(
             needed=len(present if complete else self._asked),
             new=len(self._made),
-            unsettled=sum(not value.settled for value in present.values()),
+            unsettled=sum(not value.settled for value in costs),
             half_width=max(widths, default=None),
             complete=complete,
             seconds=seconds,
