@@ -18,6 +18,7 @@ RUNTIME = [
     "jsonschema>=4.20",
     "matplotlib>=3.8",
     "safetensors>=0.4",
+    "tornado>=6",  # TVM's RPC tracker
     "scikit-learn>=1.4",
 ]
 DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "pillow"]
@@ -29,6 +30,9 @@ PEERS = [
     "openvino==2026.4.1",
     "nncf==3.4.0",
 ]
+
+# Links libraries for another architecture (85 MB, so it is no requirement).
+CROSS = ["ziglang==0.15.2"]
 
 setup(
     name="mpq_compile",
@@ -48,6 +52,6 @@ setup(
         ]
     },
     install_requires=RUNTIME,
-    extras_require={"dev": DEVELOPMENT, "peers": PEERS},
+    extras_require={"dev": [*DEVELOPMENT, *CROSS], "peers": PEERS, "cross": CROSS},
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -51,6 +51,8 @@ class Tier:
     def target(self, threads: int) -> dict[str, Any]:
         """Return the TVM target as a plain dictionary (for ``tvm.target.Target``)."""
         spec: dict[str, Any] = {"kind": "llvm", "num-cores": threads}
+        if self.triple:
+            spec["mtriple"] = self.triple
         if self.mcpu:
             spec["mcpu"] = self.mcpu
         if self.mattr:
@@ -58,9 +60,18 @@ class Tier:
         return spec
 
     @property
+    def triple(self) -> str | None:
+        """LLVM's name of its architecture on Linux; None for whatever this machine is."""
+        return f"{self.machine[0]}-linux-gnu" if self.machine else None
+
+    @property
     def has_sdot(self) -> bool:
         """Tell whether the tier multiplies s8 × s8 four products a lane."""
         return self.dot in ("usmmla", "sdot")
+
+    def on(self, machine: str) -> Tier:
+        """Return the tier on one architecture: the generic one is compiled for any."""
+        return self if self.machine else replace(self, machine=(machine,))
 
     def runs_on(self, machine: str, flags: frozenset[str]) -> bool:
         """Tell whether a CPU of this architecture and these flags executes the tier."""

@@ -19,8 +19,10 @@ from mpq_compile import __version__
 from mpq_compile.commands import (
     compile,
     demo,
+    device,
     doctor,
     explain,
+    export,
     plan,
     profile,
     run,
@@ -43,11 +45,13 @@ app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(targets.app, name="targets")
 app.add_typer(profile.app, name="profile")
+app.add_typer(device.app, name="device")
 app.command("plan")(plan.plan)
 app.command("compile")(compile.compile_model)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)
 app.command("explain")(explain.explain)
+app.command("export")(export.export)
 app.command("solve")(solve.solve)
 
 

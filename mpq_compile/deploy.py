@@ -112,11 +112,18 @@ def write_artifact(
         recipes=lowered.recipes,
         arrays=index,
         audit=audit_rows(materialized, lowered.kernel_of, tier),
-        notes=[f"no schedule fits {name}: it runs scalar" for name in library.unscheduled],
+        notes=[
+            *_untried(device),
+            *(f"no schedule fits {name}: it runs scalar" for name in library.unscheduled),
+        ],
         provenance=dict(plan.provenance),
     )
     seal(folder, manifest)
     return materialized
+
+
+def _untried(device: Device) -> list[str]:
+    return [] if device.present else [f"{device.name} was not at hand: built, and never run"]
 
 
 def _compute(candidate: Candidate) -> str:

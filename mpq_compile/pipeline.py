@@ -12,6 +12,7 @@ from torch import nn
 
 from mpq_compile.anchors import LEAST_ERROR
 from mpq_compile.cost.latency import Z95, Observation
+from mpq_compile.cost.targets import TargetLike
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError
 from mpq_compile.inverse import Drop, cheapest_within_drop
@@ -73,7 +74,7 @@ def plan(
     model: Any,
     example_inputs: Any,
     calibration: Iterable[Any],
-    target: str = "local",
+    target: TargetLike = "local",
     budget: Budget | Mapping[str, float] | None = None,
     metric: str = "sqnr",
     solver: str = "exact",
@@ -85,6 +86,7 @@ def plan(
     allow_float: bool = False,
     observer: str = "mse",
     tuned: bool = True,
+    measure_s: float | None = None,
 ) -> Plan:
     """Choose the bits of every site: least loss within ``budget`` on ``target``.
 
@@ -92,7 +94,8 @@ def plan(
         model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
         example_inputs: Tensor or tuple of tensors of the deployed shapes.
         calibration: Iterable of input batches, or of (inputs, labels).
-        target: Name or path of a hardware profile; "local" is this machine.
+        target: Name or path of a hardware profile ("local" is this machine), or the address of a
+            remote device: ``rpc://host:port/KEY``, ``{"rpc": {"tracker": "host:port", "key": …}}``.
         budget: Bounds on the result; none gives the most accurate candidate everywhere.
         metric: Sensitivity metric by name.
         solver: Solver by name.
@@ -106,6 +109,8 @@ def plan(
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
             the cost model.
+        measure_s: Seconds to spend on kernels that were never measured on the target. What is
+            left is estimated from those that were, and the plan says so. None measures all.
 
     Raises:
         InfeasibleBudgetError: Nothing fits; the message says what is attainable.
@@ -124,6 +129,7 @@ def plan(
         allow_float,
         seed,
         tuned,
+        measure_s,
     )
     return _plan(session, _budget(budget), minimize, evaluate)
 
@@ -132,7 +138,7 @@ def compile(  # noqa: A001 - the public name
     model: Any,
     example_inputs: Any,
     calibration: Iterable[Any],
-    target: str = "local",
+    target: TargetLike = "local",
     budget: Budget | Mapping[str, float] | None = None,
     plan: Plan | None = None,
     metric: str = "sqnr",
@@ -146,6 +152,7 @@ def compile(  # noqa: A001 - the public name
     observer: str = "mse",
     verify: bool = True,
     tuned: bool = True,
+    measure_s: float | None = None,
 ) -> CompiledNetwork:
     """Plan, build and measure until the network keeps its budget on the device.
 
@@ -174,6 +181,7 @@ def compile(  # noqa: A001 - the public name
         allow_float,
         seed,
         tuned,
+        measure_s,
     )
     if plan is not None:
         return _build_given(session, plan, verify)
@@ -254,12 +262,7 @@ def _aimed_plan(
     fast, the budget itself is tried.
     """
     if timed and _bounds_latency(budget):
-        room = 1.0 + AIM * session.prediction_error()
-        aim = replace(
-            budget,
-            latency_ms=budget.latency_ms and budget.latency_ms / room,
-            latency_p95_ms=budget.latency_p95_ms and budget.latency_p95_ms / room,
-        )
+        aim = budget.with_latency_scaled(1 / (1 + AIM * session.prediction_error()))
         with suppress(InfeasibleBudgetError):
             plan = _plan(session, aim, minimize, evaluate)
             return replace(plan, budget=budget.given())
@@ -298,7 +301,7 @@ def assign(
     example_inputs: Any,
     calibration: Iterable[Any],
     assignment: str | Mapping[str, str],
-    target: str = "local",
+    target: TargetLike = "local",
     allow_float: bool = False,
     observer: str = "mse",
     verify: bool = False,

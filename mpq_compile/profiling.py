@@ -19,11 +19,10 @@ from mpq_compile.cost.accelerator import accelerator_table
 from mpq_compile.cost.drift import REFERENCE
 from mpq_compile.cost.measure import measure
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
-from mpq_compile.cost.profile import load_profile
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.sweep import sweep_tasks
+from mpq_compile.cost.targets import TargetLike, resolve_target
 from mpq_compile.errors import PlanError, ProfileError, TimeRanOutError
-from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.session import Session
 
 
@@ -54,7 +53,7 @@ def profile(
     model: Any,
     example_inputs: Any,
     calibration: Any,
-    target: str = "local",
+    target: TargetLike = "local",
     candidates: Sequence[str] | None = None,
     budget_s: float | None = None,
     *,
@@ -73,7 +72,7 @@ def profile(
         ProfileError: The target is analytic, or the database cannot be written.
         DeviceError: A kernel computes something else than its oracle.
     """
-    limit_s = _limit(budget_s)
+    limit_s = time_limit(budget_s)
     session = Session(
         model,
         example_inputs,
@@ -84,7 +83,7 @@ def profile(
         tuned=tuned,
     )
     if session.profile.kind == "analytic":
-        raise _nothing_to_measure(target, "analytic")
+        raise _nothing_to_measure(str(target), "analytic")
     start = time.monotonic()
     with _RecordingStore() as store:
         complete = _measured(session, store, limit_s)
@@ -92,7 +91,9 @@ def profile(
 
 
 def sweep(
-    target: str = "local", candidates: Sequence[str] | None = None, budget_s: float | None = None
+    target: TargetLike = "local",
+    candidates: Sequence[str] | None = None,
+    budget_s: float | None = None,
 ) -> Profiled:
     """Time kernels of representative shapes, which tell what others will take on the device.
 
@@ -105,16 +106,16 @@ def sweep(
         ProfileError: The target is analytic, or the database cannot be written.
         DeviceError: A kernel computes something else than its oracle.
     """
-    limit_s = _limit(budget_s)
-    found = load_profile(target)
-    if not found.runs_networks:
-        raise _nothing_to_measure(target, found.kind)
+    limit_s = time_limit(budget_s)
+    found = resolve_target(target)
+    if not found.profile.runs_networks:
+        raise _nothing_to_measure(found.name, found.profile.kind)
     start = time.monotonic()
-    tasks = sweep_tasks(found, candidates)
+    tasks = sweep_tasks(found.profile, candidates)
     with _RecordingStore() as store:
         complete = True
         try:
-            measure(tasks, store, LocalDevice(), budget_s=limit_s, again=True)
+            measure(tasks, store, found.device, budget_s=limit_s, again=True)
         except TimeRanOutError:
             complete = False
         return store.outcome(complete, time.monotonic() - start)
@@ -189,13 +190,14 @@ def _measured_in_time(session: Session, store: Store, limit_s: float) -> bool:
     return True
 
 
-def _limit(budget_s: float | None) -> float:
+def time_limit(budget_s: float | None, where: str = "budget_s") -> float:
+    """Return a time in seconds, infinite for None; raise ``PlanError`` where it is not one."""
     if budget_s is None:
         return math.inf
     if not 0 < budget_s < math.inf:
         raise PlanError(
             "a time must be a positive number",
-            where="budget_s",
+            where=where,
             expected="a finite number of seconds above 0",
             found=budget_s,
             remedy="correct the number, or leave it out",

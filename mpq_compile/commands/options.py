@@ -31,10 +31,29 @@ Artifact = Annotated[
     typer.Argument(metavar="DIR", help="Artifact that `mpq compile -o` wrote.", show_default=False),
 ]
 Target = Annotated[
-    str, typer.Option("--target", help="Profile by name, or the path of its YAML file.")
+    str,
+    typer.Option(
+        "--target", help="Profile by name, its YAML file, or a device: rpc://host:port/KEY."
+    ),
+]
+RunTarget = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="TARGET",
+        help="Another device than the artifact's own: local, rpc://host:port/KEY.",
+    ),
 ]
 AllowFloat = Annotated[
     bool, typer.Option("--allow-float", help="Run operators without integer rule in float.")
+]
+MeasureS = Annotated[
+    float | None,
+    typer.Option(
+        "--measure-s",
+        min=0,
+        help="Measure kernels for so many seconds at most; estimate the others.",
+    ),
 ]
 NoTune = Annotated[
     bool,

@@ -15,7 +15,6 @@ from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.request import Request, read_candidates
 from mpq_compile.cost.generations import Generation
 from mpq_compile.cost.store import Store
-from mpq_compile.errors import PlanError
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 
 if TYPE_CHECKING:
@@ -58,21 +57,16 @@ def measure(
     only what is missing, and again what was taken while the machine was not as usual. Exit code 1
     where the time ran out before everything was measured.
     """
-    _check_time(budget_s)
+    _check_arguments(model, data, sweep)
+    from mpq_compile import profiling
+
+    profiling.time_limit(budget_s, "--budget-s")
     names = read_candidates(candidates)
-    if sweep:
-        _refuse(model, data)
-        from mpq_compile.profiling import sweep as measured_sweep
-
-        return _outcome(measured_sweep(target, names, budget_s))
     if model is None or data is None:
-        raise typer.BadParameter(f"{'MODEL' if model is None else '--data'} is missing")
-    request = Request(model=model, data=data, target=target)
-    loaded = request.load()
-    from mpq_compile.profiling import profile
-
+        return _outcome(profiling.sweep(target, names, budget_s))
+    loaded = Request(model=model, data=data, target=target).load()
     return _outcome(
-        profile(
+        profiling.profile(
             loaded.model,
             loaded.example_inputs,
             loaded.calibration,
@@ -85,20 +79,12 @@ def measure(
     )
 
 
-def _check_time(budget_s: float | None) -> None:
-    if budget_s is not None and not 0 < budget_s < float("inf"):
-        raise PlanError(
-            "a time must be a positive number",
-            where="--budget-s",
-            expected="a finite number above 0",
-            found=budget_s,
-            remedy="correct the number, or leave the option out",
-        )
-
-
-def _refuse(model: str | None, data: Path | None) -> None:
-    if model is not None or data is not None:
+def _check_arguments(model: str | None, data: Path | None, sweep: bool) -> None:
+    """Refuse a sweep of a model, and anything else without one."""
+    if sweep and (model is not None or data is not None):
         raise typer.BadParameter("--sweep takes neither MODEL nor --data")
+    if not sweep and (model is None or data is None):
+        raise typer.BadParameter(f"{'MODEL' if model is None else '--data'} is missing")
 
 
 def _outcome(done: Profiled) -> Outcome:

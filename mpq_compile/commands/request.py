@@ -9,7 +9,7 @@ from typing import Any
 
 from mpq_compile.commands.model import read_model
 from mpq_compile.commands.reading import Data, read_data
-from mpq_compile.cost.profile import load_profile
+from mpq_compile.cost.targets import resolve_target
 from mpq_compile.errors import CalibrationError, PlanError
 from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.types import Budget, Candidate
@@ -47,10 +47,11 @@ class Request:
     allow_float: bool = False
     seed: int = 0
     tuned: bool = True
+    measure_s: float | None = None
 
     def load(self) -> Loaded:
-        """Check the names, which takes no time, then read the data and the model."""
-        load_profile(self.target)
+        """Check the names and reach the device first, then read the data and the model."""
+        resolve_target(self.target)
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
         data = read_data(self.data)

@@ -17,12 +17,14 @@ from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import Data, read_data
 
 if TYPE_CHECKING:
+    from mpq_compile.runtime.device import Device
     from mpq_compile.runtime.network import CompiledNetwork
 
 
 def run(
     artifact: options.Artifact,
     data: options.DataFile,
+    target: options.RunTarget = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="out.npz", help="Write the outputs."),
@@ -33,13 +35,22 @@ def run(
     from mpq_compile.runtime.network import load
 
     samples = read_data(data)
-    network = load(artifact)
+    network = load(artifact, _device(target))
     outputs, calls_ms = _run_all(network, samples)
     if output is not None:
         # A stream: to a path without suffix NumPy would add one.
         with output.open("wb") as stream:
             np.savez(stream, **_named(outputs))  # type: ignore[arg-type]
     return _outcome(network, samples, outputs, calls_ms, output)
+
+
+def _device(target: str | None) -> Device | None:
+    """Return the device that was asked for; None for the artifact's own."""
+    if target is None:
+        return None
+    from mpq_compile.cost.targets import running_device
+
+    return running_device(target)
 
 
 def _run_all(network: CompiledNetwork, data: Data) -> tuple[list[np.ndarray], list[float]]:

@@ -1,4 +1,4 @@
-"""``mpq verify``: does an artifact keep its budget on this machine?"""
+"""``mpq verify``: does an artifact keep its budget on its device, or on another?"""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.request import read_budget
 from mpq_compile.commands.views import show_notes, show_verification
 from mpq_compile.cost.profile import load_profile
+from mpq_compile.cost.targets import running_device
 from mpq_compile.errors import MpqError
 from mpq_compile.runtime.artifact import WEIGHTS, open_artifact
-from mpq_compile.runtime.device import LocalDevice
+from mpq_compile.runtime.network import own_device
 from mpq_compile.runtime.verify import PROCESSES, verify_artifact
 from mpq_compile.types import Plan, Verification
 
 
 def verify(
     artifact: options.Artifact,
+    target: options.RunTarget = None,
     latency_ms: options.LatencyMs = None,
     latency_p95_ms: options.LatencyP95Ms = None,
     processes: Annotated[
@@ -36,11 +38,12 @@ def verify(
     the measurement does not settle it.
     """
     given = read_budget(latency_ms=latency_ms, latency_p95_ms=latency_p95_ms).given()
-    _, plan = open_artifact(artifact)
+    manifest, plan = open_artifact(artifact)
     budget, notes = (given, []) if given else own_budget(plan)
     size_bytes = (artifact / WEIGHTS).stat().st_size
     fits = size_bytes <= budget.get("size_mb", float("inf")) * 1e6
-    verification = verify_artifact(artifact, LocalDevice(), budget, processes)
+    device = own_device(manifest) if target is None else running_device(target)
+    verification = verify_artifact(artifact, device, budget, processes)
     return _outcome(verification, budget, size_bytes, fits, notes)
 
 

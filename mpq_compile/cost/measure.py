@@ -16,7 +16,7 @@ from mpq_compile.cost.workers import distribute
 from mpq_compile.errors import DeviceLostError, ProfileError, TimeRanOutError
 from mpq_compile.progress import counted
 from mpq_compile.runtime.device import Device
-from mpq_compile.runtime.kernel_timing import Task
+from mpq_compile.runtime.kernel_timing import Run, Task
 
 # Kernels that are timed in turns: a round of them takes about a tenth of a second.
 CHUNK = 24
@@ -82,10 +82,13 @@ class _Job:
     def do(self, left: Sequence[MeasurementKey], device: Device, store: Store) -> None:
         """Measure the kernels that are left, in chunks."""
         chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
-        with counted(len(left), "profile kernels") as advance:
+        with counted(2 * len(left), "profile kernels") as advance:
 
             def work(chunk: Sequence[MeasurementKey], bench: Bench) -> None:
-                self._measure_chunk(chunk, bench)
+                runs = self._built(chunk, bench)
+                advance(len(chunk))
+                if runs:
+                    self._time(runs, bench)
                 advance(len(chunk))
 
             try:
@@ -93,19 +96,17 @@ class _Job:
             except DeviceLostError as error:
                 raise _no_device(error, store, self._tasks) from error
 
-    def _measure_chunk(self, chunk: Sequence[MeasurementKey], bench: Bench) -> None:
+    def _built(self, chunk: Sequence[MeasurementKey], bench: Bench) -> dict[MeasurementKey, Run]:
+        """Build the kernels that nobody has measured meanwhile; none where the time is over."""
         known = bench.at_store(lambda store: store.get_many(chunk))
         left = [key for key in chunk if key not in known or not self._accepts(known[key])]
         if not left or time.monotonic() >= self._until:
-            return
+            return {}
         runs = bench.kernels([self._tasks[key] for key in left])
-        time_in_rounds(
-            dict(zip(left, runs, strict=True)),
-            bench,
-            self._precision,
-            until=self._until,
-            accepts=self._accepts,
-        )
+        return dict(zip(left, runs, strict=True))
+
+    def _time(self, runs: Mapping[MeasurementKey, Run], bench: Bench) -> None:
+        time_in_rounds(runs, bench, self._precision, until=self._until, accepts=self._accepts)
 
 
 def _accepts_usual(store: Store, device: Device) -> Accepts:

@@ -207,7 +207,7 @@ def load_profile(name_or_path: str | os.PathLike[str]) -> Profile:
         DeviceError: ``local`` with an ``MPQ_TIER`` that cannot run here.
     """
     if name_or_path == "local":
-        return _local_profile()
+        return profile_of_tier(detect_tier().name)
     if _is_path(name_or_path):
         return _load_file(Path(name_or_path))
     name = str(name_or_path)
@@ -237,14 +237,14 @@ def _is_path(name_or_path: str | os.PathLike[str]) -> bool:
     return path.name != name_or_path or path.suffix in (".yaml", ".yml")
 
 
-def _local_profile() -> Profile:
-    tier = detect_tier().name
+def profile_of_tier(tier: str) -> Profile:
+    """Return the shipped profile that has a tier; raise ``ProfileError`` where none has."""
     for name in list_profiles():
         profile = load_profile(name)
         if tier in profile.tiers:
             return profile
     raise ProfileError(
-        f"no profile has the tier {tier!r} of this machine",
+        f"no profile has the tier {tier!r}",
         expected=f"a file in {PROFILE_DIR} with {tier} under tiers",
         found=", ".join(list_profiles()),
         remedy="name a profile, or write one for this tier",

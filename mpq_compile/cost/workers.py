@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -124,8 +125,9 @@ class _Farm(Generic[Item]):
     def _dismiss(self) -> None:
         """After an error: refuse what is still asked, so that each worker ends with its round."""
         while self._busy:
-            event = self._inbox.get()
-            if isinstance(event, _Question):
-                event.answer.set_exception(CancelledError())
-            else:
-                self._busy -= 1
+            with suppress(KeyboardInterrupt):  # it ends with the round all the same
+                event = self._inbox.get()
+                if isinstance(event, _Question):
+                    event.answer.set_exception(CancelledError())
+                else:
+                    self._busy -= 1

@@ -15,6 +15,7 @@ from mpq_compile.errors import LoweringError
 from mpq_compile.kernels.plain_loops import unscheduled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.entry import build_entry
+from mpq_compile.lower.linker import linker
 from mpq_compile.lower.lowering import Lowered
 from mpq_compile.lower.pipeline import lower_pipeline
 from mpq_compile.lower.program import NotAProgram, read_program
@@ -44,7 +45,7 @@ class _Built:
     """A module that this process built, and its library."""
 
     module: Any
-    settings: tuple[str, int]
+    settings: tuple[Tier, int]
     content: bytes
     library: Library
 
@@ -62,7 +63,7 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Lib
         LoweringError: TVM or the linker refuses.
     """
     digest = tvm_ffi.structural_hash(lowered.module)
-    built, settings = _BUILT.get(digest), (tier.name, threads)
+    built, settings = _BUILT.get(digest), (tier, threads)
     if built is not None and _fits(built, lowered.module, settings):
         path.write_bytes(built.content)
         return built.library
@@ -75,16 +76,17 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Lib
     return library
 
 
-def _fits(built: _Built, module: Any, settings: tuple[str, int]) -> bool:
+def _fits(built: _Built, module: Any, settings: tuple[Tier, int]) -> bool:
     return built.settings == settings and tvm_ffi.structural_equal(built.module, module)
 
 
 def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
     target = tvm.target.Target(tier.target(threads))
+    link = linker(tier)
     try:
         module = lower_pipeline(lowered.module, tier, threads)
         executable, arena = _executable(module, target, tier, threads)
-        executable.export_library(str(path))
+        executable.export_library(str(path), fcompile=link)
     except Exception as error:
         raise LoweringError(
             "TVM could not build the library",

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.errors import ArtifactError
-from mpq_compile.lower.parameters import Recipe, StoredSite
+from mpq_compile.kernels.tier import tier_named
+from mpq_compile.lower.parameters import Recipe, StoredSite, build_parameter
 from mpq_compile.types import AuditRow, Plan, Verification
 
 VERSION = 2
@@ -103,6 +104,13 @@ def read_weights(path: Path, index: Sequence[Mapping[str, Any]]) -> dict[str, np
         )
         for entry in index
     }
+
+
+def kernel_parameters(folder: Path, manifest: Manifest) -> list[np.ndarray]:
+    """Return the kernels' parameters, flat, in the order and layout in which they are read."""
+    arrays = read_weights(folder / WEIGHTS, manifest.arrays)
+    tier = tier_named(manifest.tier)
+    return [build_parameter(recipe, manifest.sites, arrays, tier) for recipe in manifest.recipes]
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
@@ -218,17 +226,20 @@ def _is_empty(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def copy_artifact(source: Path, target: Path) -> None:
-    """Copy an artifact so that ``target`` is there as a whole or not at all.
+def put_in_place(source: Path, target: Path, mark: str = MANIFEST) -> None:
+    """Copy a folder so that ``target`` is there as a whole or not at all.
+
+    Args:
+        mark: Name of a file that says that ``target`` may be replaced.
 
     Raises:
-        ArtifactError: ``target`` is there and is no artifact.
+        ArtifactError: ``target`` is there and is something else.
     """
-    if target.exists() and not (_is_empty(target) or (target / MANIFEST).is_file()):
+    if target.exists() and not (_is_empty(target) or (target / mark).is_file()):
         raise ArtifactError(
-            "there is something else than an artifact",
+            "the folder holds something else than what is to be written",
             where=str(target),
-            expected="a new or empty folder, or an artifact to replace",
+            expected=f"a new or empty folder, or one with {mark} to replace",
             found="other files",
             remedy="choose another folder",
         )

@@ -14,12 +14,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from mpq_compile import errors
 from mpq_compile.errors import DeviceError, DeviceLostError
 from mpq_compile.runtime import tracker
+from mpq_compile.runtime.processes import settle
 from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import PREFIX
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 TIMEOUT_S = 300.0
 # How long to wait for a device that others use.
 WAIT_S = 600.0
+# A session that nobody uses is given back after this long, so that others can have the device.
+IDLE_S = 10.0
 # The server ends a session that hangs; none that works is ever so long.
 _SESSION_S = 24 * 3600
 # Sessions that were given up: to free them would wait for an answer.
@@ -59,8 +62,10 @@ class Connection:
     """A session with one server of an address, from the tracker's hand.
 
     Attributes:
-        lost: True once the server did not answer as it should.
-        objects: Remote objects by key; only :meth:`do` may touch them.
+        usable: False once it was closed or lost.
+        loss: What happened where the server did not answer as it should.
+        held: True keeps it open while nobody uses it.
+        objects: Remote objects by key, which keep it open too; only :meth:`do` may touch them.
 
     Raises:
         DeviceError: No device is free, or the tracker cannot be reached.
@@ -69,11 +74,14 @@ class Connection:
 
     def __init__(self, address: Address, wait_s: float = WAIT_S) -> None:
         self.address = address
-        self.lost = False
+        self.usable = True
+        self.loss: DeviceLostError | None = None
+        self.held = False
         self.objects: dict[int, Any] = {}
         self._numbers = itertools.count()
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._session: Any = None
+        self._guard = threading.Lock()
         host, port, key = tracker.request(address.host, address.port, address.key, wait_s)
         self.server = f"{host}:{port}"
         threading.Thread(target=self._work, daemon=True, name=f"mpq {self.server}").start()
@@ -85,10 +93,33 @@ class Connection:
         self._session = rpc.connect(host, port, key, session_timeout=_SESSION_S)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             job()
         self.objects.clear()
-        self._session = None
+        self._session = None  # which ends it
+
+    def _next(self) -> Callable[[], None] | None:
+        """Return the next job; None to end, after a while without any."""
+        while True:
+            try:
+                return self._jobs.get(timeout=IDLE_S)
+            except Empty:
+                if self._given_back():
+                    return None
+
+    def _given_back(self) -> bool:
+        with self._guard:
+            if self.held or self.objects or not self._jobs.empty():
+                return False
+            self.usable = False
+            return True
+
+    def _submit(self, job: Callable[[], None] | None) -> bool:
+        """Hand a job to the thread; False where it has ended."""
+        with self._guard:
+            if self.usable:
+                self._jobs.put(job)
+            return self.usable
 
     def do(self, action: Callable[[Any], T], doing: str, timeout: float | None = None) -> T:
         """Run ``action(session)`` in the connection's thread.
@@ -104,11 +135,10 @@ class Connection:
         """
         import tvm
 
-        if self.lost:
-            raise self._lost(doing, "the connection had broken before")
         limit = timeout_s() if timeout is None else timeout
         future: Future[T] = Future()
-        self._jobs.put(lambda: _settle(future, lambda: action(self._session)))
+        if not self._submit(lambda: settle(future, lambda: action(self._session))):
+            raise self._lost(doing, "the connection had ended before")
         try:
             return future.result(limit)
         except TimeoutError as error:
@@ -147,18 +177,15 @@ class Connection:
 
     def forget(self, key: int) -> None:
         """Drop a remote object, some time, without waiting."""
-        self._jobs.put(lambda: self.objects.pop(key, None))
+        self._submit(lambda: self.objects.pop(key, None))
 
     def close(self) -> None:
         """Give the device back, without waiting."""
-        if not self.lost:
-            self._jobs.put(None)
+        self._submit(None)
+        self.usable = False
 
     def _lost(self, doing: str, found: str) -> DeviceLostError:
-        if not self.lost:
-            self.lost = True
-            _GIVEN_UP.append(self)
-        return DeviceLostError(
+        error = DeviceLostError(
             f"the device was lost while {doing}",
             where=f"{self.address.name}, server {self.server}",
             expected="a server that answers",
@@ -166,6 +193,10 @@ class Connection:
             remedy="look at the server's output, start it again with `mpq device serve`, and run "
             "this again: what was measured is kept",
         )
+        if self.usable:
+            self.usable, self.loss = False, error
+            _GIVEN_UP.append(self)
+        return error
 
     def _failed(self, doing: str, error: Exception) -> DeviceError:
         return DeviceError(
@@ -174,13 +205,6 @@ class Connection:
             found=str(error).strip()[-600:],
             remedy="compare the versions that `mpq device list` shows with those of `mpq doctor`",
         )
-
-
-def _settle(future: Future[T], action: Callable[[], T]) -> None:
-    try:
-        future.set_result(action())
-    except BaseException as error:
-        future.set_exception(error)
 
 
 def _raised_there(record: dict[str, Any], address: Address) -> errors.MpqError:

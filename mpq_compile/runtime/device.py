@@ -54,6 +54,11 @@ class Device(Protocol):
         ...
 
     @property
+    def present(self) -> bool:
+        """Whether it can be reached; False where networks can only be built for it."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """What measurements of it are filed under."""
         ...
@@ -100,6 +105,7 @@ class LocalDevice:
     """This machine."""
 
     name = "local"
+    present = True
 
     @cached_property
     def tier(self) -> Tier:

@@ -47,7 +47,7 @@ class Program:
         self._library = load_library(library)
         self._main = self._library["main"]
         self._outputs = [(math.prod(output["shape"]), str(output["dtype"])) for output in outputs]
-        self._lent = as_tensor(_joined(parameters)), empty(arena // 4, "int32")
+        self._lent = as_tensor(joined(parameters)), empty(arena // 4, "int32")
 
     def __call__(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
         """Run the network; return the flat tensors that ``make`` made."""
@@ -76,7 +76,7 @@ class Machine:
         return [outputs] if is_tensor(outputs) else list(outputs)
 
 
-def _joined(parameters: Sequence[np.ndarray]) -> np.ndarray:
+def joined(parameters: Sequence[np.ndarray]) -> np.ndarray:
     """Return all parameters in one buffer, each where the library expects it."""
     offsets, size = offsets_of([value.nbytes for value in parameters])
     joined = np.zeros(max(size, 1), np.uint8)

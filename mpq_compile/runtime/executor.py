@@ -11,8 +11,7 @@ import numpy as np
 
 from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
-from mpq_compile.lower.parameters import build_parameter
-from mpq_compile.runtime.artifact import LIBRARY, WEIGHTS, Manifest, read_weights
+from mpq_compile.runtime.artifact import LIBRARY, Manifest, kernel_parameters
 from mpq_compile.runtime.engine import Machine, Make, Program
 from mpq_compile.runtime.native import as_array, as_tensor, empty, is_tensor
 from mpq_compile.runtime.threads import thread_count
@@ -45,10 +44,7 @@ class Executor:
         if tier.dot == "amx":
             request_amx()
         self.manifest = manifest
-        arrays = read_weights(folder / WEIGHTS, manifest.arrays)
-        parameters = [
-            build_parameter(recipe, manifest.sites, arrays, tier) for recipe in manifest.recipes
-        ]
+        parameters = kernel_parameters(folder, manifest)
         self._engine = _engine(folder / LIBRARY, parameters, manifest)
         self._lock = threading.Lock()
 

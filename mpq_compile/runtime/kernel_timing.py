@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -86,8 +88,20 @@ def compiled_kernel(task: Task, tier: Tier, threads: int) -> Any:
     return tvm.compile(function, target=tvm.target.Target(tier.target(threads)))
 
 
+def write_kernel(task: Task, tier: Tier, threads: int, path: Path) -> None:
+    """Compile the kernel of a task and write it to ``path``, a library with the function ``main``.
+
+    Raises:
+        LoweringError: The tier is of another architecture, and no cross linker is installed.
+    """
+    from mpq_compile.lower.linker import linker
+
+    link = linker(tier)
+    compiled_kernel(task, tier, threads).export_library(str(path), fcompile=link)
+
+
 def local_run(task: Task, tier: Tier, threads: int) -> LocalRun:
-    """Compile a kernel into this process and call it twice."""
+    """Compile a kernel into this process and call it a few times."""
     import tvm
 
     built = compiled_kernel(task, tier, threads)
@@ -97,16 +111,19 @@ def local_run(task: Task, tier: Tier, threads: int) -> LocalRun:
         request_amx()
     arguments = [tvm.runtime.tensor(array) for array in kernel_arguments(task.workload, tier)]
     call = built["main"]
-    call(*arguments)
-    start = time.perf_counter()
-    call(*arguments)
-    number = block_calls(time.perf_counter() - start)
+    number = block_calls(min(_seconds(call, arguments) for _ in range(4)))
     return LocalRun(
         call=call,
         evaluate=built.mod.time_evaluator("main", tvm.cpu(), number=number, repeat=1),
         arguments=arguments,
         output_count=len(blank_outputs(task.workload)),
     )
+
+
+def _seconds(call: Callable[..., Any], arguments: Sequence[Any]) -> float:
+    start = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - start
 
 
 def block_calls(once_s: float) -> int:
@@ -129,7 +146,10 @@ def blank_outputs(workload: Workload) -> list[np.ndarray]:
     return [np.zeros(workload.stored_size, _DTYPES[workload.out])]
 
 
-def _inputs(workload: Workload, tier: Tier) -> list[np.ndarray]:
+@lru_cache(maxsize=1)
+def _inputs(workload: Workload, tier: Tier) -> Sequence[np.ndarray]:
+    """Return the inputs; the schedules of one workload are built one after the other, with equal
+    arrays, and packing large weights takes seconds."""
     if isinstance(workload, ConvertWorkload):
         return cases.convert_arguments(workload, cases.make_convert_case(workload, SEED))
     if isinstance(workload, QuantizeRowsWorkload):

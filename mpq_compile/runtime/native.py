@@ -85,7 +85,7 @@ def _aligned_memory(size: int, dtype: Any) -> np.ndarray:
 @cache
 def _loaded_runtime() -> Any:
     """Load the libraries once a process; return the module of tvm_ffi."""
-    with _torch_left_out():
+    with torch_left_out():
         import tvm_ffi
         from tvm_ffi.libinfo import load_lib_ctypes
     if "tvm" in sys.modules:
@@ -102,7 +102,7 @@ def _loaded_runtime() -> Any:
 
 
 @contextmanager
-def _torch_left_out() -> Iterator[None]:
+def torch_left_out() -> Iterator[None]:
     """Keep tvm_ffi from importing torch, which it does on its own where it finds it.
 
     That takes a second and a hundred megabytes, which a process that only runs an artifact does

@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mpq_compile.errors import MpqError
+from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.runtime.artifact import (
-    copy_artifact,
+    Manifest,
     open_artifact,
+    put_in_place,
     read_verification,
     write_verification,
 )
 from mpq_compile.runtime.device import Device, LocalDevice
+from mpq_compile.runtime.native_export import export_native
+from mpq_compile.runtime.rpc_address import Address, is_address
 from mpq_compile.types import AuditRow, Verification
 
 
@@ -43,7 +46,7 @@ class CompiledNetwork:
         self.folder = Path(folder)
         self.manifest, self.plan = open_artifact(self.folder)
         self.verification: Verification | None = read_verification(self.folder)
-        self.device: Device = device or LocalDevice()
+        self.device: Device = device or own_device(self.manifest)
         self.executor = self.device.open(self.folder)
         self._reference = reference
         self._owner = owner  # keeps a temporary artifact for as long as the network lives
@@ -80,8 +83,16 @@ class CompiledNetwork:
         """Write the artifact to ``folder``, whole or not at all; return the path."""
         if self.verification is not None:
             write_verification(self.folder, self.verification)
-        copy_artifact(self.folder, Path(folder))
+        put_in_place(self.folder, Path(folder))
         return Path(folder)
+
+    def export_native(self, folder: str | Path) -> Path:
+        """Write what a program without Python needs to run the network; return the path.
+
+        Raises:
+            ArtifactError: Relax's virtual machine runs the network.
+        """
+        return export_native(self.folder, folder)
 
     @property
     def size_bytes(self) -> int:
@@ -105,11 +116,36 @@ def _as_returned(outputs: list[Any], spec: str, as_torch: bool) -> Any:
     return pytree.tree_unflatten(outputs, pytree.treespec_loads(spec))
 
 
-def load(folder: str | Path) -> CompiledNetwork:
-    """Load an artifact, checking its hashes. Needs no torch.
+def load(folder: str | Path, device: Device | None = None) -> CompiledNetwork:
+    """Load an artifact, checking its hashes, on the device it was built for or on another.
+
+    Needs no torch.
 
     Raises:
         ArtifactError: It is missing, damaged or of another version.
-        DeviceError: This CPU lacks what its kernels need.
+        DeviceError: The device lacks what its kernels need, or cannot be reached.
     """
-    return CompiledNetwork(Path(folder))
+    return CompiledNetwork(Path(folder), device=device)
+
+
+def own_device(manifest: Manifest) -> Device:
+    """Return the device that an artifact was built for: a remote one, or this machine.
+
+    Raises:
+        DeviceError: It cannot be reached.
+    """
+    reached = manifest.provenance.get("reached", LocalDevice.name)
+    if not is_address(reached):
+        return LocalDevice()
+    from mpq_compile.runtime.remote import rpc_device
+
+    try:
+        return rpc_device(Address.parse(reached))
+    except DeviceError as error:
+        raise DeviceError(
+            f"the artifact's own device cannot be reached: {error.message}",
+            where=error.where,
+            expected=f"{reached}, which it was built for",
+            found=error.found,
+            remedy=f"{error.remedy}; or name another device (--target local)",
+        ) from error

@@ -7,16 +7,21 @@ is emulated, its kernel could not start them.
 from __future__ import annotations
 
 import ctypes
+import ipaddress
 import json
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import IO, Any, TypeVar
 
 from mpq_compile.errors import DeviceError
+
+T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
 _TIMEOUT_S = 300
@@ -36,24 +41,48 @@ def _in_child() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-@contextmanager
-def ended_by_signals(clean: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """End this process, and those that it forked, at Ctrl-C and at SIGTERM.
+def until_ended(work: Callable[[], None]) -> None:
+    """Do work that never returns, until Ctrl-C or SIGTERM; then end the processes it forked.
 
-    Threads of TVM never return, so the interpreter could not end by itself.
+    TVM's threads never return. They are made by a daemon thread here, so that they are daemons
+    too and the interpreter can end.
+
+    Raises:
+        KeyboardInterrupt: At either signal.
+        MpqError: What the work raised.
     """
-
-    def end(number: int, _frame: Any) -> None:
-        end_children()
-        clean()
-        os._exit(128 + number if number != signal.SIGINT else 130)
-
-    before = {n: signal.signal(n, end) for n in (signal.SIGTERM, signal.SIGINT)}
+    future: Future[None] = Future()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        threading.Thread(target=settle, args=(future, work), daemon=True).start()
+        future.result()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        end_children()
+        signal.signal(signal.SIGTERM, before)
+
+
+def end_children() -> None:
+    """Kill the processes of sessions; what they forked ends with them."""
+    for child in multiprocessing.active_children():
+        child.kill()
+        child.join()
+
+
+def settle(future: Future[T], action: Callable[[], T]) -> None:
+    """Give a future the result of an action, or its exception."""
+    try:
+        future.set_result(action())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def warn_where_open(host: str) -> None:
+    """Say so where other machines reach what listens on an address."""
+    with suppress(ValueError):
+        if host == "localhost" or ipaddress.ip_address(host).is_loopback:
+            return
+    text = "TVM's RPC has no authentication: whoever reaches this port runs code here"
+    print(f"warning: listening on {host}; {text}", file=sys.stderr, flush=True)
 
 
 def port_taken(host: str, port: int, error: Exception) -> DeviceError:
@@ -139,10 +168,3 @@ def _pipe() -> tuple[IO[str], IO[str]]:
 
 def _lowest(*streams: IO[str]) -> int:
     return min(stream.fileno() for stream in streams)
-
-
-def end_children() -> None:
-    """Kill the processes of sessions; what they forked ends with them."""
-    for child in multiprocessing.active_children():
-        with suppress(OSError):
-            child.kill()

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,17 +15,17 @@ from mpq_compile.errors import DeviceError, DeviceLostError
 from mpq_compile.kernels.tier import Tier, tier_named
 from mpq_compile.runtime import tracker
 from mpq_compile.runtime.connection import WAIT_S, Connection
-from mpq_compile.runtime.device import Conditions, Device, LocalDevice
+from mpq_compile.runtime.device import Conditions, Device
 from mpq_compile.runtime.kernel_timing import (
     Run,
     Task,
     blank_outputs,
-    compiled_kernel,
     kernel_arguments,
+    write_kernel,
 )
 from mpq_compile.runtime.remote_kernel import RemoteRun
 from mpq_compile.runtime.remote_network import RemoteNetwork, uploaded
-from mpq_compile.runtime.rpc_address import Address, is_address
+from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import PROTOCOL, versions
 from mpq_compile.runtime.timing import Timings
 
@@ -36,30 +35,34 @@ T = TypeVar("T")
 # Pauses before a lost device is asked for again: a server needs seconds to start, and a tracker
 # that was restarted knows its servers again after about eight.
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-# A server that the tracker calls free answers at once, unless another client was quicker.
+# How long to wait for a server that should be free: another client may have been quicker.
 _FREE_WAIT_S = 3.0
 
 
 class RpcDevice:
     """A device behind RPC; its own description says what it is.
 
+    Where it is lost, what can be done again is done again, for a while, with whichever device of
+    its kind the tracker has. A worker of a farm is not waited for: the others do its work.
+
     Args:
         address: Tracker and key.
-        connection: A session that is open already.
+        worker: The session of one server of a farm.
 
     Raises:
         DeviceError: There is no such device, or its server does not fit this package.
     """
 
-    def __init__(self, address: Address, connection: Connection | None = None) -> None:
+    present = True
+
+    def __init__(self, address: Address, worker: Connection | None = None) -> None:
         self.address = address
+        self._pauses_s = _PAUSES_S if worker is None else ()
         self._guard = threading.RLock()
         self._locked = False
         self._others: list[RpcDevice] = []
-        self._connection = connection
+        self._connection = worker
         self._description: Mapping[str, Any] | None = None
-        if connection is None:
-            tracker.require_key(address.host, address.port, address.key)
         self._description = self._steadily(described)
 
     @property
@@ -80,8 +83,8 @@ class RpcDevice:
 
     @property
     def tier(self) -> Tier:
-        """The tier of the device."""
-        return tier_named(self.description["tier"])
+        """The tier of the device, on its architecture."""
+        return tier_named(self.description["tier"]).on(self.description["machine"])
 
     @property
     def threads(self) -> int:
@@ -90,34 +93,23 @@ class RpcDevice:
 
     def workers(self) -> Sequence[Device]:
         """Return this device and those of the same key and fingerprint that are free now."""
+        return self._steadily(self._workers)
+
+    def _workers(self, own: Connection) -> Sequence[Device]:
         with self._guard:
             self._others = [other for other in self._others if other.connected]
-            known = tracker.require_key(self.address.host, self.address.port, self.address.key)
-            found = [w for w in (self._worker() for _ in range(known.free)) if w is not None]
-            for worker in found:
-                if worker.fingerprint == self.fingerprint:
-                    self._others.append(worker)
+            for device in free_devices(self.address, self._servers().free):
+                if device.fingerprint == self.fingerprint:
+                    self._others.append(device)
                     continue
-                log.warning(
-                    "%s is left out: its fingerprint is %s, not %s; give it another key",
-                    worker.server,
-                    worker.fingerprint,
-                    self.fingerprint,
-                )
-                worker.close()
-            return [self, *self._others]
-
-    def _worker(self) -> RpcDevice | None:
-        try:
-            return RpcDevice(self.address, Connection(self.address, _FREE_WAIT_S))
-        except DeviceError as error:
-            log.warning("a device of %s is left out: %s", self.name, error)
-            return None
+                log.warning("%s", _another(device.server, self.fingerprint, device.fingerprint))
+                device.close()
+            return [RpcDevice(self.address, own), *self._others] if self._others else [self]
 
     @property
     def connected(self) -> bool:
-        """Tell whether it holds a session that was not lost."""
-        return self._connection is not None and not self._connection.lost
+        """Tell whether it holds a session."""
+        return self._connection is not None and self._connection.usable
 
     @property
     def server(self) -> str:
@@ -133,9 +125,15 @@ class RpcDevice:
             yield
         finally:
             self._locked = False
-            with suppress(DeviceLostError):  # the lock went with its session
-                if self._connection is not None and self.connected:
-                    self._connection.call("unlock")
+            self._unlock()
+
+    def _unlock(self) -> None:
+        connection = self._connection
+        if connection is None or not connection.usable:
+            return  # the lock went with its session
+        connection.held = False
+        with suppress(DeviceLostError):
+            connection.call("unlock")
 
     def conditions(self) -> Conditions:
         """Return clock and load of the device."""
@@ -146,7 +144,7 @@ class RpcDevice:
         with tempfile.TemporaryDirectory(prefix="mpq-kernels-") as folder:
             libraries = [Path(folder) / f"kernel{number}.so" for number in range(len(tasks))]
             for task, library in zip(tasks, libraries, strict=True):
-                compiled_kernel(task, self.tier, self.threads).export_library(str(library))
+                write_kernel(task, self.tier, self.threads, library)
             arguments = [kernel_arguments(task.workload, self.tier) for task in tasks]
             counts = [len(blank_outputs(task.workload)) for task in tasks]
             return self._steadily(
@@ -179,46 +177,76 @@ class RpcDevice:
 
     def _steadily(self, action: Callable[[Connection], T]) -> T:
         """Do what can be done again; where the device is lost, try again for a while."""
-        for pause in _PAUSES_S:
+        first = None if self._connection is None else self._connection.loss
+        for pause_s in (*self._pauses_s, None):
             try:
                 return action(self._connected())
             except DeviceLostError as error:
-                log.warning("%s; trying again", error.message)
-                time.sleep(pause)
-        return action(self._connected())
+                first = first or error
+                if pause_s is None:
+                    break
+                log.warning("%s: %s; trying again", self.name, error.message)
+                time.sleep(pause_s)
+        assert first is not None
+        raise first
 
     def _connected(self) -> Connection:
         with self._guard:
-            if self._connection is None or self._connection.lost:
-                self._connection = self._reconnected()
+            before = self._connection
+            if before is not None and before.usable:
+                return before
+            if before is None or before.loss is None:
+                self._connection = self._opened(WAIT_S)
+            elif self._pauses_s:
+                self._connection = self._reopened()
+            else:
+                raise before.loss
             return self._connection
 
-    def _reconnected(self) -> Connection:
-        """Open another session, with a device like the one before."""
-        connection = _opened(self.address)
-        if self._description is not None:
-            found = described(connection)["fingerprint"]
-            if found != self.fingerprint:
+    def _reopened(self) -> Connection:
+        """Open another session after a loss: that there is no device now may change."""
+        try:
+            return self._opened(_FREE_WAIT_S)
+        except DeviceLostError:
+            raise
+        except DeviceError as error:
+            raise _as_lost(error) from error
+
+    def _servers(self) -> tracker.Servers:
+        """Ask the tracker; one that was restarted knows a server again after some seconds."""
+        try:
+            return tracker.require_key(self.address.host, self.address.port, self.address.key)
+        except DeviceError as error:
+            if self._description is None:
+                raise
+            raise _as_lost(error) from error
+
+    def _opened(self, wait_s: float) -> Connection:
+        """Open a session with a device like the one before, if there was one."""
+        others: list[Connection] = []
+        try:
+            for _ in self._servers().addresses:
+                connection = Connection(self.address, wait_s)
+                found = described(connection)
+                self._description = self._description or found
+                if found["fingerprint"] == self.fingerprint:
+                    if self._locked:
+                        _take_lock(connection)
+                    return connection
+                others.append(connection)
+            raise _another(others[-1].server, self.fingerprint, found["fingerprint"])
+        finally:
+            for connection in others:
                 connection.close()
-                raise _another(connection, self.fingerprint, found)
-        if self._locked:
-            _take_lock(connection)
-        return connection
 
 
-def _opened(address: Address) -> Connection:
-    """Open a session; that there is none for the moment is a loss, which may be repaired."""
-    try:
-        tracker.require_key(address.host, address.port, address.key)
-        return Connection(address)
-    except DeviceLostError:
-        raise
-    except DeviceError as error:
-        parts = {name: getattr(error, name) for name in ("where", "expected", "found", "remedy")}
-        raise DeviceLostError(error.message, **parts) from error
+def _as_lost(error: DeviceError) -> DeviceLostError:
+    parts = {name: getattr(error, name) for name in ("where", "expected", "found", "remedy")}
+    return DeviceLostError(error.message, **parts)
 
 
 def _take_lock(connection: Connection) -> None:
+    connection.held = True
     connection.call("lock", timeout=2 * WAIT_S)
 
 
@@ -246,22 +274,38 @@ def described(connection: Connection) -> dict[str, Any]:
     )
 
 
-def _another(connection: Connection, expected: str, found: str) -> DeviceLostError:
+def _another(server: str, expected: str, found: str) -> DeviceLostError:
     return DeviceLostError(
-        "another kind of device has this key",
-        where=f"{connection.address.name}, server {connection.server}",
+        "another kind of device has this key: it is left out",
+        where=f"server {server}",
         expected=expected,
         found=found,
         remedy="give devices that differ keys that differ",
     )
 
 
-@cache
+def free_devices(address: Address, count: int) -> list[RpcDevice]:
+    """Open a session with each of up to ``count`` free devices of an address."""
+    devices = []
+    for _ in range(count):
+        try:
+            devices.append(RpcDevice(address, Connection(address, _FREE_WAIT_S)))
+        except DeviceError as error:
+            log.warning("a device of %s is left out: %s", address.name, error)
+    return devices
+
+
+_DEVICES: dict[Address, RpcDevice] = {}
+_DEVICES_GUARD = threading.Lock()
+
+
 def rpc_device(address: Address) -> RpcDevice:
-    """Return this process's device of an address: one session serves all networks on it."""
-    return RpcDevice(address)
+    """Return this process's device of an address: one session serves all networks on it.
 
-
-def device_at(target: str | Mapping[str, Any]) -> Device:
-    """Return the device of an address, or this machine for anything else."""
-    return rpc_device(Address.parse(target)) if is_address(target) else LocalDevice()
+    Where the session has ended, the device may have become another one; it is asked again.
+    """
+    with _DEVICES_GUARD:
+        known = _DEVICES.get(address)
+        if known is None or not known.connected:
+            known = _DEVICES[address] = RpcDevice(address)
+        return known

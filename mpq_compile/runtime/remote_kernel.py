@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import weakref
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ import numpy as np
 
 from mpq_compile.runtime.connection import Connection
 from mpq_compile.runtime.kernel_timing import block_calls
+
+# A process that loads a second library of one name is given the first one.
+_NUMBERS = itertools.count()
 
 
 class RemoteRun:
@@ -31,7 +35,7 @@ class RemoteRun:
         arrays: Sequence[np.ndarray],
         output_count: int,
     ) -> None:
-        content, name = bytearray(library.read_bytes()), library.name
+        content, name = bytearray(library.read_bytes()), f"kernel{next(_NUMBERS)}.so"
         key = connection.keep(lambda s: _load(s, name, content, arrays), "loading a kernel")
         self._connection, self._key, self._output_count = connection, key, output_count
         weakref.finalize(self, connection.forget, key).atexit = False

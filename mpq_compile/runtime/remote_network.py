@@ -14,6 +14,7 @@ import numpy as np
 from mpq_compile.runtime.artifact import MANIFEST, open_artifact, sha256
 from mpq_compile.runtime.connection import Connection
 from mpq_compile.runtime.executor import check_inputs, is_torch
+from mpq_compile.runtime.service import PREFIX
 
 # Runs an action with the device's present connection, again with another one where it is lost.
 Steadily = Callable[[Callable[[Connection], Any]], Any]
@@ -46,7 +47,8 @@ class RemoteNetwork:
         self._folder = folder
         self._steadily = steadily
         self._manifest, _ = open_artifact(folder)
-        steadily(lambda c: c.call("load", folder=uploaded(c, folder)))
+        self._uploaded: tuple[Connection, str] | None = None
+        steadily(lambda connection: connection.call("load", folder=self._place(connection)))
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.
@@ -65,20 +67,21 @@ class RemoteNetwork:
 
         return [torch.from_numpy(output) for output in outputs]
 
+    def _place(self, connection: Connection) -> str:
+        """Return the artifact's name there; it is uploaded once a session."""
+        if self._uploaded is None or self._uploaded[0] is not connection:
+            self._uploaded = connection, uploaded(connection, self._folder)
+        return self._uploaded[1]
+
     def _run(self, connection: Connection, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        place = uploaded(connection, self._folder)
+        place = self._place(connection)
         given, made = (f"{kind}{next(_NUMBERS)}.npz" for kind in ("inputs", "outputs"))
         packed = io.BytesIO()
         np.savez(packed, *arrays)
         content = bytearray(packed.getbuffer())
         connection.do(lambda session: session.upload(content, given), "sending inputs")
         connection.call("run_network", folder=place, inputs=given, outputs=made)
-        answer = connection.do(lambda session: _taken(session, made), "fetching outputs")
+        fetch = PREFIX + "fetch"
+        answer = connection.do(lambda s: bytes(s.get_function(fetch)(made)), "fetching outputs")
         with np.load(io.BytesIO(answer), allow_pickle=False) as outputs:
             return [outputs[name] for name in outputs.files]
-
-
-def _taken(session: Any, name: str) -> bytes:
-    content = bytes(session.download(name))
-    session.remove(name)
-    return content

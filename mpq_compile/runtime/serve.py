@@ -10,10 +10,10 @@ import argparse
 import logging
 import multiprocessing
 import os
-import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -21,8 +21,9 @@ from mpq_compile.errors import MpqError
 from mpq_compile.runtime.processes import (
     die_with_parent,
     end_children,
-    ended_by_signals,
     port_taken,
+    until_ended,
+    warn_where_open,
 )
 from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import register
@@ -31,7 +32,7 @@ from mpq_compile.runtime.threads import thread_count
 HOST, PORT = "127.0.0.1", 9090
 # Servers of one machine take the next free port.
 _PORTS = 100
-_PAUSE_S = 1.0
+_PAUSE_S = 0.5
 # A client that vanished without a word frees the device after idle + count × interval seconds.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
@@ -53,23 +54,36 @@ def serve(
 
     Raises:
         DeviceError: No port is free.
+        KeyboardInterrupt: At Ctrl-C and at SIGTERM; no process is left behind.
     """
+    warn_where_open(host)
     threads = thread_count()  # before TVM is imported: it reads its thread count once
     functions()
     # Each session is forked from this process, which has registered the functions.
     multiprocessing.set_start_method("fork", force=True)
     die_with_parent()
-    work = tempfile.mkdtemp(prefix="mpq-serve-")
-    tempfile.tempdir = work  # TVM makes the folder of each session there
-    with ended_by_signals(lambda: shutil.rmtree(work, ignore_errors=True)):
-        ports = range(port, port + _PORTS)
-        while True:
-            port = _listen(address, host, ports, advertise, threads)
-            # One session crashed, or the tracker was away for a minute: TVM's loop has ended.
-            ports = range(port, port + 1)
-            end_children()
-            os.chdir(work)
-            time.sleep(_PAUSE_S)
+    threading.excepthook = _say_why
+    with tempfile.TemporaryDirectory(prefix="mpq-serve-") as folder:
+        tempfile.tempdir = folder  # TVM makes the folder of each session there
+        until_ended(lambda: _serve_for_ever(address, host, port, advertise, threads))
+
+
+def _say_why(ended: threading.ExceptHookArgs) -> None:
+    """Say why TVM's loop ended: a crashed session is no reason for a traceback."""
+    print(f"{ended.exc_value}; serving goes on", file=sys.stderr, flush=True)
+
+
+def _serve_for_ever(
+    address: Address, host: str, port: int, advertise: str | None, threads: int
+) -> None:
+    ports = range(port, port + _PORTS)
+    while True:
+        taken = _listen(address, host, ports, advertise, threads)
+        # One session crashed, or the tracker was away for a minute: TVM's loop has ended.
+        ports = range(taken, taken + 1)
+        end_children()
+        os.chdir(tempfile.gettempdir())
+        time.sleep(_PAUSE_S)
 
 
 def _listen(address: Address, host: str, ports: range, advertise: str | None, threads: int) -> int:
@@ -129,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MpqError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -24,6 +24,7 @@ from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.device import Device, LocalDevice
 from mpq_compile.runtime.executor import Executor, request_amx
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
+from mpq_compile.runtime.native import torch_left_out
 from mpq_compile.runtime.processes import FreshProcesses
 from mpq_compile.runtime.timing import time_folders
 
@@ -103,6 +104,12 @@ class Service:
         with open(outputs, "wb") as stream:
             np.savez(stream, *self._loaded[folder].run(values))
 
+    def fetch(self, file: str) -> bytes:
+        """Return the content of a file in the session's folder, and remove it."""
+        content = Path(file).read_bytes()
+        os.remove(file)
+        return content
+
 
 def _timed(request: Sequence[Any]) -> dict[str, Any]:
     folders, blocks = request
@@ -135,7 +142,9 @@ FUNCTIONS = (
 
 def register(make: Callable[[], Any] = Service) -> None:
     """Register the functions in this process; ``make`` gives a session's service."""
-    import tvm_ffi
+    with torch_left_out():
+        import tvm  # noqa: F401 - its RPC
+        import tvm_ffi
 
     services: list[Any] = []
 
@@ -149,6 +158,12 @@ def register(make: Callable[[], Any] = Service) -> None:
 
     for name in FUNCTIONS:
         tvm_ffi.register_global_func(PREFIX + name, function(name), override=True)
+
+    def fetch(file: str) -> bytes:
+        content: bytes = services[0].fetch(file)
+        return content
+
+    tvm_ffi.register_global_func(PREFIX + "fetch", fetch, override=True)
 
 
 def answered(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Timings:
     Args:
         latencies_ms: Latency of single calls in ms, by network, block and call.
         reference_ms: The reference workload beside each block, in ms.
-        usual_ms: Its least time in this process, in ms.
+        usual_ms: Its usual time in this process, in ms: what it is below for a fifth of the time.
         repeated: Rounds that were dropped and measured again because of it.
         energy_mj: Energy of a call in mJ by network, where the processor tells it.
         memory_bytes: What loading and running the networks added to the process's memory.
@@ -64,6 +64,16 @@ class Timings:
     def medians_ms(self, network: int) -> list[float]:
         """Return the median of each block of a network."""
         return [statistics.median(block) for block in self.latencies_ms[network]]
+
+    def levelled_ms(self, network: int) -> list[float]:
+        """Return the median of each block as if all rounds had found the machine alike.
+
+        A slow round is slow for all networks in it, so its factor is the median over them of
+        block over the network's own median; it is taken out.
+        """
+        table = np.array([self.medians_ms(i) for i in range(len(self.latencies_ms))])
+        speeds = np.median(table / np.median(table, axis=1, keepdims=True), axis=0)
+        return [float(ms) for ms in table[network] / speeds * np.median(speeds)]
 
 
 def example_inputs(executor: Executor) -> list[np.ndarray]:
@@ -124,8 +134,8 @@ def time_in_turns(
     meter = EnergyMeter()
     joules: list[list[float | None]] = [[] for _ in timers]
     calls = [0] * len(timers)
-    usual = min(reference() for _ in range(4 * _REFERENCES))
-    rounds, references, repeated = [], [], 0
+    references = [reference() for _ in range(4 * _REFERENCES)]
+    rounds, besides, repeated = [], [], 0
     for _ in range(blocks):
         for attempt in range(_RETRIES):
             row = []
@@ -134,21 +144,27 @@ def time_in_turns(
                 row.append(timer())
                 joules[index].append(meter.joules(start))
                 calls[index] += len(row[-1])
-            beside = statistics.median(reference() for _ in range(_REFERENCES))
-            usual = min(usual, beside)
-            if beside <= usual * DRIFT or attempt == _RETRIES - 1:
+            found = [reference() for _ in range(_REFERENCES)]
+            references += found
+            beside = statistics.median(found)
+            if beside <= _usual(references) * DRIFT or attempt == _RETRIES - 1:
                 break
             repeated += 1
         rounds.append(row)
-        references.append(beside)
+        besides.append(beside)
     return Timings(
         latencies_ms=[list(column) for column in zip(*rounds, strict=True)],
-        reference_ms=references,
-        usual_ms=usual,
+        reference_ms=besides,
+        usual_ms=_usual(references),
         repeated=repeated,
         energy_mj=[_per_call(j, n) for j, n in zip(joules, calls, strict=True)],
         memory_bytes=memory_bytes,
     )
+
+
+def _usual(references: Sequence[float]) -> float:
+    """Return the lower fifth: the least of many is luck, the median may be a busy machine's."""
+    return sorted(references)[len(references) // 5]
 
 
 def _per_call(joules: Sequence[float | None], calls: int) -> float | None:

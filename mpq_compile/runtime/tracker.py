@@ -7,7 +7,6 @@ own with a time limit, so that a tracker that was restarted, or one that hangs, 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import struct
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpq_compile.errors import DeviceError, nearest
+from mpq_compile.runtime.processes import port_taken, until_ended, warn_where_open
 
 HOST, PORT = "127.0.0.1", 9190
 _ANSWER_S = 10.0
@@ -136,9 +136,8 @@ def run_tracker(host: str = HOST, port: int = PORT) -> None:
         raise DeviceError(
             "TVM's tracker needs tornado", found=error, remedy="pip install tornado"
         ) from error
-    from mpq_compile.runtime.processes import ended_by_signals, port_taken
 
-    with ended_by_signals():
+    def track() -> None:
         try:
             state = PopenTrackerServerState(host, port, port + 1, silent=True)
         except (OSError, ValueError) as error:
@@ -146,4 +145,6 @@ def run_tracker(host: str = HOST, port: int = PORT) -> None:
         logging.getLogger("RPCTracker").setLevel(logging.WARNING)
         print(f"tracker at {host}:{port}", file=sys.stderr, flush=True)
         state.thread.join()
-    os._exit(1)
+
+    warn_where_open(host)
+    until_ended(track)

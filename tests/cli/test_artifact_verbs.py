@@ -149,6 +149,17 @@ def test_run(mpq: Mpq, artifact: Path, place: Path, tmp_path: Path) -> None:
     assert "top-1" in mpq("run", artifact, "--data", place / "data.npz").out
 
 
+def test_export(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "native"
+    result = mpq("export", artifact, "--native", folder, "--json")
+    assert result.code == 0
+    assert result.json["files"] == {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert (folder / "network.so").read_bytes() == (artifact / "network.so").read_bytes()
+    assert "network.txt" in mpq("export", artifact, "--native", folder).out
+    (folder / "network.txt").unlink()
+    assert mpq("export", artifact, "--native", folder).code == 2
+
+
 def test_run_imports_no_torch(fresh: Mpq, artifact: Path, place: Path) -> None:
     words = ["run", str(artifact), "--data", str(place / "data.npz"), "--json"]
     result = fresh(

@@ -16,9 +16,10 @@ from verbs import Mpq
 ERROR_KEYS = {"error", "message", "where", "expected", "found", "remedy"}
 VERBS = (
     ["demo", "doctor", "targets", "profile", "plan"]
-    + ["compile", "verify", "run", "explain", "solve"]
+    + ["compile", "verify", "run", "explain", "export", "solve"]
     + [("targets", verb) for verb in ("list", "show", "validate")]
-    + [("profile", verb) for verb in ("measure", "export", "import")]
+    + [("profile", verb) for verb in ("measure", "list", "prune", "export", "import")]
+    + [("device", verb) for verb in ("list", "serve", "tracker")]
 )
 
 
@@ -33,7 +34,7 @@ def test_help(mpq: Mpq, verb: str | tuple[str, ...]) -> None:
     assert "Usage" in result.out
 
 
-@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("targets", "profile")])
+@pytest.mark.parametrize("verb", [v for v in VERBS if v not in ("targets", "profile", "device")])
 def test_every_verb_offers_json(mpq: Mpq, verb: str | tuple[str, ...]) -> None:
     assert "--json" in mpq(*words(verb), "--help").out
 
@@ -61,6 +62,9 @@ def test_version(mpq: Mpq) -> None:
         ("verify", "folder", "--processes", "0"),
         ("targets", "lst"),
         ("profile",),
+        ("profile", "net.py:make"),
+        ("profile", "net.py:make", "--sweep"),
+        ("profile", "prune"),
         ("--unknown",),
     ],
 )

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from verbs import Mpq
+
+from mpq_compile.cost.store import Store
 
 NAMES = ("--candidates", "w8a8")
 
@@ -81,3 +88,77 @@ def test_what_is_no_export(mpq: Mpq, tmp_path: Path) -> None:
     result = mpq("profile", "import", tmp_path / "all.jsonl", "--json")
     assert result.code == 2
     assert result.json["where"].endswith("all.jsonl:2")
+
+
+def test_a_sweep_needs_no_model(mpq: Mpq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPQ_DB", str(tmp_path / "sweep.sqlite"))
+    result = mpq("profile", "--sweep", "--candidates", "w4a8", "--budget-s", "1e-9", "--json")
+    assert (result.code, result.json["complete"], result.json["new"]) == (1, False, 0)
+    assert result.json["needed"] > 50
+
+
+def test_list_and_prune(
+    mpq: Mpq, job: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mpq("profile", *job, *NAMES)
+    mpq("profile", "export", tmp_path / "all.jsonl")
+    monkeypatch.setenv("MPQ_DB", str(tmp_path / "other.sqlite"))
+    rows = (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()
+    older = [json.dumps(json.loads(row) | {"kernels": "older"}) for row in rows]
+    (tmp_path / "both.jsonl").write_text("\n".join([*rows, *older]), encoding="utf-8")
+    assert mpq("profile", "import", tmp_path / "both.jsonl").code == 0
+
+    listed = mpq("profile", "list", "--json").json["generations"]
+    assert {(g["kernels"] == "older", g["current"]) for g in listed} == {
+        (True, False),
+        (False, True),
+    }
+    assert {g["measurements"] for g in listed} == {len(rows)}
+    shown = mpq("profile", "list").out
+    assert "stale" in shown and "current" in shown
+
+    pruned = mpq("profile", "prune", "--stale", "--json").json
+    assert [(g["kernels"], g["measurements"]) for g in pruned["deleted"]] == [("older", len(rows))]
+    assert pruned["left"] == len(rows)
+    assert "0 measurements deleted" in mpq("profile", "prune", "--stale").out
+
+
+def test_a_damaged_database_is_a_note(
+    mpq: Mpq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "damaged.sqlite"
+    monkeypatch.setenv("MPQ_DB", str(path))
+    (tmp_path / "none.jsonl").write_text("", encoding="utf-8")
+    for arguments in ([], ["--json"]):
+        path.write_bytes(b"not a database at all, by any means" * 200)
+        result = mpq("profile", "import", tmp_path / "none.jsonl", *arguments)
+        assert result.code == 0
+        assert result.err.startswith(f"note: {path}: the measurements database was damaged")
+    assert [note.split(":")[0] for note in result.json["notes"]] == [str(path)]
+    assert "notes" not in mpq("profile", "import", tmp_path / "none.jsonl", "--json").json
+
+
+def test_interrupted_and_continued(
+    place: Path, job: tuple[str, ...], mpq: Mpq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "interrupted.sqlite"
+    monkeypatch.setenv("MPQ_DB", str(database))
+    command = [sys.executable, "-m", "mpq_compile", "profile", *job, *NAMES, "--no-tune", "--json"]
+    profiler = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not _samples(database):
+        time.sleep(0.005)
+    profiler.send_signal(signal.SIGINT)
+    out, err = profiler.communicate(timeout=60)
+    assert (profiler.returncode, json.loads(out)["error"]) == (130, "Interrupted"), err
+    before = _samples(database)
+    assert before > 0
+    assert mpq("profile", *job, *NAMES, "--no-tune", "--json").json["complete"]
+    assert _samples(database) >= before
+
+
+def _samples(database: Path) -> int:
+    if not database.exists():
+        return 0
+    with Store(database) as store:
+        return sum(generation.samples for generation in store.generations())

@@ -242,7 +242,10 @@ def test_another_version_is_refused(path: Path) -> None:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(ProfileError, match="another schema version") as caught:
         Store(path)
-    assert (caught.value.expected, caught.value.found) == ("version 1", "version 99")
+    assert (caught.value.expected, caught.value.found) == (
+        "version 2 or older",
+        "version 99",
+    )
 
 
 def test_another_programs_database_is_left_alone(path: Path) -> None:

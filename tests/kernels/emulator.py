@@ -22,7 +22,6 @@ from mpq_compile.kernels.tier import Tier
 
 COMPILER = "aarch64-linux-gnu-gcc"
 QEMU = "qemu-aarch64-static"
-TRIPLE = {"mtriple": "aarch64-linux-gnu"}
 # The oldest model that has the flags of a tier: a stray newer instruction is a fault.
 CPUS = {"neon": "neoverse-n1", "neon_i8mm": "max", "neon_i8mm_bf16": "max"}
 TIMEOUT_S = 120
@@ -44,7 +43,7 @@ def emulate(
     Raises ``AssertionError`` with the program's error output where the call fails.
     """
     function = function.with_attr("global_symbol", "main")
-    target = tvm.target.Target({**tier.target(2), **TRIPLE})
+    target = tvm.target.Target(tier.target(2))
     with tempfile.TemporaryDirectory() as folder:
         kernel, program = Path(folder) / "kernel.o", Path(folder) / "program"
         tvm.compile(function, target=target).mod.write_to_file(str(kernel), "o")

@@ -10,7 +10,6 @@ import matmul_cases as cases
 import pytest
 import torch
 import tvm
-from emulator import TRIPLE
 from tvm.script import tirx as T
 
 from mpq_compile.kernels import attention, code_step, matmul, microkernel
@@ -63,7 +62,7 @@ def test_plain_products_equal_the_oracle(name, tier, monkeypatch):
 @pytest.mark.parametrize("tier", ["neon", "neon_i8mm"])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_instructions_are_in_the_assembly(name, tier):
-    target = tvm.target.Target({**TIERS[tier].target(cases.THREADS), **TRIPLE})
+    target = tvm.target.Target(TIERS[tier].target(cases.THREADS))
     function = matmul.generate(WORKLOADS[name], TIERS[tier], cases.THREADS)
     assembly = tvm.compile(function, target=target).mod.inspect_source("asm")
     assert f"\t{MATRIX.get(name, 'sdot') if tier == 'neon_i8mm' else 'sdot'}\t" in assembly
@@ -72,7 +71,7 @@ def test_instructions_are_in_the_assembly(name, tier):
 def test_pairs_of_bf16_pixels_multiply_as_matrices():
     tier = TIERS["neon_i8mm_bf16"]
     function = matmul.generate(replace(CONV, compute="bf16", out="bf16"), tier, cases.THREADS)
-    target = tvm.target.Target({**tier.target(cases.THREADS), **TRIPLE})
+    target = tvm.target.Target(tier.target(cases.THREADS))
     assert "\tbfmmla\t" in tvm.compile(function, target=target).mod.inspect_source("asm")
 
 
@@ -89,6 +88,6 @@ def test_attention_equals_the_oracle(tier, monkeypatch):
 @pytest.mark.parametrize(("tier", "instruction"), [("neon", "sdot"), ("neon_i8mm", "usdot")])
 def test_assembly_of_attention(tier, instruction):
     work = attention_cases.workload(1, 2, 8, 32, 16, 16)
-    target = tvm.target.Target({**TIERS[tier].target(cases.THREADS), **TRIPLE})
+    target = tvm.target.Target(TIERS[tier].target(cases.THREADS))
     program = tvm.compile(attention.generate(work, TIERS[tier], cases.THREADS), target=target)
     assert f"\t{instruction}\t" in program.mod.inspect_source("asm")

@@ -1,0 +1,111 @@
+"""``mpq device``, and the other verbs with a remote device as their target."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from farm import Farm, farm, until
+from verbs import Mpq
+
+from mpq_compile.runtime.artifact import open_artifact, seal
+
+KEY = "cli"
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Farm]:
+    with farm() as made:
+        made.serve(KEY)
+        yield made
+
+
+def test_a_free_device_says_what_it_is(mpq: Mpq, servers: Farm) -> None:
+    tracker = f"127.0.0.1:{servers.port}"
+    result = mpq("device", "list", "--tracker", tracker, "--json")
+    assert (result.code, result.json["tracker"]) == (0, tracker)
+    [row] = result.json["devices"]
+    assert (row["key"], row["state"], row["target"]) == (KEY, "free", servers.target(KEY))
+    assert row["server"] in servers.servers
+    assert {"tier", "threads", "fingerprint", "flags", "versions", "kernels"} < row.keys()
+    until(lambda: servers.free(KEY) == 1)
+    shown = mpq("device", "--tracker", tracker).out
+    assert row["fingerprint"] in shown and f"at {row['server']}, free" in shown
+
+
+def test_the_address_of_the_tracker_may_stand_in_the_environment(
+    mpq: Mpq, servers: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPQ_TRACKER", f"127.0.0.1:{servers.port}")
+    assert mpq("device", "--json").json["devices"][0]["key"] == KEY
+
+
+def test_no_tracker_is_an_error_that_says_what_to_do(mpq: Mpq) -> None:
+    result = mpq("device", "list", "--tracker", "127.0.0.1:1", "--json")
+    assert (result.code, result.json["error"]) == (2, "DeviceError")
+    assert "mpq device tracker" in result.json["remedy"]
+
+
+@pytest.mark.parametrize(
+    "target", ["rpc://nowhere", "rpc://127.0.0.1:9190/", "rpc://127.0.0.1:x/key"]
+)
+def test_malformed_addresses(mpq: Mpq, job: tuple[str, ...], target: str) -> None:
+    result = mpq("profile", *job, "--target", target, "--json")
+    assert (result.code, result.json["error"]) == (2, "DeviceError")
+    assert "rpc://host:port/KEY" in result.json["expected"]
+
+
+def test_an_unknown_key_is_answered_with_the_known_ones(
+    mpq: Mpq, servers: Farm, job: tuple[str, ...]
+) -> None:
+    result = mpq("profile", *job, "--target", servers.target("cl"), "--json")
+    assert (result.code, result.json["found"]) == (2, KEY)
+    assert f"did you mean '{KEY}'" in result.json["remedy"]
+
+
+def test_a_port_that_is_taken(mpq: Mpq, servers: Farm) -> None:
+    result = mpq("device", "tracker", "--port", servers.port, "--json")
+    assert (result.code, result.json["message"]) == (2, "cannot listen there")
+
+
+def test_the_verbs_reach_a_device(
+    mpq: Mpq, servers: Farm, job: tuple[str, ...], place: Path, tmp_path: Path
+) -> None:
+    target, plan, net = servers.target(KEY), tmp_path / "plan.json", tmp_path / "net"
+    options = ("--target", target, "--candidates", "fp32,w8a8", "--json")
+    assert mpq("profile", *job, *options).json["complete"]
+    planned = mpq("plan", *job, *options, "--latency-ms", "1000", "-o", plan)
+    assert planned.json["target"] == target
+    assert mpq("profile", *job, *options).json["new"] == 0
+    assert mpq("compile", *job, "--plan", plan, "-o", net, "--json").code == 0
+    written = json.loads((net / "manifest.json").read_text(encoding="utf-8"))
+    assert written["provenance"]["reached"] == target
+    assert mpq("verify", net, "--processes", "1", "--json").json["status"] == "accepted"
+    data = ("--data", place / "data.npz")
+    for name, elsewhere in (("there", ()), ("here", ("--target", "local"))):
+        made = mpq("run", net, *data, "-o", tmp_path / name, *elsewhere, "--json")
+        assert made.json["samples"] == 16
+    with np.load(tmp_path / "there") as there, np.load(tmp_path / "here") as here:
+        assert np.array_equal(there["output0"], here["output0"])
+
+
+def test_an_artifact_whose_device_is_gone(
+    mpq: Mpq, artifact: Path, place: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(artifact, folder)
+    manifest, _ = open_artifact(folder)
+    seal(folder, replace(manifest, provenance={"reached": "rpc://127.0.0.1:1/gone"}))
+    run = ("run", folder, "--data", place / "data.npz", "--json")
+    gone = mpq(*run)
+    assert (gone.code, gone.json["error"]) == (2, "DeviceError")
+    assert gone.json["message"].startswith("the artifact's own device cannot be reached")
+    assert "--target local" in gone.json["remedy"]
+    assert mpq("verify", folder, "--json").json["message"] == gone.json["message"]
+    assert mpq(*run, "--target", "local").json["samples"] == 16
+    assert mpq(*run, "--target", "bit_serial").json["message"] == "nothing runs on this target"

@@ -1,0 +1,76 @@
+"""``mpq.profile``: what it measures is all that planning needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import mpq_compile as mpq
+from mpq_compile.cost.store import Store
+from mpq_compile.session import Session
+
+NAMES = ["fp32", "w8a8"]
+
+
+@pytest.fixture(autouse=True)
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MPQ_DB", str(tmp_path / "db.sqlite"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "db.sqlite"
+
+
+def model() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+    return layers.eval(), torch.randn(4, 3, 8, 8)
+
+
+def test_plans_after_it_measure_nothing(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = model()
+    first = mpq.profile(module, x[:1], [x], candidates=NAMES)
+    assert first.complete and first.new == first.needed > 0
+    assert first.database == database
+    assert first.half_width is not None
+    with Store() as store:
+        before = store.items()
+    # Tuning has not decided everything, and planning leaves it at that.
+    monkeypatch.setenv("MPQ_TUNE", "20")
+    for size in (0.01, 0.02):
+        mpq.plan(module, x[:1], [x], budget=mpq.Budget(size_mb=size), candidates=NAMES)
+    with Store() as store:
+        assert store.items() == before
+    monkeypatch.setenv("MPQ_TUNE", "0")
+    assert mpq.profile(module, x[:1], [x], candidates=NAMES).new == first.unsettled
+
+
+def test_a_first_plan_tunes(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = model()
+    monkeypatch.setenv("MPQ_TUNE", "1e-6")
+    session = Session(module, x[:1], [x], candidates=NAMES)
+    assert session.costs.costs
+    monkeypatch.setattr(Session, "tune", lambda *_: pytest.fail("tuned again"))
+    assert Session(module, x[:1], [x], candidates=NAMES).costs.costs
+
+
+def test_time_is_bounded_and_what_was_measured_stays() -> None:
+    module, x = model()
+    stopped = mpq.profile(module, x[:1], [x], candidates=NAMES, budget_s=1e-9)
+    assert not stopped.complete
+    assert stopped.new == 0
+    assert mpq.profile(module, x[:1], [x], candidates=NAMES).complete
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_time(seconds: float) -> None:
+    module, x = model()
+    with pytest.raises(mpq.PlanError, match="positive number"):
+        mpq.profile(module, x[:1], [x], budget_s=seconds)
+
+
+def test_an_analytic_target_needs_no_measuring() -> None:
+    module, x = model()
+    with pytest.raises(mpq.ProfileError, match="nothing to measure"):
+        mpq.profile(module, x[:1], [x], target="bit_serial")
