@@ -43,7 +43,13 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["mpq_compile*"]) + ["mpq_compile.kernels"],
     package_data={
-        "mpq_compile": ["hw_profiles/*.yaml", "hw_profiles/*.json", "schemas/*.json", "py.typed"]
+        "mpq_compile": [
+            "hw_profiles/*.yaml",
+            "hw_profiles/*.json",
+            "hw_profiles/measurements/*.jsonl.gz",
+            "schemas/*.json",
+            "py.typed",
+        ]
     },
     install_requires=RUNTIME,
     extras_require={"dev": [*DEVELOPMENT, *CROSS], "peers": PEERS, "cross": CROSS},

@@ -32,6 +32,7 @@ def main() -> None:
     network, names = NETWORKS[arguments.network], arguments.candidates.split(",")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MPQ_DB"] = str(Path(folder) / "empty.sqlite")
+        os.environ["MPQ_SHIPPED"] = "0"
         module, samples = network.build(), network.samples(8, seed=3)
         done = profile(module, samples[:1], [samples], candidates=names)
         print(f"{network.name}: profiled in {done.seconds:.1f} s, {done.new} measurements")

@@ -19,6 +19,7 @@ _NAMES = {
     "Plan": "mpq_compile.types",
     "Site": "mpq_compile.types",
     "Verification": "mpq_compile.types",
+    "Workload": "mpq_compile.cost.accelerator_workload",
     "plan": "mpq_compile.pipeline",
     "compile": "mpq_compile.pipeline",
     "assign": "mpq_compile.pipeline",
@@ -41,6 +42,7 @@ _NAMES = {
 __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
+    from mpq_compile.cost.accelerator_workload import Workload  # noqa: F401
     from mpq_compile.errors import (  # noqa: F401
         ArtifactError,
         CalibrationError,

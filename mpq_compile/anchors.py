@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mpq_compile.cost.latency import Observation
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from mpq_compile.session import Session
 
 BLOCKS = 7
+MIXED = 3
 # The machine drifts by about this much between two measurements, however many blocks they have.
 LEAST_ERROR = 0.01
 
@@ -30,7 +32,7 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> list[Ob
     some sites cannot have is completed there by the site's own fastest. What is not known is
     built first and then timed in turns: anchors are compared with each other.
     """
-    assignments = _distinct(session, costs)
+    assignments = anchor_assignments(session, costs)
     keys = {name: _key(session, name, chosen) for name, chosen in assignments.items()}
     known = store.get_many(keys.values())
     missing = [name for name in assignments if keys[name] not in known]
@@ -42,7 +44,7 @@ def network_anchors(session: Session, costs: CostTable, store: Store) -> list[Ob
         with session.device.lock():
             times = session.device.time_networks([n.folder for n in networks], BLOCKS)
         for index, name in enumerate(missing):
-            known[keys[name]] = _measurement([1e3 * ms for ms in times.medians_ms(index)])
+            known[keys[name]] = _measurement([1e3 * ms for ms in times.levelled_ms(index)])
         store.put_many([(keys[name], known[keys[name]]) for name in missing])
     return [_observation(assignments[name], known[key]) for name, key in keys.items()]
 
@@ -57,8 +59,12 @@ def _observation(assignment: Mapping[str, str], measured: Measurement) -> Observ
     )
 
 
-def _distinct(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:
-    """Return uniform assignments by candidate, one for each set of kernels."""
+def anchor_assignments(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:
+    """Return the assignments that are measured as whole networks, by name.
+
+    Uniform ones by candidate, one for each set of kernels; where they have several formats, a few
+    in which each site has one at random, so that it is seen what changes of format cost.
+    """
     by_kernels: dict[tuple[str, ...], str] = {}
     assignments = {}
     for name in dict.fromkeys(n for choice in session.choices.values() for n in choice):
@@ -69,7 +75,19 @@ def _distinct(session: Session, costs: CostTable) -> dict[str, dict[str, str]]:
         )
         if by_kernels.setdefault(kernels, name) == name:
             assignments[name] = assignment
+    uniform = list(assignments.values())
+    if len({Candidate.parse(name).input_format for name in assignments}) > 1:
+        for number in range(MIXED):
+            assignments[f"mixed{number}"] = _mixed(session, uniform, number)
     return assignments
+
+
+def _mixed(session: Session, uniform: Sequence[Mapping[str, str]], seed: int) -> dict[str, str]:
+    """Return an assignment that takes each tie of sites from one of the uniform ones."""
+    generator = random.Random(seed)
+    ties = dict.fromkeys(site.group for site in session.network.sites)
+    chosen = {tie: generator.choice(uniform) for tie in ties}
+    return {site.id: chosen[site.group][site.id] for site in session.network.sites}
 
 
 def _uniform(session: Session, costs: CostTable, name: str) -> dict[str, str]:
@@ -82,6 +100,8 @@ def _uniform(session: Session, costs: CostTable, name: str) -> dict[str, str]:
 
 def _key(session: Session, name: str, assignment: dict[str, str]) -> MeasurementKey:
     others = "".join(sorted(f"{s}={c};" for s, c in assignment.items() if c != name))
+    if name not in assignment.values():
+        others = hashlib.sha256(others.encode()).hexdigest()[:16]
     tuned = _tuned(session, assignment)
     return MeasurementKey(
         device=session.device.fingerprint,
@@ -99,7 +119,9 @@ def _tuned(session: Session, assignment: dict[str, str]) -> str:
     workloads = [
         workload_of(session.network, site, Candidate.parse(assignment[site.id])) for site in sites
     ]
-    named = {w.key: choice for w in workloads if (choice := session.choice_of(w)) is not None}
+    named = {
+        w.key: choice for w in workloads if (choice := session.costing.choice_of(w)) is not None
+    }
     text = "".join(f"{key}/{choice};" for key, choice in sorted(named.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 

@@ -18,14 +18,13 @@ from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError
 from mpq_compile.inverse import Drop, cheapest_within_drop
 from mpq_compile.runtime.artifact import write_verification
 from mpq_compile.runtime.network import CompiledNetwork
-from mpq_compile.runtime.verify import judge, measure_artifact
+from mpq_compile.runtime.verify import verify_artifact
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan, Verification
 
 log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 5
-REPEATS = 2
 # A plan is solved for a latency this many standard deviations of its prediction below the budget.
 AIM = 1.0
 Evaluate = Callable[[Callable[..., Any]], float]
@@ -86,6 +85,7 @@ def plan(
     allow_float: bool = False,
     observer: str = "mse",
     tuned: bool = True,
+    measure_s: float | None = None,
 ) -> Plan:
     """Choose the bits of every site: least loss within ``budget`` on ``target``.
 
@@ -108,6 +108,8 @@ def plan(
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
             the cost model.
+        measure_s: Seconds to spend on kernels that were never measured on the target. What is
+            left is estimated from those that were, and the plan says so. None measures all.
 
     Raises:
         InfeasibleBudgetError: Nothing fits; the message says what is attainable.
@@ -126,6 +128,7 @@ def plan(
         allow_float,
         seed,
         tuned,
+        measure_s,
     )
     return _plan(session, _budget(budget), minimize, evaluate)
 
@@ -148,6 +151,7 @@ def compile(  # noqa: A001 - the public name
     observer: str = "mse",
     verify: bool = True,
     tuned: bool = True,
+    measure_s: float | None = None,
 ) -> CompiledNetwork:
     """Plan, build and measure until the network keeps its budget on the device.
 
@@ -176,6 +180,7 @@ def compile(  # noqa: A001 - the public name
         allow_float,
         seed,
         tuned,
+        measure_s,
     )
     if plan is not None:
         return _build_given(session, plan, verify)
@@ -226,18 +231,14 @@ def _bounds_latency(budget: Budget) -> bool:
 
 
 def _verify(network: CompiledNetwork, budget: Mapping[str, float], number: int) -> Verification:
-    """Measure and judge; a noisy stretch is repeated before the answer is inconclusive."""
-    device = network.device
-    for _ in range(1 + REPEATS):
-        verification = judge(
-            measure_artifact(network.folder, device),
-            budget,
-            number,
-            device.fingerprint,
-            network.plan.predicted.energy_mj,
-        )
-        if verification.status != "inconclusive":
-            break
+    """Measure and judge."""
+    verification = verify_artifact(
+        network.folder,
+        network.device,
+        budget,
+        rounds=number,
+        profile_energy_mj=network.plan.predicted.energy_mj,
+    )
     network.verification = verification
     write_verification(network.folder, verification)
     return verification
@@ -256,12 +257,7 @@ def _aimed_plan(
     fast, the budget itself is tried.
     """
     if timed and _bounds_latency(budget):
-        room = 1.0 + AIM * session.prediction_error()
-        aim = replace(
-            budget,
-            latency_ms=budget.latency_ms and budget.latency_ms / room,
-            latency_p95_ms=budget.latency_p95_ms and budget.latency_p95_ms / room,
-        )
+        aim = budget.with_latency_scaled(1 / (1 + AIM * session.costing.prediction_error()))
         with suppress(InfeasibleBudgetError):
             plan = _plan(session, aim, minimize, evaluate)
             return replace(plan, budget=budget.given())
@@ -271,16 +267,16 @@ def _aimed_plan(
 def _learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:
     """Let the latency model know what was measured; the next plan follows from it."""
     half_width = (seen.latency_ms_upper95 - seen.latency_ms_lower95) / (2 * Z95 * seen.latency_ms)
-    session.learn(
+    session.costing.learn(
         Observation(
             assignment=plan.assignment,
             latency_us=1e3 * seen.latency_ms,
             error=max(LEAST_ERROR, half_width),
-            run=session.latency.runs,
+            run=session.costing.latency.runs,
         )
     )
     if budget.latency_p95_ms is not None:
-        session.p95_ratio = max(1.0, seen.latency_p95_ms_upper95 / seen.latency_ms)
+        session.costing.p95_ratio = max(1.0, seen.latency_p95_ms_upper95 / seen.latency_ms)
     log.info("measured %.4g ms, predicted %.4g", seen.latency_ms, plan.predicted.latency_ms)
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from mpq_compile.anchors import network_anchors
+from mpq_compile.cost.accelerator import accelerator_table
 from mpq_compile.cost.drift import REFERENCE
 from mpq_compile.cost.measure import measure
 from mpq_compile.cost.measurement import Measurement, MeasurementKey, Row
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.sweep import sweep_tasks
 from mpq_compile.cost.targets import TargetLike, resolve_target
+from mpq_compile.cost.tune import CHECK, TRIAL
 from mpq_compile.errors import PlanError, ProfileError, TimeRanOutError
 from mpq_compile.session import Session
 
@@ -32,7 +34,7 @@ class Profiled:
     Args:
         needed: Measurements that were asked for; of those known so far where it is not complete.
         new: Those of them that were made now.
-        unsettled: Those of them that were taken while the reference workload was off.
+        unsettled: Costs among them that were taken while the reference workload was off.
         half_width: Half of the widest 95 % interval of a median, as a share of the median.
         complete: False where the time ran out.
         seconds: How long it took.
@@ -81,8 +83,8 @@ def profile(
         allow_float=allow_float,
         tuned=tuned,
     )
-    if session.analytic:
-        raise _analytic(str(target))
+    if session.profile.kind == "analytic":
+        raise _nothing_to_measure(str(target), "analytic")
     start = time.monotonic()
     with _RecordingStore() as store:
         complete = _measured(session, store, limit_s)
@@ -107,8 +109,8 @@ def sweep(
     """
     limit_s = time_limit(budget_s)
     found = resolve_target(target)
-    if found.profile.kind == "analytic":
-        raise _analytic(found.name)
+    if not found.profile.runs_networks:
+        raise _nothing_to_measure(found.name, found.profile.kind)
     start = time.monotonic()
     tasks = sweep_tasks(found.profile, candidates)
     with _RecordingStore() as store:
@@ -147,11 +149,13 @@ class _RecordingStore(Store):
     def outcome(self, complete: bool, seconds: float) -> Profiled:
         """Return what profiling has done."""
         present = self._known | self._made
-        widths = [v.half_width for v in present.values() if v.half_width is not None]
+        # Schedules are only compared with each other, in rounds that they share.
+        costs = [v for key, v in present.items() if key.operator not in (TRIAL, CHECK)]
+        widths = [value.half_width for value in costs if value.half_width is not None]
         return Profiled(
             needed=len(present if complete else self._asked),
             new=len(self._made),
-            unsettled=sum(not value.settled for value in present.values()),
+            unsettled=sum(not value.settled for value in costs),
             half_width=max(widths, default=None),
             complete=complete,
             seconds=seconds,
@@ -165,13 +169,24 @@ def _is_asked_for(key: MeasurementKey) -> bool:
 
 
 def _measured(session: Session, store: Store, limit_s: float) -> bool:
-    """Tune kernels, time them, then whole networks; return False where the time ran out."""
-    end = time.monotonic() + limit_s
-    session.tune(store, limit_s)
+    """Tune kernels, time them, then whole networks; ask an accelerator's class for its layers.
+
+    Returns:
+        False where the time ran out.
+    """
     try:
-        alone = session.measured_in(store, end - time.monotonic(), again=True)
+        return _measured_in_time(session, store, limit_s)
     except TimeRanOutError:
         return False
+
+
+def _measured_in_time(session: Session, store: Store, limit_s: float) -> bool:
+    end = time.monotonic() + limit_s
+    if session.profile.kind == "accelerator":
+        accelerator_table(session.network, session.choices, session.profile, store, limit_s)
+        return True
+    session.costing.tune(store, limit_s)
+    alone = session.costing.measured_in(store, end - time.monotonic(), again=True)
     if time.monotonic() >= end:
         return False
     network_anchors(session, alone.costs, store)
@@ -193,11 +208,15 @@ def time_limit(budget_s: float | None, where: str = "budget_s") -> float:
     return budget_s
 
 
-def _analytic(target: str) -> ProfileError:
+def _nothing_to_measure(target: str, kind: str) -> ProfileError:
+    known = {
+        "analytic": "an analytic target is known by its equations: there is nothing to measure",
+        "accelerator": "an accelerator's class is asked for the layers of a model, not for a sweep",
+    }
     return ProfileError(
-        "an analytic target is known by its equations: there is nothing to measure",
+        known[kind],
         where=target,
-        expected="a target that is reached, such as local",
-        found="kind: analytic",
+        expected="a target whose kernels are timed, such as local",
+        found=f"kind: {kind}",
         remedy="plan right away, or profile for local",
     )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
+import hashlib
+import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mpq_compile.errors import MpqError, nearest
@@ -36,6 +40,26 @@ class Registry:
             )
         module, _, attribute = self.table[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a file of Python code as a module of its own; the files beside it can be imported too.
+
+    Raises:
+        ImportError, or whatever the code raises.
+    """
+    path = path.resolve()
+    name = f"mpq_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a file of Python code")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and torch.export look their module up.
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module
 
 
 METRICS = Registry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from mpq_compile.errors import PlanError
@@ -199,6 +199,11 @@ class Budget:
                     found=repr(value),
                     remedy=f"give {name} a number, or leave it out",
                 )
+
+    def with_latency_scaled(self, factor: float) -> Budget:
+        """Return the budget with its bounds on latency multiplied."""
+        bounds = {name: getattr(self, name) for name in ("latency_ms", "latency_p95_ms")}
+        return replace(self, **{n: v * factor for n, v in bounds.items() if v is not None})
 
     def given(self) -> dict[str, float]:
         """Return the fields that are bounded."""

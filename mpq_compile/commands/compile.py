@@ -47,6 +47,7 @@ def compile_model(
     constraint: options.Constraint = None,
     allow_float: options.AllowFloat = False,
     no_tune: options.NoTune = False,
+    measure_s: options.MeasureS = None,
     seed: options.Seed = 0,
     no_verify: Annotated[
         bool,
@@ -79,6 +80,7 @@ def compile_model(
         allow_float=allow_float,
         seed=seed,
         tuned=not no_tune,
+        measure_s=measure_s,
     )
     _check_folder(output)
     given = None if plan is None else _given(plan, request)
@@ -109,6 +111,7 @@ def build(request: Request, plan: Plan | None, verify: bool) -> CompiledNetwork:
         minimize=request.minimize,
         allow_float=request.allow_float,
         tuned=request.tuned,
+        measure_s=request.measure_s,
         verify=verify,
     )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mpq_compile.errors import CaptureError, MpqError, nearest
+from mpq_compile.registry import import_file
 
 _EXPECTED = "file.py:factory, whose factory returns a module, or a .pt2 file"
 
@@ -52,19 +51,10 @@ def _python_file(path: Path, name: str) -> Path:
 
 
 def _import_file(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"mpq_model_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # the suffix is .py
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and torch.export look their module up; its neighbours may be imported too.
-    sys.modules[spec.name] = module
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        return import_file(path)
     except (Exception, SystemExit) as error:
         raise _failed("the model's file cannot be imported", name, error) from error
-    return module
 
 
 def _made(module: ModuleType, factory: str, name: str) -> Any:

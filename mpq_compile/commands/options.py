@@ -47,6 +47,14 @@ RunTarget = Annotated[
 AllowFloat = Annotated[
     bool, typer.Option("--allow-float", help="Run operators without integer rule in float.")
 ]
+MeasureS = Annotated[
+    float | None,
+    typer.Option(
+        "--measure-s",
+        min=0,
+        help="Measure kernels for so many seconds at most; estimate the others.",
+    ),
+]
 NoTune = Annotated[
     bool,
     typer.Option(

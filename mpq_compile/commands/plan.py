@@ -35,6 +35,7 @@ def plan(
     constraint: options.Constraint = None,
     allow_float: options.AllowFloat = False,
     no_tune: options.NoTune = False,
+    measure_s: options.MeasureS = None,
     seed: options.Seed = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="plan.json", help="Write the plan.")
@@ -64,6 +65,7 @@ def plan(
         allow_float=allow_float,
         seed=seed,
         tuned=not no_tune,
+        measure_s=measure_s,
     )
     _check_output(output)
     made = make_plan(request)
@@ -97,6 +99,7 @@ def make_plan(request: Request) -> Plan:
         minimize=request.minimize,
         allow_float=request.allow_float,
         tuned=request.tuned,
+        measure_s=request.measure_s,
     )
 
 

@@ -47,6 +47,7 @@ class Request:
     allow_float: bool = False
     seed: int = 0
     tuned: bool = True
+    measure_s: float | None = None
 
     def load(self) -> Loaded:
         """Check the names and reach the device first, then read the data and the model."""

@@ -53,7 +53,7 @@ def own_budget(plan: Plan) -> tuple[Mapping[str, float], list[str]]:
     Latencies on an analytic target are those of another device: this one cannot keep or miss them.
     """
     try:
-        analytic = load_profile(plan.target).kind == "analytic"
+        analytic = not load_profile(plan.target).runs_networks
     except MpqError:  # its profile's file is elsewhere
         analytic = False
     if not analytic:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mpq_compile.types import AuditRow, Plan, Verification
+from mpq_compile.types import AuditRow, Plan, Predicted, Verification
 
 _UNITS = {
     "latency_ms": "ms",
@@ -36,8 +36,9 @@ def show_plan(console: Console, plan: Plan) -> None:
         "target": plan.target,
         "budget": _bounds(plan.budget),
         "sites": ", ".join(f"{count} × {name}" for name, count in counts.most_common()),
-        "predicted": f"{number(predicted.latency_ms)} ms, {number(predicted.size_bytes, 1e-6)} MB, "
-        f"{number(predicted.bops)} BOPs, {number(predicted.avg_bits)} bits a weight",
+        "predicted": f"{number(predicted.latency_ms)} ms{_interval(predicted)}, "
+        f"{number(predicted.size_bytes, 1e-6)} MB, {number(predicted.bops)} BOPs, "
+        f"{number(predicted.avg_bits)} bits a weight",
         "loss": f"{number(plan.loss)} ({plan.metric})",
         "certificate": f"{certificate.get('status', 'none')} by {plan.solver}, "
         f"bound {number(certificate.get('bound'))}, gap {number(certificate.get('gap'))}",
@@ -55,6 +56,13 @@ def show_notes(console: Console, notes: Sequence[str]) -> None:
 
 def _line(console: Console, name: str, value: str) -> None:
     console.print(Text.assemble((f"{name + ':':<13}", "bold"), value))
+
+
+def _interval(predicted: Predicted) -> str:
+    if predicted.latency_ms_upper95 is None:
+        return ""
+    low, high = predicted.latency_ms_lower95, predicted.latency_ms_upper95
+    return f" (95 %: {number(low)} to {number(high)} ms)"
 
 
 def _bounds(budget: Mapping[str, float]) -> str:
@@ -82,7 +90,7 @@ def _cells(row: Mapping[str, Any], first: bool) -> list[str]:
         row["site"] if first else "",
         row["candidate"],
         number(row["loss"]),
-        number(row["latency_us"]),
+        number(row["latency_us"]) + (" (est.)" if row["latency_source"] == "estimated" else ""),
         number(row["size_bytes"], 1e-3),
         "●" if row["chosen"] else "",
     ]

@@ -9,8 +9,11 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from mpq_compile.cost.measurement import INDEPENDENT
+
 _GENERATION = "device, toolchain, kernels"
-_STALE = "NOT (toolchain = :toolchain AND kernels = :kernels)"
+_STALE = f"""
+    NOT (toolchain = :toolchain AND kernels = :kernels) AND toolchain != '{INDEPENDENT}'"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class Generation:
 
     def is_current(self, toolchain: str, kernels: str) -> bool:
         """Tell whether this installation uses the rows."""
-        return (self.toolchain, self.kernels) == (toolchain, kernels)
+        used = (self.toolchain, self.kernels) == (toolchain, kernels)
+        return used or self.toolchain == INDEPENDENT
 
 
 def generations(db: sqlite3.Connection) -> list[Generation]:

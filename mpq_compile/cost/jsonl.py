@@ -1,12 +1,16 @@
 """Measurements as JSON lines: one flat object a line, with the version of the layout.
 
+A file whose name ends in ``.gz`` is compressed.
+
 Raw samples are not exported: they serve to go on where the same machine left off.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +28,9 @@ def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
     lines = [json.dumps({"version": JSONL_VERSION, **to_record(*row)}) for row in rows]
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        content = "".join(f"{line}\n" for line in lines).encode()
+        # Without a time the same rows are the same file.
+        partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -41,8 +47,10 @@ def write_jsonl(path: Path, rows: Sequence[Row]) -> None:
 def read_jsonl(path: Path) -> list[Row]:
     """Read rows; raise ``ProfileError`` with file and line for what is not a measurement."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+        text = gzip.decompress(content) if path.suffix == ".gz" else content
+        lines = text.decode().split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise _not_an_export(str(path), error) from error
     return [
         _parsed(f"{path}:{number}", line)

@@ -7,22 +7,29 @@ between sites. So the time θ of each (site, candidate) in the network is believ
 
 with m_i the time measured alone (or estimated), and g, f, k, s independent normal errors of mean
 zero: common to the network, to a compute format, to a kernel, to a site. A conversion between two
-sites has an error of its own, and the network a constant of mean zero for what belongs to no site.
+sites has an error of its own; what formats do to each other between sites (``cost.effects``) has a
+coefficient of mean zero for each kind of it, and the network a constant of mean zero for what
+belongs to no site. The machine drifts: each run of measurements but the first has a factor 1 + d
+in common, and what comes next is predicted at the speed of the latest run.
+
 The latency of an assignment is the sum of its parts, so whole networks that were measured are
 linear observations of normal variables, and what is believed after them is exact (Kalman's
-update). Few uniform assignments pin the common errors; every network that is built and measured
-later pins what it has in common with the next one. Predictions come with their interval, and the
-model stays a sum of sites and pairs, which is what solvers need.
+update). Few assignments pin the common errors; every network that is built and measured later pins
+what it has in common with the next one. Predictions come with their interval, and the model stays
+a sum of sites and pairs, which is what solvers need.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import numpy as np
 
+from mpq_compile.cost.effects import Effects, widest
 from mpq_compile.types import Candidate, CostTable
 
 _AXIS = "latency_us"
@@ -39,6 +46,8 @@ class Errors:
         estimated: Added to a kernel's where its time was not measured.
         transition: Of a conversion's time.
         constant: Of the constant, as a share of the mean of what is observed.
+        edge: Of what a change of format costs if it happened at every edge, as such a share.
+        join: Of what all joins of one operator take in a format, as such a share.
         drift: Of the machine's speed between two runs.
     """
 
@@ -49,6 +58,8 @@ class Errors:
     estimated: float = 0.25
     transition: float = 0.5
     constant: float = 0.02
+    edge: float = 0.05
+    join: float = 0.15
     drift: float = 0.02
 
 
@@ -81,6 +92,7 @@ class Prediction:
 # A site with one kernel: candidates that share it are one part, nothing tells them apart.
 Place = tuple[str, str]
 Change = tuple[tuple[str, str], tuple[str, str]]  # a pair of sites and their formats
+Effect = tuple[str, ...]  # "edge" and two formats, or an operator and its format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +104,7 @@ class LatencyModel:
         kernels: What each site runs with each candidate: equal names have one time alone and
             share an error.
         estimated: Kernels whose time was not measured.
+        effects: Where formats of several sites matter together.
         errors: How wrong the parts may be.
         observations: Whole networks that were measured.
     """
@@ -99,6 +112,7 @@ class LatencyModel:
     costs: CostTable
     kernels: Mapping[str, Mapping[str, str]]
     estimated: frozenset[str] = frozenset()
+    effects: Effects = Effects()
     errors: Errors = Errors()
     observations: tuple[Observation, ...] = ()
     _belief: _Belief = field(init=False, repr=False, compare=False)
@@ -121,13 +135,52 @@ class LatencyModel:
             for site, entries in self.costs.costs.items()
         }
         transitions = {
-            pair: {formats: speed * believed.change_us((pair, formats)) for formats in entry}
-            for pair, entry in self.costs.transitions.items()
+            pair: {formats: speed * us for formats, us in entry.items()}
+            for pair, entry in self._pairs().items()
         }
         overhead = {**self.costs.overhead, _AXIS: speed * believed.constant_us}
         return dataclasses.replace(
             self.costs, costs=costs, transitions=transitions, overhead=overhead
         )
+
+    def _pairs(self) -> dict[tuple[str, str], dict[tuple[str, str], float]]:
+        """Return the costs of pairs of formats: conversions, edges, and joins.
+
+        A join's cost is spread over neighbouring pairs of its sites, each in the wider format:
+        exact where all have one format, or where there are two.
+        """
+        pairs: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+        for pair in self.costs.transitions:
+            self._add(pairs, pair, 1.0, partial(_change, pair))
+        for edge in self.effects.edges:
+            self._add(pairs, (edge.a, edge.b), edge.weight, _edge)
+        for join in self.effects.joins:
+            share = join.weight / (len(join.sites) - 1)
+            for pair in itertools.pairwise(join.sites):
+                self._add(pairs, pair, share, partial(_join, join.operator))
+        return pairs
+
+    def _add(
+        self,
+        pairs: dict[tuple[str, str], dict[tuple[str, str], float]],
+        pair: tuple[str, str],
+        weight: float,
+        part: Callable[[tuple[str, str]], Change | Effect],
+    ) -> None:
+        """Add the mean of a part to each pair of formats that two sites can have."""
+        if pair[0] == pair[1]:
+            return
+        entry = pairs.setdefault(pair, {})
+        for formats in itertools.product(self._formats[pair[0]], self._formats[pair[1]]):
+            entry[formats] = entry.get(formats, 0.0) + weight * self._belief.us(part(formats))
+
+    @cached_property
+    def _formats(self) -> dict[str, list[str]]:
+        """Formats that each site may read."""
+        return {
+            site: list(dict.fromkeys(Candidate.parse(name).input_format for name in entries))
+            for site, entries in self.costs.costs.items()
+        }
 
     def predict(self, assignment: Mapping[str, str], same_run: bool = False) -> Prediction:
         """Return the latency of an assignment, and how far off it may be.
@@ -148,15 +201,28 @@ class LatencyModel:
         return sum(self.costs.costs[site][name][_AXIS] for site, name in assignment.items())
 
 
+def _change(pair: tuple[str, str], formats: tuple[str, str]) -> Change:
+    return pair, formats
+
+
+def _edge(formats: tuple[str, str]) -> Effect:
+    return "edge", *formats
+
+
+def _join(operator: str, formats: tuple[str, str]) -> Effect:
+    return operator, widest(*formats)
+
+
 class _Belief:
     """The joint normal distribution of all parts, after the observations.
 
-    Parts are places, changes, the constant, and the drift of each run but the first.
+    Parts are places, changes, effects, the constant, and the drift of each run but the first.
     """
 
     def __init__(self, model: LatencyModel) -> None:
         costs = model.costs
         self._kernels = model.kernels
+        self._changes = costs.transitions
         places: dict[Place, tuple[float, str]] = {}
         for site, entries in costs.costs.items():
             for name, entry in entries.items():
@@ -166,17 +232,21 @@ class _Belief:
             for pair, row in costs.transitions.items()
             for formats, us in row.items()
         }
-        parts: list[Place | Change] = [*places]
+        kinds = _effects(model)
+        parts: list[Place | Change | Effect] = [*places]
         parts += changes
+        parts += kinds
         self._numbers = {part: number for number, part in enumerate(parts)}
+        self._effects = model.effects
+        self._runs = sorted({o.run for o in model.observations})[1:]
         alone = np.array([us for us, _ in places.values()])
         between = np.array(list(changes.values()))
-        self._runs = sorted({o.run for o in model.observations})[1:]
         seen = [o.latency_us for o in model.observations]
+        scale = float(np.mean(seen)) if seen else float(alone.sum()) * len(costs.costs) / len(alone)
         errors = model.errors
-        spread = [errors.constant * float(np.mean(seen)) if seen else 0.0]
-        spread += [errors.drift] * len(self._runs)
-        self._constant = len(self._numbers)
+        spread = [scale * (errors.edge if kind[0] == "edge" else errors.join) for kind in kinds]
+        spread += [errors.constant * scale] + [errors.drift] * len(self._runs)
+        self._constant = len(parts)
         self._mean = np.array([*alone, *between, *[0.0] * len(spread)])
         self._covariance = np.diag(np.array([*alone, *between * errors.transition, *spread]) ** 2)
         relative = _relative_covariance(model, places)
@@ -202,10 +272,12 @@ class _Belief:
         for site, name in assignment.items():
             row[self._numbers[site, self._kernels[site][name]]] = 1.0
         formats = {site: Candidate.parse(name).input_format for site, name in assignment.items()}
-        for part, number in self._numbers.items():
-            pair, found = part
-            if isinstance(pair, tuple) and (formats[pair[0]], formats[pair[1]]) == found:
-                row[number] = 1.0
+        for part, weight in self._effects.row(formats).items():
+            row[self._numbers[part]] = weight
+        for pair, known in self._changes.items():
+            found = formats[pair[0]], formats[pair[1]]
+            if found in known:
+                row[self._numbers[pair, found]] = 1.0
         return row
 
     def predict(self, assignment: Mapping[str, str], drift: float) -> Prediction:
@@ -223,14 +295,25 @@ class _Belief:
         return 1.0 + (float(self._mean[-1]) if self._runs else 0.0)
 
     def site_us(self, site: str, name: str) -> float:
-        return float(self._mean[self._numbers[site, self._kernels[site][name]]])
+        return self.us((site, self._kernels[site][name]))
 
-    def change_us(self, change: Change) -> float:
-        return float(self._mean[self._numbers[change]])
+    def us(self, part: Place | Change | Effect) -> float:
+        """Return the mean of a part; 0 for what makes no difference."""
+        number = self._numbers.get(part)
+        return 0.0 if number is None else float(self._mean[number])
 
     @property
     def constant_us(self) -> float:
         return float(self._mean[self._constant])
+
+
+def _effects(model: LatencyModel) -> list[Effect]:
+    """Return the kinds of effects that the sites' formats can have."""
+    formats = sorted({fmt for entry in model._formats.values() for fmt in entry})
+    changes = itertools.permutations(formats, 2) if model.effects.edges else ()
+    edges = [("edge", *pair) for pair in changes]
+    operators = dict.fromkeys(join.operator for join in model.effects.joins)
+    return [*edges, *((operator, fmt) for operator in operators for fmt in formats)]
 
 
 def _relative_covariance(

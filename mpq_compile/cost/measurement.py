@@ -9,6 +9,9 @@ from typing import Any
 
 from mpq_compile.errors import ProfileError
 
+# Toolchain and kernels of what neither TVM nor our kernels take part in: never stale by theirs.
+INDEPENDENT = "none"
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementKey:
@@ -16,8 +19,8 @@ class MeasurementKey:
 
     Args:
         device: ``fingerprint.device_fingerprint()``.
-        toolchain: ``fingerprint.toolchain_hash()``.
-        kernels: ``fingerprint.kernel_hash()``.
+        toolchain: ``fingerprint.toolchain_hash()``, or ``INDEPENDENT``.
+        kernels: ``fingerprint.kernel_hash()``, or ``INDEPENDENT``.
         operator: Operator, such as ``conv2d`` or ``linear``.
         shape: Shapes and strides, spelled by the workload.
         candidate: Name of the candidate.

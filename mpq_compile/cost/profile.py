@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,12 +73,21 @@ class RateFormula:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Array:
+    """A systolic array: ``rows`` take the reduction, ``columns`` the output channels."""
+
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Analytic:
     """Parameters of the roofline: exactly one of ``formula`` and ``table`` is given.
 
     Args:
         formula: Rate by bits.
         table: Rate in 10⁹ MAC/s by ``fp32``, ``bf16`` or ``w<b>a<b>``.
+        array: Shape of the array whose full use gives the rate; None where every layer reaches it.
         efficiency: Share of the rate by operator; 1 where left out.
         bandwidth_gbs: Bandwidth to the main memory, 10⁹ byte/s.
         launch_us: Fixed cost of one operator, µs.
@@ -89,6 +98,7 @@ class Analytic:
     launch_us: float
     formula: RateFormula | None = None
     table: Mapping[str, float] | None = None
+    array: Array | None = None
     efficiency: Mapping[str, float]
     onchip_bytes: int | None = None
 
@@ -98,17 +108,21 @@ class Profile:
     """One target. ``source`` is the file it was read from; ``target`` a TVM target as data.
 
     ``target`` belongs to the plainest tier of the profile; a build for this machine takes the
-    tier that was detected instead.
+    tier that was detected instead. ``device`` names the class that times an accelerator,
+    ``overhead_us`` is the fixed time of a network where none can be timed, and ``sources`` says
+    where figures come from, by their keys with dots between.
     """
 
     name: str
     description: str
-    kind: Literal["cpu", "analytic"]
-    reached: Literal["local", "analytic", "rpc"]
+    kind: Literal["cpu", "analytic", "accelerator"]
+    reached: Literal["local", "analytic", "rpc", "class"]
     source: str
     operators: Mapping[str, tuple[Rule, ...]]
     defaults: tuple[str, ...]
     rpc_key: str | None = None
+    device: str | None = None
+    overhead_us: float = 0.0
     target: Mapping[str, Any] | None = None
     tiers: tuple[str, ...] = ()
     isa_flags: tuple[str, ...] = ()
@@ -116,6 +130,12 @@ class Profile:
     memory: Memory = Memory()
     energy: Energy | None = None
     analytic: Analytic | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def runs_networks(self) -> bool:
+        """True where whole networks run on the target and are timed there."""
+        return self.kind == "cpu"
 
     def supports(self, site_op: str, depthwise: bool, candidate: Candidate, site: Site) -> bool:
         """Tell whether the target computes the site with the candidate."""
@@ -252,6 +272,8 @@ def _from_data(data: Mapping[str, Any], source: str) -> Profile:
         operators=operators,
         defaults=tuple(data["defaults"]),
         rpc_key=data.get("rpc_key"),
+        device=data.get("device"),
+        overhead_us=data.get("overhead_us", 0.0),
         target=data.get("target"),
         tiers=tuple(data.get("tiers", ())),
         isa_flags=tuple(data.get("isa_flags", ())),
@@ -259,6 +281,7 @@ def _from_data(data: Mapping[str, Any], source: str) -> Profile:
         memory=Memory(**data.get("memory", {})),
         energy=Energy(**energy) if energy else None,
         analytic=_analytic(analytic) if analytic else None,
+        sources=data.get("sources", {}),
     )
 
 
@@ -268,12 +291,13 @@ def _rule(rule: Mapping[str, Any]) -> Rule:
 
 
 def _analytic(data: Mapping[str, Any]) -> Analytic:
-    formula = data["rate"].get("formula")
+    formula, array = data["rate"].get("formula"), data.get("array")
     return Analytic(
         bandwidth_gbs=data["bandwidth_gbs"],
         launch_us=data["launch_us"],
         formula=RateFormula(**formula) if formula else None,
         table=data["rate"].get("table"),
+        array=Array(**array) if array else None,
         efficiency=data.get("efficiency", {}),
         onchip_bytes=data.get("onchip_bytes"),
     )

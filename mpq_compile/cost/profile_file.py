@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -165,18 +166,25 @@ def _translated(error: Any) -> list[Finding]:
     if error.validator == "required":
         missing = [key for key in error.validator_value if key not in error.instance]
         return [_missing_keys(keys, missing)]
-    remedy = "correct the value"
-    if error.validator == "enum":
-        remedy = nearest(str(error.instance), error.validator_value)
     return [
         Finding(
             keys=keys,
             message=f"{_spelled(keys)} is not valid",
             expected=_expected(error),
             found=shortened(error.instance),
-            remedy=remedy,
+            remedy=_remedy(error),
         )
     ]
+
+
+def _remedy(error: Any) -> str:
+    """Return what to do about a value that is not valid."""
+    if error.validator == "enum":
+        return nearest(str(error.instance), error.validator_value)
+    if error.validator == "type" and isinstance(error.instance, str):
+        with suppress(ValueError):
+            return f"write {float(error.instance)!r}: YAML reads {error.instance!r} as text"
+    return "correct the value"
 
 
 def _extra_keys(error: Any) -> list[str]:
@@ -193,13 +201,15 @@ def _extra_keys(error: Any) -> list[str]:
 
 
 def _unknown_key(keys: tuple[str | int, ...], key: str, schema: Any) -> Finding:
-    allowed = [*schema.get("properties", {}), *schema.get("patternProperties", {})]
+    allowed = [*schema.get("properties", {})]
+    patterns = schema.get("patternProperties", {}).values()
+    described = [pattern["description"] for pattern in patterns]
     return Finding(
         keys=(*keys, key),
         message=f"unknown key {key!r} in {_spelled(keys)}",
-        expected=", ".join(allowed),
+        expected=", ".join([*allowed, *described]),
         found=repr(key),
-        remedy=nearest(key, allowed),
+        remedy=nearest(key, allowed) if allowed else "correct the name, or leave the key out",
     )
 
 
@@ -213,8 +223,15 @@ def _missing_keys(keys: tuple[str | int, ...], missing: list[str]) -> Finding:
     )
 
 
+_TYPES = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "text",
+    "number": "a number",
+    "integer": "a whole number",
+    "null": "null",
+}
 _EXPECTED = {
-    "type": "{}",
     "enum": "one of {}",
     "const": "{}",
     "minimum": "≥ {}",
@@ -230,6 +247,9 @@ _EXPECTED = {
 
 
 def _expected(error: Any) -> str:
+    if error.validator == "type":
+        kinds = error.validator_value
+        return " or ".join(_TYPES[k] for k in ([kinds] if isinstance(kinds, str) else kinds))
     if error.validator == "pattern" and "description" in error.schema:
         return error.schema["description"]
     value = error.validator_value

@@ -17,7 +17,22 @@ def problems(document: Document) -> list[ProfileError]:
     findings = schema_findings(document.data)
     if not findings:
         findings = [finding for rule in _RULES for finding in rule(document.data)]
+        findings += _device_file(document)
     return [document.error(f) for f in sorted(findings, key=lambda f: document.line(f.keys))]
+
+
+def _device_file(document: Document) -> Iterator[Finding]:
+    """The file of an accelerator's class is there; it is imported when something is measured."""
+    name = str(document.data.get("device") or "").rpartition(":")[0]
+    path = document.path.parent / name
+    if name.endswith(".py") and not path.is_file():
+        yield Finding(
+            keys=("device",),
+            message="no such file of Python code",
+            expected="a file whose path is relative to this one",
+            found=f"nothing at {path}",
+            remedy="correct the path before the colon",
+        )
 
 
 def expanded(rule: Mapping[str, Any]) -> tuple[str, ...]:
@@ -140,6 +155,22 @@ def _complete_table(data: Any) -> Iterator[Finding]:
         )
 
 
+def _known_sources(data: Any) -> Iterator[Finding]:
+    """A source belongs to something that the profile says."""
+    for name in data.get("sources", {}):
+        value = data
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None:
+            yield Finding(
+                keys=("sources", name),
+                message=f"a source for {name!r}, which the profile does not give",
+                expected="keys from the root with dots between, such as energy.pj_per_byte",
+                found=repr(name),
+                remedy="correct the name, or leave the source out",
+            )
+
+
 _RULES: tuple[Callable[[Any], Iterator[Finding]], ...] = (
     _finite_numbers,
     _known_tiers,
@@ -147,4 +178,5 @@ _RULES: tuple[Callable[[Any], Iterator[Finding]], ...] = (
     _ordered_rows,
     _supported_defaults,
     _complete_table,
+    _known_sources,
 )

@@ -38,6 +38,7 @@ from mpq_compile.cost.recovery import (
     set_aside,
 )
 from mpq_compile.cost.samples import Round, Sample
+from mpq_compile.cost.shipped import SHIPPED_DIR, shipped_items, shipped_measurements
 from mpq_compile.errors import DeviceError, ProfileError
 from mpq_compile.lock import file_lock, make_cache_dir, user_cache_dir
 
@@ -66,15 +67,21 @@ class Store:
         path: File, created where missing; :func:`default_path` for None. Only the folder of the
             user's cache is created.
         read_only: Never write. A file that may not be written is opened so by itself.
+        shipped: Folder of the measurements that stand in for what the file lacks.
 
     Raises:
         ProfileError: The folder is missing, or the file is another program's or version's.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, read_only: bool = False
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        read_only: bool = False,
+        shipped: Path = SHIPPED_DIR,
     ) -> None:
         self.path = default_path() if path is None else Path(path)
+        self._shipped = shipped
         if self.path.parent == user_cache_dir() and not read_only:
             make_cache_dir()
         _check_folder(self.path)
@@ -112,14 +119,23 @@ class Store:
         return self.get_many([key]).get(key)
 
     def get_many(self, keys: Iterable[MeasurementKey]) -> dict[MeasurementKey, Measurement]:
-        """Return the measurements of those keys that have one, as of one moment."""
+        """Return the measurements of those keys that have one, as of one moment.
+
+        Those that came with the package stand in for what the database lacks.
+        """
         wanted = list(dict.fromkeys(keys))
-        return self._database.run(
+        own = self._database.run(
             lambda db: {key: found for key in wanted if (found := _stored(db, key)) is not None}
         )
+        return own | shipped_measurements((key for key in wanted if key not in own), self._shipped)
+
+    def rows_on(self, device: str, operators: Sequence[str]) -> dict[MeasurementKey, Measurement]:
+        """Return what is known of some operators on a device, as :meth:`get_many` gives it."""
+        own = {key: row for key, row in self.items(operators) if key.device == device}
+        return dict(shipped_items(device, operators, self._shipped)) | own
 
     def items(self, operators: Sequence[str] | None = None) -> list[Row]:
-        """Return all (key, measurement), or those of some operators, sorted by key."""
+        """Return all (key, measurement) of the database, or those of some operators, by key."""
         among = (
             "" if operators is None else f" WHERE operator IN ({', '.join('?' * len(operators))})"
         )

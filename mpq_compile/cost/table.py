@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import fx
 
-from mpq_compile.cost.analytic import analytic_energy_mj, analytic_latency_us, weight_bytes
+from mpq_compile.cost.analytic import analytic_latency_us, energy_mj, weight_bytes
 from mpq_compile.cost.estimate import kernel_times
 from mpq_compile.cost.keys import key_of
 from mpq_compile.cost.profile import Profile, operator_name
@@ -69,17 +70,31 @@ def fixed_bytes(network: Network) -> int:
 
 def analytic_table(network: Network, choices: Choices, profile: Profile) -> CostTable:
     """Return the costs of an analytic target, by its equations."""
+    return described_table(network, choices, profile, partial(analytic_latency_us, profile))
+
+
+def described_table(
+    network: Network,
+    choices: Choices,
+    profile: Profile,
+    latency_us: Callable[[Site, Candidate], float],
+) -> CostTable:
+    """Return the costs on a target that runs no network: the sum of its sites and a fixed time.
+
+    Energy is given where the profile has figures.
+    """
     costs: dict[str, dict[str, dict[str, float]]] = {}
     for site in network.sites:
         costs[site.id] = {}
         for name in choices[site.id]:
             candidate = Candidate.parse(name)
             entry = counted_costs(network, site, candidate)
-            entry["latency_us"] = analytic_latency_us(profile, site, candidate)
+            entry["latency_us"] = latency_us(site, candidate)
             if profile.energy is not None:
-                entry["energy_mj"] = analytic_energy_mj(profile, site, candidate)
+                entry["energy_mj"] = energy_mj(profile, site, candidate, entry["latency_us"])
             costs[site.id][name] = entry
-    return CostTable(costs=costs, overhead={"size_bytes": float(fixed_bytes(network))})
+    overhead = {"size_bytes": float(fixed_bytes(network)), "latency_us": profile.overhead_us}
+    return CostTable(costs=costs, overhead=overhead)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ class Schedules:
     @classmethod
     def read(cls, store: Store, device: Device) -> Schedules:
         """Take over what the store has decided."""
-        return cls(rows=dict(store.items((TRIAL, CHECK))), device=device)
+        return cls(rows=store.rows_on(device.fingerprint, (TRIAL, CHECK)), device=device)
 
     def __call__(self, workload: Workload) -> Choice | None:
         alone = workload.alone

@@ -67,7 +67,8 @@ class AbsentDevice:
             where=self.name,
             expected=f"a CPU that executes {self.tier.name}",
             found="one that does not",
-            remedy="reach one over RPC (`mpq device serve` there), or build only (mpq.assign)",
+            remedy="reach one over RPC (`mpq device serve` there), or build only: mpq.assign, "
+            "or `mpq compile --plan PLAN --no-verify`",
         )
 
 

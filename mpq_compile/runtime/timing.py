@@ -65,6 +65,16 @@ class Timings:
         """Return the median of each block of a network."""
         return [statistics.median(block) for block in self.latencies_ms[network]]
 
+    def levelled_ms(self, network: int) -> list[float]:
+        """Return the median of each block as if all rounds had found the machine alike.
+
+        A slow round is slow for all networks in it, so its factor is the median over them of
+        block over the network's own median; it is taken out.
+        """
+        table = np.array([self.medians_ms(i) for i in range(len(self.latencies_ms))])
+        speeds = np.median(table / np.median(table, axis=1, keepdims=True), axis=0)
+        return [float(ms) for ms in table[network] / speeds * np.median(speeds)]
+
 
 def example_inputs(executor: Executor) -> list[np.ndarray]:
     """Return random inputs of the compiled shapes."""

@@ -41,7 +41,7 @@ def test_a_rejected_network_exits_with_one(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mpq_compile.pipeline.measure_artifact", lambda *_: runs(9.0))
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(9.0))
     plan = json.loads(plan_file.read_text(encoding="utf-8"))
     plan.update(target="local", budget={"latency_ms": 1.0})
     (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")

@@ -23,7 +23,8 @@ from mpq_compile.errors import PlanError, ProfileError
 from mpq_compile.kernels.tier import TIERS, detect_tier, host_tiers
 from mpq_compile.types import Candidate, Site
 
-CPU_PROFILES = [name for name in list_profiles() if name != "bit_serial"]
+CPU_PROFILES = [name for name in list_profiles() if load_profile(name).kind == "cpu"]
+ANALYTIC_PROFILES = [name for name in list_profiles() if load_profile(name).kind == "analytic"]
 ALL_WEIGHT_BITS = ["w8a8", "w7a8", "w6a8", "w5a8", "w4a8", "w3a8", "w2a8"]
 
 
@@ -96,6 +97,30 @@ def test_bit_serial_supports_every_pair(conv: Site, depthwise: Site) -> None:
     pairs = [f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9)]
     for site in (conv, depthwise):
         assert profile.candidates_for(site, [*pairs, "fp32"]) == pairs
+
+
+def test_the_systolic_array_multiplies_three_pairs(conv: Site, depthwise: Site) -> None:
+    profile = load_profile("systolic_npu")
+    pairs = [f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9)]
+    for site in (conv, depthwise):
+        assert profile.candidates_for(site, [*pairs, "fp32"]) == ["w4a4", "w4a8", "w8a8"]
+    odd = dataclasses.replace(conv, weight_shape=(64, 3, 3, 3), input_shape=(1, 3, 28, 28))
+    assert profile.candidates_for(odd) == ["w8a8"]  # two 4-bit codes share a byte
+
+
+@pytest.mark.parametrize("name", ANALYTIC_PROFILES)
+def test_every_figure_of_an_analytic_profile_has_a_source(name: str) -> None:
+    data = yaml.safe_load((PROFILE_DIR / f"{name}.yaml").read_text())
+    figures = [(part, key) for part in ("memory", "energy", "analytic") for key in data[part]]
+    given = [(part, key) for part, key in figures if data[part][key] is not None]
+    assert {f"{part}.{key}" for part, key in given} == set(data["sources"])
+
+
+@pytest.mark.parametrize("name", CPU_PROFILES)
+def test_figures_of_a_cpu_profile_have_a_source(name: str) -> None:
+    data = yaml.safe_load((PROFILE_DIR / f"{name}.yaml").read_text())
+    known = any(value is not None for value in data["memory"].values())
+    assert ("memory" in data.get("sources", {})) == known
 
 
 def test_requested_order_is_kept_and_repetition_dropped(conv: Site) -> None:

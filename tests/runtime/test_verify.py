@@ -64,6 +64,8 @@ def test_percentiles_and_energy() -> None:
     assert verdict.latency_p99_ms == pytest.approx(1.01, abs=1e-3)
     assert (verdict.energy_mj, verdict.energy_source) == (3.0, "rapl")
     assert (verdict.status, verdict.device, verdict.memory_bytes) == ("accepted", "d", 1000)
+    assert judge([timings([1.0], energy_mj=3.0)], {"energy_mj": 2.9}).status == "rejected"
+    assert judge([timings([1.0], energy_mj=3.0)], {"energy_mj": 3.1}).status == "accepted"
     from_profile = judge([timings([1.0])], {}, profile_energy_mj=0.5)
     assert (from_profile.energy_mj, from_profile.energy_source) == (0.5, "profile")
 

@@ -1,0 +1,160 @@
+"""Latency budgets from the fastest network to float: are they kept when accepted, and later?
+
+    python benchmarks/budgets.py [--nets resnet20,squeezenet] [--count 10] [--json FILE]
+
+For each pretrained network, ``count`` budgets are spread evenly from the fastest assignment to the
+float one, as this machine's profile predicts them, and each goes through the loop of
+``mpq.compile`` with a latency model that knows nothing of the budgets before. What was accepted is
+measured again afterwards, in one more fresh process each, all in an order of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shared_nets import load_net
+
+from mpq_compile.errors import InfeasibleBudgetError
+from mpq_compile.pipeline import compile_session
+from mpq_compile.runtime.verify import BLOCKS
+from mpq_compile.session import Session
+from mpq_compile.types import Budget
+
+CANDIDATES = ["fp32", "bf16", "w8a8", "w4a8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One budget. Times in ms; ``again_ms`` is the later measurement."""
+
+    net: str
+    budget_ms: float
+    status: str
+    rounds: int
+    predicted_ms: float | None = None
+    measured_ms: float | None = None
+    upper95_ms: float | None = None
+    again_ms: float | None = None
+    reference_drift: float | None = None
+
+    @property
+    def slack(self) -> float:
+        """Share of the budget that the accepted network leaves unused."""
+        return 1 - (self.measured_ms or 0.0) / self.budget_ms
+
+
+def budgets_of(session: Session, count: int) -> list[float]:
+    """Return budgets in ms, from just above the fastest uniform network to the float one."""
+    totals = {
+        name: session.costing.latency.predict({site.id: name for site in session.network.sites})
+        for name in CANDIDATES
+    }
+    fastest, slowest = min(p.mean_us for p in totals.values()), totals["fp32"].mean_us
+    # The fastest network itself must fit with its interval, or no budget could be kept.
+    low = fastest * (1 + 2 * session.costing.prediction_error())
+    step = (slowest - low) / max(count - 1, 1)
+    return [(low + number * step) / 1e3 for number in range(count)]
+
+
+def attempt(session: Session, name: str, budget_ms: float, folder: Path) -> Row:
+    """Compile once from what a new session would know; keep what was accepted in ``folder``."""
+    session.costing.forget()
+    try:
+        network = compile_session(session, Budget(latency_ms=budget_ms))
+    except InfeasibleBudgetError:
+        return Row(net=name, budget_ms=budget_ms, status="infeasible", rounds=0)
+    seen = network.verification
+    assert seen is not None
+    network.save(folder)
+    return Row(
+        net=name,
+        budget_ms=budget_ms,
+        status=seen.status,
+        rounds=seen.rounds,
+        predicted_ms=network.plan.predicted.latency_ms,
+        measured_ms=seen.latency_ms,
+        upper95_ms=seen.latency_ms_upper95,
+        reference_drift=seen.reference_drift,
+    )
+
+
+def measured_again(session: Session, rows: Sequence[Row], folders: Sequence[Path]) -> list[Row]:
+    """Measure what was accepted once more, each in a fresh process, in a random order."""
+    again: dict[int, float] = {}
+    order = [number for number, row in enumerate(rows) if row.status == "accepted"]
+    random.Random(0).shuffle(order)
+    with session.device.lock():
+        for number in order:
+            timings = session.device.time_networks([folders[number]], BLOCKS)
+            again[number] = statistics.median(timings.medians_ms(0))
+    return [Row(**{**asdict(row), "again_ms": again.get(n)}) for n, row in enumerate(rows)]
+
+
+def run(name: str, count: int) -> list[Row]:
+    """Run all budgets of a network."""
+    net = load_net(name)
+    session = Session(net.model, net.example, [net.calibration[:64]], candidates=CANDIDATES)
+    with tempfile.TemporaryDirectory(prefix="mpq-budgets-") as folder:
+        folders = [Path(folder) / str(number) for number in range(count)]
+        rows = []
+        for budget_ms, place in zip(budgets_of(session, count), folders, strict=True):
+            rows.append(attempt(session, name, budget_ms, place))
+            print(_line(rows[-1]), flush=True)
+        return measured_again(session, rows, folders)
+
+
+def _line(row: Row) -> str:
+    if row.measured_ms is None:
+        return f"{row.net:10s} ≤ {row.budget_ms:.4f} ms  {row.status}"
+    return (
+        f"{row.net:10s} ≤ {row.budget_ms:.4f} ms  predicted {row.predicted_ms:.4f}  measured "
+        f"{row.measured_ms:.4f} (upper {row.upper95_ms:.4f})  {row.status}, round {row.rounds}  "
+        f"slack {100 * row.slack:.1f} %"
+    )
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print what was asked."""
+    accepted = [row for row in rows if row.status == "accepted"]
+    violated = [row for row in accepted if (row.upper95_ms or 0) > row.budget_ms]
+    later = [row for row in accepted if (row.again_ms or 0) > row.budget_ms]
+    rounds = [row.rounds for row in accepted]
+    others = sorted({row.status for row in rows} - {"accepted"})
+    print(
+        f"{len(accepted)} of {len(rows)} accepted"
+        + "".join(f", {sum(r.status == s for r in rows)} {s}" for s in others)
+    )
+    print(f"above the budget when accepted: {len(violated)}; when measured again: {len(later)}")
+    for row in later:
+        print(f"  {row.net} ≤ {row.budget_ms:.4f} ms measured {row.again_ms:.4f} ms later")
+    if accepted:
+        slack = statistics.fmean(row.slack for row in accepted)
+        print(
+            f"rounds {statistics.fmean(rounds):.1f} on average, {max(rounds)} at most; "
+            f"slack {100 * slack:.1f} % on average"
+        )
+
+
+def main() -> None:
+    """Run the networks, print and write what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--nets", default="resnet20,squeezenet")
+    parser.add_argument("--count", type=int, default=10)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = [row for name in options.nets.split(",") for row in run(name, options.count)]
+    show(rows)
+    if options.json:
+        text = json.dumps([asdict(row) for row in rows], indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
