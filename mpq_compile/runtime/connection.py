@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -33,8 +34,6 @@ WAIT_S = 600.0
 IDLE_S = 10.0
 # The server ends a session that hangs; none that works is ever so long.
 _SESSION_S = 24 * 3600
-# Sessions that were given up: to free them would wait for an answer.
-_GIVEN_UP: list[Any] = []
 
 
 def timeout_s() -> float:
@@ -96,7 +95,10 @@ class Connection:
         while self._do_next():
             pass
         self.objects.clear()
-        self._session = None  # which ends it
+        if self._session is not None:
+            with suppress(RuntimeError):  # the server may have ended it
+                self._session.get_function("CloseRPCConnection")()
+        self._session = None
 
     def _do_next(self) -> bool:
         """Do one job, and drop it: it may be what keeps a remote object alive."""
@@ -202,7 +204,7 @@ class Connection:
         )
         if self.usable:
             self.usable, self.loss = False, error
-            _GIVEN_UP.append(self)
+            self._jobs.put(None)  # the thread ends, should the device ever answer
         return error
 
     def _failed(self, doing: str, error: Exception) -> DeviceError:
