@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from mpq_compile.errors import DeviceError
 from mpq_compile.runtime import tracker
+from mpq_compile.runtime.processes import PR_SET_PDEATHSIG
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 60.0
@@ -37,20 +39,27 @@ def until(condition: Callable[[], bool], limit_s: float = START_S) -> None:
         time.sleep(0.05)
 
 
+def _end_with_parent() -> None:
+    """Be killed when the tests are: an interrupted run leaves nothing behind."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Process:
     """A process in a group of its own, so that nothing of it can be left over."""
 
     def __init__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
-        log, name = tempfile.mkstemp(prefix="mpq-test-")
-        self.log = Path(name)
-        self.process = subprocess.Popen(
-            [sys.executable, *arguments],
-            start_new_session=True,
-            stdout=log,
-            stderr=log,
-            env=os.environ | _PATH | dict(environment or {}),
-        )
-        os.close(log)
+        # What it writes goes with it, even where it is killed.
+        self.folder = tempfile.TemporaryDirectory(prefix="mpq-farm-")
+        self.log = Path(self.folder.name) / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments],
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+                stdout=log,
+                stderr=log,
+                env=os.environ | _PATH | {"TMPDIR": self.folder.name} | dict(environment or {}),
+            )
 
     def signal(self, number: int) -> None:
         """Send a signal to all its processes."""
@@ -61,7 +70,7 @@ class Process:
         """End it at once, as a lost machine would."""
         self.signal(signal.SIGKILL)
         self.process.wait()
-        self.log.unlink(missing_ok=True)
+        self.folder.cleanup()
 
     @property
     def output(self) -> str:

@@ -23,7 +23,7 @@ from mpq_compile.errors import DeviceError
 
 T = TypeVar("T")
 
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 _TIMEOUT_S = 300
 # Turns JSON data into JSON data, in a process of its own.
 Work = Callable[[Any], Any]
@@ -38,7 +38,7 @@ def _in_child() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def until_ended(work: Callable[[], None]) -> None:

@@ -181,5 +181,7 @@ def test_a_server_that_is_ended_leaves_no_process(
     process.process.send_signal(number)
     assert process.process.wait(20) == code
     until(lambda: not process.members(), 20)
+    folders = list(Path(process.folder.name).glob("mpq-serve-*"))
+    assert not folders or number == signal.SIGKILL
     with pytest.raises(DeviceLostError):
         in_time(device.conditions)
