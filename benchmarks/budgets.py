@@ -53,19 +53,19 @@ class Row:
 def budgets_of(session: Session, count: int) -> list[float]:
     """Return budgets in ms, from just above the fastest uniform network to the float one."""
     totals = {
-        name: session.latency.predict({site.id: name for site in session.network.sites})
+        name: session.costing.latency.predict({site.id: name for site in session.network.sites})
         for name in CANDIDATES
     }
     fastest, slowest = min(p.mean_us for p in totals.values()), totals["fp32"].mean_us
     # The fastest network itself must fit with its interval, or no budget could be kept.
-    low = fastest * (1 + 2 * session.prediction_error())
+    low = fastest * (1 + 2 * session.costing.prediction_error())
     step = (slowest - low) / max(count - 1, 1)
     return [(low + number * step) / 1e3 for number in range(count)]
 
 
 def attempt(session: Session, name: str, budget_ms: float, folder: Path) -> Row:
     """Compile once from what a new session would know; keep what was accepted in ``folder``."""
-    session.forget()
+    session.costing.forget()
     try:
         network = compile_session(session, Budget(latency_ms=budget_ms))
     except InfeasibleBudgetError:

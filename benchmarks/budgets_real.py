@@ -100,7 +100,7 @@ def main() -> None:
         net = load_net(name)
         session = Session(net.model, net.example, [net.calibration[:64]], candidates=CANDIDATES)
         for kind, budget in budgets(session).items():
-            session.forget()
+            session.costing.forget()
             row = run(net, kind, budget, session)
             rows.append(row)
             limits = ", ".join(f"{k} ≤ {v:.4g}" for k, v in row["limits"].items())

@@ -126,7 +126,7 @@ def run(name: str, count: int, rounds: int, seed: int) -> Result:
     session = Session(
         net.build(), net.samples(1, 7), [net.samples(1, 9)], candidates=CANDIDATES, tuned=False
     )
-    model = session.latency_prior
+    model = session.costing.latency_prior
     anchors = list(anchor_assignments(session, model.costs).values())
     held_out = random_assignments(session, count, seed)
     with tempfile.TemporaryDirectory(prefix="mpq-prediction-") as folder:

@@ -119,7 +119,9 @@ def _tuned(session: Session, assignment: dict[str, str]) -> str:
     workloads = [
         workload_of(session.network, site, Candidate.parse(assignment[site.id])) for site in sites
     ]
-    named = {w.key: choice for w in workloads if (choice := session.choice_of(w)) is not None}
+    named = {
+        w.key: choice for w in workloads if (choice := session.costing.choice_of(w)) is not None
+    }
     text = "".join(f"{key}/{choice};" for key, choice in sorted(named.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
 

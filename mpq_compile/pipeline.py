@@ -257,7 +257,7 @@ def _aimed_plan(
     fast, the budget itself is tried.
     """
     if timed and _bounds_latency(budget):
-        aim = budget.with_latency_scaled(1 / (1 + AIM * session.prediction_error()))
+        aim = budget.with_latency_scaled(1 / (1 + AIM * session.costing.prediction_error()))
         with suppress(InfeasibleBudgetError):
             plan = _plan(session, aim, minimize, evaluate)
             return replace(plan, budget=budget.given())
@@ -267,16 +267,16 @@ def _aimed_plan(
 def _learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:
     """Let the latency model know what was measured; the next plan follows from it."""
     half_width = (seen.latency_ms_upper95 - seen.latency_ms_lower95) / (2 * Z95 * seen.latency_ms)
-    session.learn(
+    session.costing.learn(
         Observation(
             assignment=plan.assignment,
             latency_us=1e3 * seen.latency_ms,
             error=max(LEAST_ERROR, half_width),
-            run=session.latency.runs,
+            run=session.costing.latency.runs,
         )
     )
     if budget.latency_p95_ms is not None:
-        session.p95_ratio = max(1.0, seen.latency_p95_ms_upper95 / seen.latency_ms)
+        session.costing.p95_ratio = max(1.0, seen.latency_p95_ms_upper95 / seen.latency_ms)
     log.info("measured %.4g ms, predicted %.4g", seen.latency_ms, plan.predicted.latency_ms)
 
 

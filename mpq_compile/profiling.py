@@ -185,8 +185,8 @@ def _measured_in_time(session: Session, store: Store, limit_s: float) -> bool:
     if session.profile.kind == "accelerator":
         accelerator_table(session.network, session.choices, session.profile, store, limit_s)
         return True
-    session.tune(store, limit_s)
-    alone = session.measured_in(store, end - time.monotonic(), again=True)
+    session.costing.tune(store, limit_s)
+    alone = session.costing.measured_in(store, end - time.monotonic(), again=True)
     if time.monotonic() >= end:
         return False
     network_anchors(session, alone.costs, store)

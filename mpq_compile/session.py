@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,29 +15,20 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from mpq_compile.allocate import P95_RATIO, Allocation, constrained, solve_allocation
-from mpq_compile.anchors import network_anchors
+from mpq_compile.allocate import Allocation, constrained, solve_allocation
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
-from mpq_compile.cost.accelerator import accelerator_table
-from mpq_compile.cost.effects import effects_of
-from mpq_compile.cost.latency import LatencyModel, Observation, Prediction
+from mpq_compile.cost.latency import Prediction
 from mpq_compile.cost.profile import Profile
-from mpq_compile.cost.store import Store, default_path
 from mpq_compile.cost.table import (
-    MeasuredCosts,
-    analytic_table,
     counted_costs,
     fixed_bytes,
-    is_measured,
-    measured_table,
-    workload_of,
 )
 from mpq_compile.cost.targets import Target, TargetLike, resolve_target
-from mpq_compile.cost.tune import Schedules, tune, tuning_budget_s
+from mpq_compile.cost.tune import tuning_budget_s
+from mpq_compile.costing import Costing
 from mpq_compile.deploy import write_artifact
 from mpq_compile.errors import PlanError
-from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import Materialized, materialize
@@ -95,9 +85,6 @@ class Session:
     seed: int = 0
     tuned: bool = True
     measure_s: float | None = None
-    p95_ratio: float = field(default=P95_RATIO, init=False)
-    _latency: LatencyModel | None = field(default=None, init=False, repr=False)
-    _schedules: Schedules | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.candidates, str):
@@ -163,116 +150,15 @@ class Session:
         """Tier of the kernels."""
         return self.device.tier
 
+    @cached_property
+    def costing(self) -> Costing:
+        """What candidates cost on the target."""
+        return Costing(self)
+
     @property
     def costs(self) -> CostTable:
         """Costs of each (site, candidate) on the target, after all that was measured."""
-        return self._described_costs if self.analytic else self._table
-
-    @cached_property
-    def _described_costs(self) -> CostTable:
-        """Costs by the target's equations, or by its class."""
-        if self.profile.kind == "analytic":
-            return analytic_table(self.network, self.choices, self.profile)
-        with Store() as store:
-            return accelerator_table(self.network, self.choices, self.profile, store)
-
-    @cached_property
-    def _table(self) -> CostTable:
-        return self.latency.table()
-
-    @cached_property
-    def measured(self) -> MeasuredCosts:
-        """Costs of kernels alone."""
-        with Store() as store:
-            # Planning neither tunes nor measures where all kernels are timed: what tuning left
-            # undecided stays so until somebody profiles.
-            if not self._is_measured(store):
-                self.tune(store)
-            return self.measured_in(store, math.inf if self.measure_s is None else self.measure_s)
-
-    def _is_measured(self, store: Store) -> bool:
-        return is_measured(self.network, self.choices, store, self.device, self.choice_of)
-
-    def measured_in(self, store: Store, budget_s: float, again: bool = False) -> MeasuredCosts:
-        """Return the costs of kernels alone, those that the store lacks measured.
-
-        ``again`` measures more of what was taken while the device was not as usual.
-        """
-        return measured_table(
-            self.network,
-            self.choices,
-            store,
-            self.device,
-            budget_s=budget_s,
-            choice_of=self.choice_of,
-            estimate=self.measure_s is not None,
-            again=again,
-        )
-
-    @property
-    def latency_prior(self) -> LatencyModel:
-        """What is believed of the network's latency before any whole network is measured."""
-        alone = self.measured
-        return LatencyModel(
-            costs=alone.costs,
-            kernels=alone.kernels,
-            estimated=alone.estimated,
-            effects=effects_of(self.network),
-        )
-
-    @property
-    def latency(self) -> LatencyModel:
-        """What is believed of the network's latency, from kernels and whole networks."""
-        if self._latency is None:
-            model = self.latency_prior
-            with Store() as store:
-                anchors = network_anchors(self, model.costs, store)
-            self._latency = model.learned(anchors)
-        return self._latency
-
-    def learn(self, observation: Observation) -> None:
-        """Take a whole network that was measured into the latency model."""
-        self._latency = self.latency.learned([observation])
-        self.__dict__.pop("_table", None)
-
-    def forget(self) -> None:
-        """Go back to the latency model that a new session would have."""
-        self._latency = None
-        self.p95_ratio = P95_RATIO
-        self.__dict__.pop("_table", None)
-
-    def prediction_error(self) -> float:
-        """Return the relative standard deviation of predictions for assignments never measured."""
-        names = {
-            site: choice[number % len(choice)]
-            for number, (site, choice) in enumerate(self.choices.items())
-        }
-        prediction = self.latency.predict(names)
-        return prediction.sd_us / prediction.mean_us
-
-    def tune(self, store: Store, limit_s: float = math.inf) -> None:
-        """Search schedules for the kernels of all candidates, before their costs are measured."""
-        if not self.tuning_s:
-            return
-        workloads = [
-            workload_of(self.network, site, Candidate.parse(name))
-            for site in self.network.sites
-            for name in self.choices[site.id]
-        ]
-        tune(workloads, store, self.device, min(self.tuning_s, limit_s))
-        self._schedules = Schedules.read(store, self.device)
-
-    @property
-    def choice_of(self) -> ChoiceOf:
-        """Schedules of this session's kernels: those decided when it first asks for them."""
-        if not self.tuning_s:
-            return modelled
-        if self._schedules is None:
-            if not default_path().exists():
-                return modelled
-            with Store() as store:
-                self._schedules = Schedules.read(store, self.device)
-        return self._schedules
+        return self.costing.table
 
     def allocation(self) -> Allocation:
         """What a solver needs."""
@@ -281,7 +167,7 @@ class Session:
             choices=self.choices,
             sensitivity=self.sensitivity,
             costs=self.costs,
-            p95_ratio=self.p95_ratio,
+            p95_ratio=self.costing.p95_ratio,
         )
 
     def digest(self) -> str:
@@ -347,7 +233,7 @@ class Session:
         )
 
     def _interval(self, assignment: Mapping[str, str]) -> Prediction | None:
-        return None if self.analytic else self.latency.predict(assignment)
+        return None if self.analytic else self.costing.latency.predict(assignment)
 
     def _predicted(
         self, totals: Mapping[str, float], peak_bytes: float, latency: Prediction | None = None
@@ -388,16 +274,16 @@ class Session:
         return "estimated" if self._is_estimated(site, name) else "measured"
 
     def _is_estimated(self, site: str, name: str) -> bool:
-        return self.measured.kernels[site][name] in self.measured.estimated
+        return self.costing.measured.kernels[site][name] in self.costing.measured.estimated
 
     def _estimates(self, assignment: Mapping[str, str]) -> list[str]:
         """Say how many of the assignment's latencies are estimated, and how."""
-        if self.analytic or not self.measured.estimated:
+        if self.analytic or not self.costing.measured.estimated:
             return []
         count = sum(self._is_estimated(site, name) for site, name in assignment.items())
         return [
             f"the latency of {count} of {len(assignment)} sites is estimated, not measured "
-            f"({self.measured.estimator})"
+            f"({self.costing.measured.estimator})"
         ]
 
     def provenance(self) -> dict[str, str]:
@@ -433,7 +319,7 @@ class Session:
         """Return the predicted latency over the budget's."""
         limits = [budget.latency_ms]
         if budget.latency_p95_ms is not None:
-            limits.append(budget.latency_p95_ms / self.p95_ratio)
+            limits.append(budget.latency_p95_ms / self.costing.p95_ratio)
         bounded = [limit for limit in limits if limit is not None]
         if not bounded or self.analytic or plan.predicted.latency_ms is None:
             return 0.0
@@ -449,7 +335,13 @@ class Session:
         owner = owner or tempfile.TemporaryDirectory(prefix="mpq-")
         folder = Path(owner.name) / "artifact"
         materialized = write_artifact(
-            self.network, self.ranges, plan, folder, self.device, self.allow_float, self.choice_of
+            self.network,
+            self.ranges,
+            plan,
+            folder,
+            self.device,
+            self.allow_float,
+            self.costing.choice_of,
         )
         network = CompiledNetwork(folder, reference_of(materialized), owner, self.device)
         if self.device.present:

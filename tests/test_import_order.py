@@ -27,7 +27,17 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("runtime",),
     ("cost",),
     ("report",),
-    ("pipeline", "session", "allocate", "deploy", "anchors", "inverse", "selfcheck", "profiling"),
+    (
+        "pipeline",
+        "session",
+        "allocate",
+        "deploy",
+        "anchors",
+        "costing",
+        "inverse",
+        "selfcheck",
+        "profiling",
+    ),
     ("integrations", "demo"),
     ("cli", "commands", "__main__"),
 )

@@ -159,10 +159,10 @@ def test_costs_are_those_of_the_kernels_that_run(monkeypatch: pytest.MonkeyPatch
 def test_off_reads_and_stores_nothing(monkeypatch: pytest.MonkeyPatch):
     prefer_another([CONV])
     monkeypatch.setenv("MPQ_TUNE", "0")
-    assert session().choice_of(CONV) is None
+    assert session().costing.choice_of(CONV) is None
     with Store() as store:
         before = len(store)
-        session().tune(store)
+        session().costing.tune(store)
         assert len(store) == before
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +62,17 @@ Run = Callable[[str], str]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Run]:
     """Run a command in the reader's folder and return what it prints.
 
-    ``mpq`` runs in this process, which has imported all that it needs.
+    Commands run in this process: a fresh one would import torch for each of them.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPQ_DB", str(tmp_path / "measurements.sqlite"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("net", None)
 
     def done(line: str) -> str:
         program, *words = shlex.split(line)
@@ -77,13 +80,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         if program == "mpq":
             code = cli.execute(words)
         else:
-            assert program == "python"
-            code = subprocess.run([sys.executable, *words]).returncode
+            assert program == "python" and len(words) == 1
+            runpy.run_path(words[0], run_name="__main__")
+            code = 0
         printed = capfd.readouterr()
         assert code == 0, f"{line}\n{printed.out}\n{printed.err}"
         return printed.out
 
-    return done
+    yield done
+    sys.modules.pop("net", None)
 
 
 def test_a_reader_gets_from_nothing_to_a_plan(tmp_path: Path, run: Run) -> None:

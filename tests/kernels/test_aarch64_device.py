@@ -102,15 +102,14 @@ def servers() -> Iterator[Farm]:
 def device(servers: Farm, request: pytest.FixtureRequest) -> Iterator[RpcDevice]:
     """A device of each tier, one after the other."""
     emulated: Emulated = request.param
-    with pytest.MonkeyPatch.context() as patch:
-        if emulated.forced:
-            patch.setenv("MPQ_TIER", emulated.tier)
-        server = servers.serve(emulated.tier, str(SCRIPT), "serve", "--cpu", emulated.cpu)
+    program = (str(SCRIPT), "serve", "--cpu", emulated.cpu)
+    environment = {"MPQ_TIER": emulated.tier} if emulated.forced else {}
+    server = servers.start(emulated.tier, *program, **environment)
+    servers.wait_for(emulated.tier, server)
     found = rpc_device(Address.parse(servers.target(emulated.tier)))
     assert (found.tier.name, found.tier.triple) == (emulated.tier, "aarch64-linux-gnu")
     yield found
     found.close()
-    servers.servers.remove(server)
     server.kill()
 
 
