@@ -93,10 +93,17 @@ class Connection:
         self._session = rpc.connect(host, port, key, session_timeout=_SESSION_S)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            job()
+        while self._do_next():
+            pass
         self.objects.clear()
         self._session = None  # which ends it
+
+    def _do_next(self) -> bool:
+        """Do one job, and drop it: it may be what keeps a remote object alive."""
+        job = self._next()
+        if job is not None:
+            job()
+        return job is not None
 
     def _next(self) -> Callable[[], None] | None:
         """Return the next job; None to end, after a while without any."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from mpq_compile.errors import DeviceError, nearest
 from mpq_compile.runtime.processes import port_taken, until_ended, warn_where_open
+from mpq_compile.runtime.threads import thread_count
 
 HOST, PORT = "127.0.0.1", 9190
 _ANSWER_S = 10.0
@@ -43,9 +44,7 @@ def servers(host: str, port: int) -> dict[str, Servers]:
     Raises:
         DeviceError: There is no tracker, or it does not answer.
     """
-    from tvm.rpc.base import TrackerCode
-
-    summary = _ask(host, port, [TrackerCode.SUMMARY], _ANSWER_S, "an answer")
+    summary = _ask(host, port, "SUMMARY", [], _ANSWER_S, "an answer")
     addresses: dict[str, list[str]] = {}
     for entry in summary["server_info"]:
         key = entry["key"].removeprefix("server:")
@@ -81,16 +80,17 @@ def request(host: str, port: int, key: str, wait_s: float) -> tuple[str, int, st
     Raises:
         DeviceError: None became free within ``wait_s`` seconds, or the tracker does not answer.
     """
-    from tvm.rpc.base import TrackerCode
-
-    message = [TrackerCode.REQUEST, key, "", 1]
     expected = f"a free device with the key {key!r}"
-    url, server_port, match_key = _ask(host, port, message, wait_s, expected)
+    answer = _ask(host, port, "REQUEST", [key, "", 1], wait_s, expected)
+    url, server_port, match_key = answer
     return str(url), int(server_port), str(match_key)
 
 
-def _ask(host: str, port: int, message: Sequence[Any], wait_s: float, expected: str) -> Any:
-    """Ask one question; return the answer's content."""
+def _ask(
+    host: str, port: int, code: str, words: Sequence[Any], wait_s: float, expected: str
+) -> Any:
+    """Ask one question, by its name in TVM; return the answer's content."""
+    thread_count()  # before TVM is imported: it reads its thread count once
     from tvm.rpc import base
 
     where = f"tracker {host}:{port}"
@@ -100,7 +100,7 @@ def _ask(host: str, port: int, message: Sequence[Any], wait_s: float, expected: 
             magic = struct.unpack("<i", base.recvall(connection, 4))[0]
             if magic != base.RPC_TRACKER_MAGIC:
                 raise OSError("what answers there is not a tracker")
-            base.sendjson(connection, message)
+            base.sendjson(connection, [getattr(base.TrackerCode, code), *words])
             connection.settimeout(wait_s)
             status, content = base.recvjson(connection)
     except TimeoutError as error:

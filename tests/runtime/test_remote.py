@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from farm import Farm, farm
+from farm import Farm, farm, until
 
 import mpq_compile as mpq
+from mpq_compile.cost.profile import load_profile
+from mpq_compile.cost.targets import resolve_target
+from mpq_compile.kernels.tier import TIERS
 from mpq_compile.kernels.workload import LinearWorkload
+from mpq_compile.runtime import connection, remote
 from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.fingerprint import device_fingerprint
 from mpq_compile.runtime.kernel_timing import Task
@@ -70,6 +76,57 @@ def test_it_is_filed_under_its_own_fingerprint(device: RpcDevice) -> None:
     assert device.conditions().load is not None
 
 
+def test_an_address_may_be_a_mapping(servers: Farm, device: RpcDevice) -> None:
+    found = resolve_target({"rpc": {"tracker": f"127.0.0.1:{servers.port}", "key": KEY}})
+    assert (found.name, found.device) == (servers.target(KEY), device)
+    assert device.tier.name in found.profile.tiers
+
+
+def test_a_profile_may_name_a_key(
+    servers: Farm, device: RpcDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = Path(load_profile("local").source).read_text(encoding="utf-8")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("reached: local", f"reached: rpc\nrpc_key: {KEY}"))
+    monkeypatch.delenv("MPQ_TRACKER", raising=False)
+    with pytest.raises(mpq.DeviceError, match="MPQ_TRACKER does not say"):
+        resolve_target(path)
+    monkeypatch.setenv("MPQ_TRACKER", f"127.0.0.1:{servers.port}")
+    assert resolve_target(path).device is device
+    other = next(tier for tier in TIERS if tier not in load_profile("local").tiers)
+    path.write_text(re.sub(r"tiers: .*", f"tiers: [{other}]", path.read_text()))
+    with pytest.raises(mpq.MpqError, match="not of this profile's kind"):
+        resolve_target(path)
+
+
+def test_others_wait_for_a_device_until_it_is_given_back(
+    servers: Farm, device: RpcDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.conditions()
+    monkeypatch.setattr(remote, "WAIT_S", 0.5)
+    with pytest.raises(mpq.DeviceError, match="no answer in time") as caught:
+        RpcDevice(device.address)
+    assert caught.value.expected == f"a free device with the key {KEY!r} within 0.5 s"
+    device.close()
+    until(lambda: servers.free(KEY) == 1)
+    other = RpcDevice(device.address)
+    assert other.fingerprint == device.fingerprint
+    other.close()
+
+
+def test_a_session_that_nobody_uses_is_given_back(
+    servers: Farm, device: RpcDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 0.2)
+    device.close()
+    runs = device.kernels([Task(operator="linear", workload=LINEAR)])
+    time.sleep(0.6)
+    assert runs[0].time() > 0  # a loaded kernel keeps the session
+    runs.clear()
+    until(lambda: servers.free(KEY) == 1)
+    assert device.conditions().load is not None
+
+
 def test_kernels_are_timed_there(device: RpcDevice) -> None:
     runs = device.kernels([Task(operator="linear", workload=LINEAR)] * 2)
     with device.lock():
@@ -107,11 +164,11 @@ def test_wrong_inputs_are_refused_here(network: mpq.CompiledNetwork) -> None:
 
 
 def test_errors_of_the_device_are_raised_here(device: RpcDevice, tmp_path: Path) -> None:
-    connection = device._connected()
+    session = device._connected()
     with pytest.raises(mpq.ArtifactError, match=f"{device.name}: nowhere: not an artifact"):
-        connection.call("load", folder="nowhere")
+        session.call("load", folder="nowhere")
     with pytest.raises(mpq.DeviceError, match="the device failed"):
-        connection.call("expect", folder="a/b", files=[])
+        session.call("expect", folder="a/b", files=[])
 
 
 def test_the_lock_of_the_device_is_that_of_its_machine(device: RpcDevice) -> None:
