@@ -99,7 +99,7 @@ def judge(
     if known:  # what a profile says of energy was judged when the plan was made
         spread = Interval(value=statistics.median(known), lower=min(known), upper=max(known))
         limits.append((spread, budget.get("energy_mj")))
-    status = _status(limits, _settled(timings) and drift <= _UNSETTLED_DRIFT)
+    status = _status(limits, settled(timings) and drift <= _UNSETTLED_DRIFT)
     return Verification(
         latency_ms=median.value,
         latency_ms_lower95=median.lower,
@@ -138,7 +138,8 @@ def _reference_ratios(timings: Sequence[Timings]) -> list[float]:
     return [beside / usual for timing in timings for beside in timing.reference_ms]
 
 
-def _settled(timings: Sequence[Timings]) -> bool:
+def settled(timings: Sequence[Timings]) -> bool:
+    """Tell whether the reference workload was at its usual time beside most blocks."""
     ratios = _reference_ratios(timings)
     return sum(ratio > DRIFT for ratio in ratios) <= _UNSETTLED_SHARE * len(ratios)
 
