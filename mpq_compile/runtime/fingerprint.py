@@ -79,7 +79,9 @@ def _folder_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
 def _version(name: str) -> str:
+    """Return a distribution's version: reading it takes half a millisecond."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

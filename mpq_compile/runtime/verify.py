@@ -56,20 +56,19 @@ def bootstrap(
     independent of each other.
 
     Args:
-        runs: Latencies by process, block and call.
+        runs: Latencies by process, block and call; all processes have as many blocks.
         statistic: Of the calls of one block.
         level: Coverage of the interval.
         seed: The draws are the same for the same seed.
     """
-    table = [np.array([statistic(np.asarray(block)) for block in run]) for run in runs]
+    table = np.array([[statistic(np.asarray(block)) for block in run] for run in runs])
+    processes, blocks = table.shape
     generator = np.random.default_rng(seed)
-    medians = []
-    for _ in range(_RESAMPLES):
-        chosen = [table[i] for i in generator.integers(0, len(table), len(table))]
-        drawn = [run[generator.integers(0, len(run), len(run))] for run in chosen]
-        medians.append(np.median(np.concatenate(drawn)))
+    chosen = generator.integers(0, processes, (_RESAMPLES, processes, 1))
+    drawn = table[chosen, generator.integers(0, blocks, (_RESAMPLES, processes, blocks))]
+    medians = np.median(drawn.reshape(_RESAMPLES, -1), axis=1)
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    value = float(np.median(np.concatenate(table)))
+    value = float(np.median(table))
     # Few blocks can put the interval beside the estimate.
     return Interval(value=value, lower=min(float(low), value), upper=max(float(high), value))
 
@@ -99,7 +98,7 @@ def judge(
     if known:  # what a profile says of energy was judged when the plan was made
         spread = Interval(value=statistics.median(known), lower=min(known), upper=max(known))
         limits.append((spread, budget.get("energy_mj")))
-    status = _status(limits, _settled(timings) and drift <= _UNSETTLED_DRIFT)
+    status = _status(limits, settled(timings) and drift <= _UNSETTLED_DRIFT)
     return Verification(
         latency_ms=median.value,
         latency_ms_lower95=median.lower,
@@ -138,7 +137,8 @@ def _reference_ratios(timings: Sequence[Timings]) -> list[float]:
     return [beside / usual for timing in timings for beside in timing.reference_ms]
 
 
-def _settled(timings: Sequence[Timings]) -> bool:
+def settled(timings: Sequence[Timings]) -> bool:
+    """Tell whether the reference workload was at its usual time beside most blocks."""
     ratios = _reference_ratios(timings)
     return sum(ratio > DRIFT for ratio in ratios) <= _UNSETTLED_SHARE * len(ratios)
 
