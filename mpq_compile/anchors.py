@@ -6,6 +6,8 @@ import hashlib
 import random
 import statistics
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpq_compile.cost.latency import Observation
@@ -13,49 +15,78 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.table import workload_of
 from mpq_compile.progress import track
+from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.types import Candidate, CostTable
 
 if TYPE_CHECKING:
     from mpq_compile.session import Session
 
-BLOCKS = 7
-MIXED = 3
+PROCESSES, BLOCKS = 3, 4
+MIXED = 4
+# Measurements further apart than this find another machine, as it were.
+_OCCASION_S = 300.0
 # The machine drifts by about this much between two measurements, however many blocks they have.
 LEAST_ERROR = 0.01
 
 
-def network_anchors(session: Session, costs: CostTable, store: Store) -> list[Observation]:
-    """Return what each uniform assignment takes, measured once and then stored.
+def network_anchors(
+    session: Session, costs: CostTable, store: Store, measured: bool = True
+) -> list[Observation]:
+    """Return what whole networks take: measured once in fresh processes, and then stored.
 
-    Candidates whose kernels are the same at every site share one measurement. A candidate that
-    some sites cannot have is completed there by the site's own fastest. What is not known is
-    built first and then timed in turns: anchors are compared with each other.
+    What is not known is built first and then timed in turns: anchors are compared with each other.
+    Those of another occasion than the first have a run of their own. ``measured=False`` returns
+    only those that are known.
     """
     assignments = anchor_assignments(session, costs)
     keys = {name: _key(session, name, chosen) for name, chosen in assignments.items()}
     known = store.get_many(keys.values())
-    missing = [name for name in assignments if keys[name] not in known]
+    missing = [name for name in assignments if keys[name] not in known] if measured else []
     networks = [
         session.build(session.bare_plan(assignments[name]))
-        for name in track(missing, "build uniform networks")
+        for name in track(missing, "build networks to time")
     ]
     if networks:
-        with session.device.lock():
-            times = session.device.time_networks([n.folder for n in networks], BLOCKS)
-        for index, name in enumerate(missing):
-            known[keys[name]] = _measurement([1e3 * ms for ms in times.levelled_ms(index)])
-        store.put_many([(keys[name], known[keys[name]]) for name in missing])
-    return [_observation(assignments[name], known[key]) for name, key in keys.items()]
+        found = _timed(session.device, [network.folder for network in networks])
+        rows = [(keys[name], value) for name, value in zip(missing, found, strict=True)]
+        known.update(rows)
+        store.put_many(rows)
+    there = {name: known[key] for name, key in keys.items() if key in known}
+    runs = _occasions(there)
+    return [_observation(assignments[name], value, runs[name]) for name, value in there.items()]
 
 
-def _observation(assignment: Mapping[str, str], measured: Measurement) -> Observation:
+def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
+    """Time networks in turns, in several fresh processes: one process may be lucky throughout."""
+    with device.lock():
+        timings = [device.time_networks(folders, BLOCKS) for _ in range(PROCESSES)]
+    return [
+        _measurement([1e3 * statistics.median(t.levelled_ms(index)) for t in timings])
+        for index in range(len(folders))
+    ]
+
+
+def _occasions(measured: Mapping[str, Measurement]) -> dict[str, int]:
+    """Number the occasions on which anchors were measured, the earliest first."""
+    moments = {name: datetime.fromisoformat(value.time) for name, value in measured.items()}
+    runs: dict[str, int] = {}
+    last: datetime | None = None
+    for name in sorted(moments, key=moments.__getitem__):
+        new = last is not None and (moments[name] - last).total_seconds() > _OCCASION_S
+        runs[name] = max(runs.values(), default=0) + new
+        last = moments[name]
+    return runs
+
+
+def _observation(assignment: Mapping[str, str], measured: Measurement, run: int) -> Observation:
     """Return a measured network with the standard error of its median (of normal noise)."""
     deviation = 1.25 * (measured.variance / measured.count) ** 0.5
     return Observation(
         assignment=assignment,
         latency_us=measured.median_us,
         error=max(LEAST_ERROR, deviation / measured.median_us),
+        run=run,
     )
 
 

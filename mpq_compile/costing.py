@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class Costing:
         self.p95_ratio = P95_RATIO
         self._latency: LatencyModel | None = None
         self._schedules: Schedules | None = None
+        self._end: float | None = None
 
     @property
     def table(self) -> CostTable:
@@ -68,10 +70,17 @@ class Costing:
             # Planning neither tunes nor measures where all kernels are timed: what tuning left
             # undecided stays so until somebody profiles.
             if not self._is_measured(store):
-                self.tune(store)
-            return self.measured_in(
-                store, math.inf if self._session.measure_s is None else self._session.measure_s
-            )
+                self.tune(store, self._left_s())
+            return self.measured_in(store, self._left_s())
+
+    def _left_s(self) -> float:
+        """Return what is left of the time to measure, which begins when it is first asked for."""
+        limit_s = self._session.measure_s
+        if limit_s is None:
+            return math.inf
+        if self._end is None:
+            self._end = time.monotonic() + limit_s
+        return max(0.0, self._end - time.monotonic())
 
     def _is_measured(self, store: Store) -> bool:
         return is_measured(
@@ -115,7 +124,9 @@ class Costing:
         if self._latency is None:
             model = self.latency_prior
             with Store() as store:
-                anchors = network_anchors(self._session, model.costs, store)
+                # Without time to measure, what is known of whole networks has to do.
+                timed = self._left_s() > 0
+                anchors = network_anchors(self._session, model.costs, store, measured=timed)
             self._latency = model.learned(anchors)
         return self._latency
 

@@ -108,8 +108,9 @@ def plan(
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
             the cost model.
-        measure_s: Seconds to spend on kernels that were never measured on the target. What is
-            left is estimated from those that were, and the plan says so. None measures all.
+        measure_s: Seconds to spend on what was never measured on the target: tuning, kernels,
+            then whole networks, which are begun only while there is time. Kernels that are left
+            are estimated from those that were measured, and the plan says so. None measures all.
 
     Raises:
         InfeasibleBudgetError: Nothing fits; the message says what is attainable.
@@ -217,7 +218,8 @@ def compile_session(
         if verification.status != "rejected":
             return network
         least_seen = min(least_seen, verification.latency_ms_upper95)
-        _learn(session, plan, verification, budget)
+        if number < MAX_ROUNDS:
+            _learn(session, plan, verification, budget)
     raise InfeasibleBudgetError(
         f"no assignment was measured within the budget in {MAX_ROUNDS} rounds",
         expected=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
@@ -272,7 +274,7 @@ def _learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> 
             assignment=plan.assignment,
             latency_us=1e3 * seen.latency_ms,
             error=max(LEAST_ERROR, half_width),
-            run=session.costing.latency.runs,
+            run=session.costing.latency.next_run,
         )
     )
     if budget.latency_p95_ms is not None:

@@ -90,7 +90,9 @@ def test_a_measured_network_moves_predictions_until_forgotten() -> None:
     names[next(iter(names))] = "w8a8"
     before = costing.latency.predict(names)
     table = costing.table
-    seen = Observation(assignment=names, latency_us=1.3 * before.mean_us, run=costing.latency.runs)
+    seen = Observation(
+        assignment=names, latency_us=1.3 * before.mean_us, run=costing.latency.next_run
+    )
     costing.learn(seen)
     after = costing.latency.predict(names)
     assert before.mean_us < after.mean_us < 1.31 * before.mean_us

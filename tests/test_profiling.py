@@ -56,12 +56,17 @@ def test_a_first_plan_tunes(database: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert Session(module, x[:1], [x], candidates=NAMES).costs.costs
 
 
-def test_time_is_bounded_and_what_was_measured_stays() -> None:
+def test_short_runs_get_there_too() -> None:
+    """Each run measures something, however short its time, and none measures it again."""
     module, x = model()
-    stopped = mpq.profile(module, x[:1], [x], candidates=NAMES, budget_s=1e-9)
-    assert not stopped.complete
-    assert stopped.new == 0
-    assert mpq.profile(module, x[:1], [x], candidates=NAMES).complete
+    runs = []
+    for _ in range(30):
+        runs.append(mpq.profile(module, x[:1], [x], candidates=NAMES, budget_s=1e-9))
+        if runs[-1].complete:
+            break
+    assert not runs[0].complete
+    assert runs[-1].complete
+    assert mpq.profile(module, x[:1], [x], candidates=NAMES).new == 0
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

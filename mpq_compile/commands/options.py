@@ -52,7 +52,7 @@ MeasureS = Annotated[
     typer.Option(
         "--measure-s",
         min=0,
-        help="Measure kernels for so many seconds at most; estimate the others.",
+        help="Tune and measure for about so many seconds; estimate what is left.",
     ),
 ]
 NoTune = Annotated[

@@ -87,6 +87,8 @@ def effects_of(network: Network) -> Effects:
         for reader in _readers(node, table, set())
         if table[reader.name] is Kind.SITE
     }
+    # A join that another join feeds is known by its direct sites only: through residual streams
+    # each join would reach all sites before it.
     joined: dict[fx.Node, list[fx.Node]] = {}
     for node in sites:
         for reader in _readers(node, table, set()):

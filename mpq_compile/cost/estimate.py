@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,8 @@ from mpq_compile.runtime.kernel_timing import Task
 # Folds in which shapes are left out when an estimator is chosen.
 FOLDS = 8
 _LEAST_ROWS = 12
+# Of a normal distribution, by the median of its absolute values.
+_SD_OF_MEDIAN_ERROR = 1.48
 _NUMBERS = (
     "pixels", "columns", "depth", "outputs", "groups", "window", "stride", "spread", "padded",
     "bits", "group_size", "dynamic", "stored", "residual", "input", "macs", "bytes", "weights",
@@ -194,11 +196,13 @@ class Estimates:
         name: The estimator's.
         error: Its median relative error on shapes that were left out.
         learner: The fitted estimator.
+        kinds: Kinds of kernels that it saw.
     """
 
     name: str
     error: float
     learner: Estimator
+    kinds: frozenset[str]
 
     @classmethod
     def learned(cls, table: Table) -> Estimates:
@@ -207,11 +211,12 @@ class Estimates:
         Raises:
             ProfileError: Too little was measured to learn from.
         """
-        if len({f.shape for f in table.features}) < _LEAST_ROWS:
+        shapes = {f.shape for f in table.features if f.macs}
+        if len(shapes) < _LEAST_ROWS:
             raise ProfileError(
                 "too few measurements to estimate others from",
-                expected=f"at least {_LEAST_ROWS} shapes measured on this device",
-                found=f"{len({f.shape for f in table.features})}",
+                expected=f"at least {_LEAST_ROWS} shapes of layers measured on this device",
+                found=f"{len(shapes)}",
                 remedy="run `mpq profile --sweep` once, or allow more time to measure",
             )
         errors = {
@@ -220,7 +225,19 @@ class Estimates:
         best = min(errors, key=errors.__getitem__)
         learner = ESTIMATORS[best]()
         learner.fit(table.features, table.us)
-        return cls(name=best, error=errors[best], learner=learner)
+        kinds = frozenset(f.kind for f in table.features)
+        return cls(name=best, error=errors[best], learner=learner, kinds=kinds)
+
+    def error_of(self, shape: str) -> float:
+        """Return the standard deviation of an estimate, relative.
+
+        A kind of kernel that was never measured takes the roofline of another: that may be off by
+        its whole.
+        """
+        found = features_of(shape)
+        if found is None or found.kind not in self.kinds:
+            return 1.0
+        return _SD_OF_MEDIAN_ERROR * self.error
 
     def us(self, shapes: Sequence[str]) -> dict[str, float]:
         """Return times in µs by the names that workloads are stored under.
@@ -244,10 +261,10 @@ class Estimates:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelTimes:
-    """Times in µs by ``workload.key``; which of them are estimated, and how."""
+    """Times in µs by ``workload.key``; the errors of those that are estimated, and how they are."""
 
     us: Mapping[str, float]
-    estimated: frozenset[str] = frozenset()
+    estimated: Mapping[str, float] = field(default_factory=dict)
     estimator: str = ""
 
 
@@ -291,6 +308,6 @@ def kernel_times(
     estimates = Estimates.learned(table)
     return KernelTimes(
         us=us | estimates.us(missing),
-        estimated=frozenset(missing),
+        estimated={name: estimates.error_of(name) for name in missing},
         estimator=f"{estimates.name}, median error {100 * estimates.error:.0f} % on other shapes",
     )

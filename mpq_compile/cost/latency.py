@@ -43,7 +43,6 @@ class Errors:
 
     Args:
         network, compute, kernel, site: Of g, f, k and s above.
-        estimated: Added to a kernel's where its time was not measured.
         transition: Of a conversion's time.
         constant: Of the constant, as a share of the mean of what is observed.
         edge: Of what a change of format costs if it happened at every edge, as such a share.
@@ -55,7 +54,6 @@ class Errors:
     compute: float = 0.10
     kernel: float = 0.05
     site: float = 0.04
-    estimated: float = 0.25
     transition: float = 0.5
     constant: float = 0.02
     edge: float = 0.05
@@ -103,7 +101,7 @@ class LatencyModel:
         costs: Times of sites and conversions alone; other axes are passed through.
         kernels: What each site runs with each candidate: equal names have one time alone and
             share an error.
-        estimated: Kernels whose time was not measured.
+        estimated: Kernels whose time was not measured, and the relative error of their estimates.
         effects: Where formats of several sites matter together.
         errors: How wrong the parts may be.
         observations: Whole networks that were measured.
@@ -111,7 +109,7 @@ class LatencyModel:
 
     costs: CostTable
     kernels: Mapping[str, Mapping[str, str]]
-    estimated: frozenset[str] = frozenset()
+    estimated: Mapping[str, float] = field(default_factory=dict)
     effects: Effects = Effects()
     errors: Errors = Errors()
     observations: tuple[Observation, ...] = ()
@@ -129,7 +127,7 @@ class LatencyModel:
         believed, speed = self._belief, self._belief.speed
         costs = {
             site: {
-                name: {**entry, _AXIS: speed * believed.site_us(site, name)}
+                name: {**entry, _AXIS: max(0.0, speed * believed.site_us(site, name))}
                 for name, entry in entries.items()
             }
             for site, entries in self.costs.costs.items()
@@ -192,9 +190,9 @@ class LatencyModel:
         return self._belief.predict(assignment, drift)
 
     @property
-    def runs(self) -> int:
-        """Number of occasions on which whole networks were measured."""
-        return len({observation.run for observation in self.observations})
+    def next_run(self) -> int:
+        """Number of the next occasion on which whole networks are measured."""
+        return max((observation.run for observation in self.observations), default=-1) + 1
 
     def alone_us(self, assignment: Mapping[str, str]) -> float:
         """Return the plain sum of the sites' times alone."""
@@ -323,8 +321,8 @@ def _relative_covariance(
     errors = model.errors
     kernels = np.array([kernel for _, kernel in places])
     computes = np.array([compute for _, compute in places.values()])
-    unknown = np.array([kernel in model.estimated for kernel in kernels])
-    of_kernel = errors.kernel**2 + errors.estimated**2 * unknown
+    guessed = np.array([model.estimated.get(str(kernel), 0.0) for kernel in kernels])
+    of_kernel = errors.kernel**2 + guessed**2
     return (
         errors.network**2
         + errors.compute**2 * np.equal.outer(computes, computes)

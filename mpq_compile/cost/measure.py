@@ -20,6 +20,8 @@ from mpq_compile.runtime.kernel_timing import Run, Task
 
 # Kernels that are timed in turns: a round of them takes about a tenth of a second.
 CHUNK = 24
+# Where there is little time, few kernels are built before the first is timed.
+_SHORT_S, _SMALL_CHUNK = 20.0, 6
 
 
 def measure(
@@ -40,7 +42,8 @@ def measure(
         tasks: What is needed.
         store: Where measurements are kept.
         device: Where they run.
-        budget_s: Stop measuring after this many seconds.
+        budget_s: Stop measuring after this many seconds. Some kernels are measured in any case,
+            so that repeating a short run gets there too.
         precision: When a kernel has been timed enough.
         again: Measure more where the store's measurement was made while the reference workload
             was not at its usual time. Otherwise such a measurement is used as it is.
@@ -78,10 +81,12 @@ class _Job:
         self._precision = precision
         self._accepts = accepts
         self._until = time.monotonic() + budget_s
+        self._size = CHUNK if budget_s > _SHORT_S else _SMALL_CHUNK
+        self._begun = False
 
     def do(self, left: Sequence[MeasurementKey], device: Device, store: Store) -> None:
         """Measure the kernels that are left, in chunks."""
-        chunks = [left[i : i + CHUNK] for i in range(0, len(left), CHUNK)]
+        chunks = [left[i : i + self._size] for i in range(0, len(left), self._size)]
         with counted(2 * len(left), "profile kernels") as advance:
 
             def work(chunk: Sequence[MeasurementKey], bench: Bench) -> None:

@@ -74,7 +74,9 @@ def time_in_rounds(
         runs: The kernels; few enough that a round takes no longer than the machine stays as it is.
         bench: Where.
         precision: When a kernel has been timed enough.
-        until: Stop at this ``time.monotonic()``; kernels that are still uncertain are left out.
+        until: Stop at this ``time.monotonic()``, but not before the least number of rounds: these
+            kernels were built for it, and a next run goes on from there. Those that are still
+            uncertain are left out.
         accepts: Which of the store's measurements need not be made again.
     """
     reference = bench.reference  # built before the device is held
@@ -147,8 +149,11 @@ def _take_rounds(
     """Take rounds, each written as soon as it ends, until nothing is uncertain."""
     if taken.uncertain():
         bench.reference.settle()
-    pause = 0.0
-    while (active := taken.uncertain()) and time.monotonic() < until:
+    pause, rounds = 0.0, 0
+    while active := taken.uncertain():
+        if rounds >= taken.precision.least and time.monotonic() >= until:
+            break
+        rounds += 1
         time.sleep(pause)
         round_ = _take_round({key: runs[key] for key in active}, bench)
         taken.add(_write(round_, bench), round_)

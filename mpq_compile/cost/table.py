@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -104,13 +104,13 @@ class MeasuredCosts:
     Args:
         costs: Of each (site, candidate), and of changes of format.
         kernels: What each site runs with each candidate, by name.
-        estimated: Names of what was not measured.
+        estimated: Names of what was not measured, and the relative errors of their estimates.
         estimator: Says how those were estimated; empty without any.
     """
 
     costs: CostTable
     kernels: Mapping[str, Mapping[str, str]]
-    estimated: frozenset[str] = frozenset()
+    estimated: Mapping[str, float] = field(default_factory=dict)
     estimator: str = ""
 
 
@@ -163,7 +163,11 @@ def measured_table(
             overhead={"size_bytes": float(fixed_bytes(network))},
         ),
         kernels=kernels,
-        estimated=frozenset(k for k in named if times.estimated.intersection(k.split("+"))),
+        estimated={
+            name: max(times.estimated[key] for key in name.split("+") if key in times.estimated)
+            for name in named
+            if times.estimated.keys() & set(name.split("+"))
+        },
         estimator=times.estimator,
     )
 

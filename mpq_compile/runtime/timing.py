@@ -30,6 +30,7 @@ _ALONE_S, _IN_TURNS_S = (0.4, 0.12), (0.1, 0.04)
 DRIFT = 1.15
 _RETRIES = 3
 _REFERENCES = 3
+_LEAST_NETWORKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,11 @@ class Timings:
         """Return the median of each block as if all rounds had found the machine alike.
 
         A slow round is slow for all networks in it, so its factor is the median over them of
-        block over the network's own median; it is taken out.
+        block over the network's own median; it is taken out. Two networks or one do not tell a
+        slow round from their own noise.
         """
+        if len(self.latencies_ms) < _LEAST_NETWORKS:
+            return self.medians_ms(network)
         table = np.array([self.medians_ms(i) for i in range(len(self.latencies_ms))])
         speeds = np.median(table / np.median(table, axis=1, keepdims=True), axis=0)
         return [float(ms) for ms in table[network] / speeds * np.median(speeds)]
@@ -143,7 +147,7 @@ def time_in_turns(
                 start = meter.start()
                 row.append(timer())
                 joules[index].append(meter.joules(start))
-                calls[index] += len(row[-1])
+                calls[index] += 1 + len(row[-1])  # the one that warms up is paid for too
             found = [reference() for _ in range(_REFERENCES)]
             references += found
             beside = statistics.median(found)
@@ -174,9 +178,17 @@ def _per_call(joules: Sequence[float | None], calls: int) -> float | None:
 
 
 def _resident_bytes() -> int:
-    """Return the most memory that this process has held."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Return the most memory that this program has held.
+
+    Linux's own figure: that of ``getrusage`` is inherited from the process that started this one.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii") as lines:
+            peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        return 1024 * int(peaks[0])
+    except (OSError, IndexError, ValueError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -67,8 +67,11 @@ def bootstrap(
     chosen = generator.integers(0, processes, (_RESAMPLES, processes, 1))
     drawn = table[chosen, generator.integers(0, blocks, (_RESAMPLES, processes, blocks))]
     medians = np.median(drawn.reshape(_RESAMPLES, -1), axis=1)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     value = float(np.median(table))
+    # Few processes resampled differ by less than few processes drawn anew.
+    wider = (processes / max(processes - 1, 1)) ** 0.5
+    medians = value + wider * (medians - value)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     # Few blocks can put the interval beside the estimate.
     return Interval(value=value, lower=min(float(low), value), upper=max(float(high), value))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,30 @@ def test_a_reference_that_stays_slow_ends_the_repeating() -> None:
     references = itertools.chain([1.0] * 12, itertools.repeat(2.0))
     found = time_in_turns([lambda: [1.0]], lambda: next(references), blocks=2)
     assert (found.repeated, found.reference_ms) == (4, [2.0, 2.0])
+
+
+def test_rounds_of_several_networks_are_levelled() -> None:
+    """A round that was slow for all is no news of any; one network alone cannot tell."""
+    steady = [[1.0, 1.0, 3.0, 1.0], [2.0, 2.0, 6.0, 2.0], [5.0, 5.0, 15.0, 5.5]]
+    several = Timings(
+        **{
+            **timings([1.0]).to_json(),
+            "latencies_ms": [[[ms] * 3 for ms in row] for row in steady],
+        }
+    )
+    assert several.levelled_ms(0) == pytest.approx([1.0] * 4)
+    assert several.levelled_ms(2) == pytest.approx([5.0, 5.0, 5.0, 5.5])
+    alone = timings([1.0, 1.0, 3.0])
+    assert alone.levelled_ms(0) == alone.medians_ms(0) == pytest.approx([1.0, 1.0, 3.0])
+
+
+def test_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    """A child of a large process begins with its own memory."""
+    ballast = bytearray(200 << 20)
+    ballast[:: 1 << 12] = b"x" * len(ballast[:: 1 << 12])
+    code = "from mpq_compile.runtime.timing import _resident_bytes as r; print(r())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(done.stdout) < len(ballast)
 
 
 def test_reference_does_its_work_in_every_thread() -> None:
