@@ -1,7 +1,8 @@
 """Predicted against measured latency of networks, and estimates of kernels never measured.
 
     python benchmarks/prediction.py [--nets resnet20,mobilenetv2,encoder] [--assignments 30]
-        [--rounds 15] [--plot prediction.png] [--json FILE] [--shapes]
+        [--rounds 15] [--networks FOLDER] [--plot prediction.png]
+        [--json FILE] [--shapes]
 
 For each network, random mixed assignments are built, none of which the latency model has seen, and
 timed in turns in one fresh process, together with the uniform assignments that the model is
@@ -14,6 +15,7 @@ everything that the database has of this device.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -105,11 +107,14 @@ def random_assignments(session: Session, count: int, seed: int) -> list[dict[str
 def build_all(
     session: Session, assignments: Sequence[Mapping[str, str]], folder: Path
 ) -> list[Path]:
-    """Build the networks into folders of their own."""
+    """Build the networks into folders named by what they are, unless they are there already."""
     folders = []
-    for number, assignment in enumerate(track(assignments, "build networks")):
-        network = session.build(session.bare_plan(dict(assignment)))
-        folders.append(network.save(folder / str(number)))
+    for assignment in track(assignments, "build networks"):
+        text = f"{session.digest()}{sorted(assignment.items())}{kernel_hash()}"
+        place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        folders.append(place)
+        if not place.exists():
+            session.build(session.bare_plan(dict(assignment))).save(place)
     return folders
 
 
@@ -120,8 +125,8 @@ def noise_of(timings: Timings, count: int) -> float:
     return float(np.mean(np.abs(first - second) / np.median(levels, axis=1)))
 
 
-def run(name: str, count: int, rounds: int, seed: int) -> Result:
-    """Predict and measure one network."""
+def run(name: str, count: int, rounds: int, seed: int, folder: Path) -> Result:
+    """Predict and measure one network; what is built stays in ``folder``."""
     net = NETWORKS[name]
     session = Session(
         net.build(), net.samples(1, 7), [net.samples(1, 9)], candidates=CANDIDATES, tuned=False
@@ -129,10 +134,9 @@ def run(name: str, count: int, rounds: int, seed: int) -> Result:
     model = session.costing.latency_prior
     anchors = list(anchor_assignments(session, model.costs).values())
     held_out = random_assignments(session, count, seed)
-    with tempfile.TemporaryDirectory(prefix="mpq-prediction-") as folder:
-        folders = build_all(session, [*anchors, *held_out], Path(folder))
-        with session.device.lock():
-            timings = session.device.time_networks(folders, rounds)
+    folders = build_all(session, [*anchors, *held_out], folder)
+    with session.device.lock():
+        timings = session.device.time_networks(folders, rounds)
     measured = np.array([np.median(timings.levelled_ms(i)) for i in range(len(folders))])
     seen = [
         Observation(assignment=assignment, latency_us=1e3 * ms)
@@ -221,14 +225,17 @@ def main() -> None:
     parser.add_argument("--assignments", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--networks", type=Path, help="keep what is built here, and use it again")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--shapes", action="store_true", help="error of estimates too")
     options = parser.parse_args()
     results = []
-    for name in options.nets.split(","):
-        results.append(run(name, options.assignments, options.rounds, options.seed))
-        show(results[-1])
+    with tempfile.TemporaryDirectory(prefix="mpq-prediction-") as scratch:
+        folder = options.networks or Path(scratch)
+        for name in options.nets.split(","):
+            results.append(run(name, options.assignments, options.rounds, options.seed, folder))
+            show(results[-1])
     shapes = shape_errors() if options.shapes else {}
     for name, errors in shapes.items():
         print(
