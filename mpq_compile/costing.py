@@ -69,7 +69,7 @@ class Costing:
         with Store() as store:
             # Planning neither tunes nor measures where all kernels are timed: what tuning left
             # undecided stays so until somebody profiles.
-            if not self._is_measured(store):
+            if not self.is_measured(store):
                 self.tune(store, self._left_s())
             return self.measured_in(store, self._left_s())
 
@@ -82,7 +82,8 @@ class Costing:
             self._end = time.monotonic() + limit_s
         return max(0.0, self._end - time.monotonic())
 
-    def _is_measured(self, store: Store) -> bool:
+    def is_measured(self, store: Store) -> bool:
+        """Tell whether the store has all kernels that planning needs."""
         return is_measured(
             self._session.network,
             self._session.choices,

@@ -102,11 +102,15 @@ class _Job:
                 raise _no_device(error, store, self._tasks) from error
 
     def _built(self, chunk: Sequence[MeasurementKey], bench: Bench) -> dict[MeasurementKey, Run]:
-        """Build the kernels that nobody has measured meanwhile; none where the time is over."""
+        """Build the kernels that nobody has measured meanwhile.
+
+        None where the time is over, except for the first chunk.
+        """
         known = bench.at_store(lambda store: store.get_many(chunk))
         left = [key for key in chunk if key not in known or not self._accepts(known[key])]
-        if not left or time.monotonic() >= self._until:
+        if not left or (self._begun and time.monotonic() >= self._until):
             return {}
+        self._begun = True
         runs = bench.kernels([self._tasks[key] for key in left])
         return dict(zip(left, runs, strict=True))
 
@@ -150,7 +154,7 @@ def _refuse_missing(
         return
     raise TimeRanOutError(
         "the time to measure ran out",
-        expected=f"{len(wanted)} kernels within {budget_s:.0f} s",
+        expected=f"{len(wanted)} kernels within {max(budget_s, 0):.0f} s",
         found=f"{len(known)} measured and stored",
         remedy="run again to go on, or allow more time",
     )
