@@ -112,9 +112,8 @@ class Allocation:
         limits = {
             axis: given[name] * factor for name, (axis, factor) in AXES.items() if name in given
         }
-        if "latency_p95_ms" in given:
-            p95_us = given["latency_p95_ms"] * 1e3 / self.p95_ratio
-            limits["latency_us"] = min(limits.get("latency_us", p95_us), p95_us)
+        if self.p95_binds(budget):
+            limits["latency_us"] = given["latency_p95_ms"] * 1e3 / self.p95_ratio
         self._check_axes(limits)
         limits = {
             axis: limit - self.costs.overhead.get(axis, 0.0) for axis, limit in limits.items()
@@ -122,6 +121,11 @@ class Allocation:
         if "avg_bits" in given:
             limits["weight_bits"] = given["avg_bits"] * sum(s.weight_count for s in self.sites)
         return limits
+
+    def p95_binds(self, budget: Budget) -> bool:
+        """Tell whether the bound on the 95th percentile is what bounds the median."""
+        p95, median = budget.latency_p95_ms, budget.latency_ms
+        return p95 is not None and (median is None or p95 / self.p95_ratio < median)
 
     def _check_axes(self, limits: Mapping[str, float]) -> None:
         known = next(iter(next(iter(self.costs.costs.values())).values()))
@@ -310,10 +314,12 @@ def infeasible(
         least, assignment = _cheapest(allocation, axis)
         least_values.append(f"{name} {(least + overhead) * factor:.4g} {unit}")
         if least > limit:
+            bound = f"{name} budget {(limit + overhead) * factor:.4g} {unit}"
+            if axis == "latency_us" and allocation.p95_binds(budget):
+                bound = _p95_bound(bound, budget, allocation.p95_ratio)
             parts.append(
-                f"{name} budget {(limit + overhead) * factor:.4g} {unit} is below "
-                f"{(least + overhead) * factor:.4g} {unit}, the cheapest assignment "
-                f"({_described(assignment)})"
+                f"{bound} is below {(least + overhead) * factor:.4g} {unit}, the cheapest "
+                f"assignment ({_described(assignment)})"
             )
     reason = "; ".join(parts) or "each budget can be met alone, but not all of them together"
     return InfeasibleBudgetError(
@@ -321,6 +327,14 @@ def infeasible(
         expected="each alone at least: " + ", ".join(least_values),
         found=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
         remedy="raise the budget, or allow cheaper candidates (candidates=[...])",
+    )
+
+
+def _p95_bound(bound: str, budget: Budget, ratio: float) -> str:
+    """Name the budget that was given, and how a bound on the median comes of it."""
+    return (
+        f"latency_p95_ms budget {budget.latency_p95_ms:g} ms, over {ratio:.3g} (95th percentile "
+        f"over median) a {bound} for the median,"
     )
 
 

@@ -31,13 +31,16 @@ from mpq_compile.commands import (
     verify,
 )
 from mpq_compile.commands.failures import INTERRUPTED, failure, interrupted
+from mpq_compile.commands.interrupts import noted_interrupts
 from mpq_compile.commands.notices import noted, with_notes
 from mpq_compile.commands.outcome import Outcome, console_on, json_text, reserved_stdout
+from mpq_compile.commands.service import Announcer, run_service
 
 app = typer.Typer(
     name="mpq",
     help="Mixed-precision quantization that meets a measured budget.",
-    epilog="Exit codes: 0 done; 1 a budget or check failed; 2 wrong input.",
+    epilog="Exit codes: 0 done; 1 a budget or check failed, the time ran out or a measurement was "
+    "inconclusive; 2 wrong input; 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -74,12 +77,18 @@ def _root(
 def execute(arguments: Sequence[str]) -> int:
     """Run one command, print what it ends with, and return the exit code."""
     if not _wants_json(arguments):
-        outcome = _noted_outcome(arguments)
-        outcome.show(console_on(sys.stderr if outcome.failed else sys.stdout))
+        announcer = Announcer(stream=None)
+        outcome = _noted_outcome(arguments, announcer)
+        to_stderr = outcome.failed or announcer.done
+        outcome.show(console_on(sys.stderr if to_stderr else sys.stdout))
         return outcome.exit_code
     with reserved_stdout() as stream:
-        outcome = _noted_outcome(arguments)
-        print(json_text(outcome.data), file=stream, flush=True)
+        announcer = Announcer(stream=stream)
+        outcome = _noted_outcome(arguments, announcer)
+        if announcer.done:
+            outcome.show(console_on(sys.stderr))
+        else:
+            print(json_text(outcome.data), file=stream, flush=True)
     return outcome.exit_code
 
 
@@ -114,24 +123,32 @@ def _wants_json(arguments: Sequence[str]) -> bool:
     return "--json" in options and "--help" not in options
 
 
-def _noted_outcome(arguments: Sequence[str]) -> Outcome:
+def _noted_outcome(arguments: Sequence[str], announcer: Announcer) -> Outcome:
     """Return what a command ends with; what it must say of the database goes to standard error."""
     with noted() as notes:
-        outcome = _outcome(arguments)
+        outcome = _outcome(arguments, announcer)
     for note in notes:
         console_on(sys.stderr).print(f"note: {note}")
     return with_notes(outcome, notes)
 
 
-def _outcome(arguments: Sequence[str]) -> Outcome:
-    try:
-        returned: Any = app(list(arguments) or ["--help"], prog_name="mpq", standalone_mode=False)
-    except BrokenPipeError:
-        raise
-    except (KeyboardInterrupt, typer.Abort):
-        return interrupted()
-    except Exception as error:
-        return failure(error)
+def _outcome(arguments: Sequence[str], announcer: Announcer) -> Outcome:
+    """Return what a command ends with; after Ctrl-C, whatever was raised is its end."""
+    with noted_interrupts() as interrupts:
+        try:
+            return _returned(arguments, announcer)
+        except BrokenPipeError:
+            raise
+        except (KeyboardInterrupt, typer.Abort):
+            return interrupted()
+        except Exception as error:
+            return interrupted() if interrupts.came else failure(error)
+
+
+def _returned(arguments: Sequence[str], announcer: Announcer) -> Outcome:
+    returned: Any = app(list(arguments) or ["--help"], prog_name="mpq", standalone_mode=False)
     if returned == INTERRUPTED:
         return interrupted()
-    return returned if isinstance(returned, Outcome) else Outcome(exit_code=returned or 0)
+    if not isinstance(returned, Outcome):
+        return Outcome(exit_code=returned or 0)
+    return returned if returned.service is None else run_service(returned, announcer)

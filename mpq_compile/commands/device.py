@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -33,17 +33,25 @@ Tracker = Annotated[
     typer.Option("--tracker", metavar="HOST:PORT", envvar="MPQ_TRACKER", help="The tracker."),
 ]
 _TRACKER = f"{trackers.HOST}:{trackers.PORT}"
+_TRACKER_HERE = typer.Option("--port", min=1, max=65535, help="Port to listen on.")
+_SERVER_HERE = typer.Option("--port", min=1, max=65535, help="First port to try.")
 Host = Annotated[str, typer.Option("--host", help="Address to listen on. " + _OPEN)]
 
 
 @app.command("tracker", epilog=_OPEN)
 def tracker(
     host: Host = trackers.HOST,
-    port: Annotated[int, typer.Option("--port", help="Port to listen on.")] = trackers.PORT,
+    port: Annotated[int, _TRACKER_HERE] = trackers.PORT,
     as_json: options.Json = False,
-) -> None:
-    """Run a tracker, which knows the devices and who uses them, until Ctrl-C or SIGTERM."""
-    trackers.run_tracker(host, port)
+) -> Outcome:
+    """Run a tracker, which knows the devices and who uses them, until Ctrl-C or SIGTERM.
+
+    With --json, the object is printed once the tracker listens.
+    """
+    listening = {"tracker": f"{host}:{port}", "host": host, "port": port}
+    return Outcome(
+        service=lambda announce: trackers.run_tracker(host, port, lambda: announce(listening))
+    )
 
 
 @app.command("serve", epilog=_OPEN)
@@ -51,15 +59,35 @@ def serve(
     key: Annotated[str, typer.Option("--key", help="Name of this kind of device.")],
     tracker: Tracker = _TRACKER,
     host: Host = server.HOST,
-    port: Annotated[int, typer.Option("--port", help="First port to try.")] = server.PORT,
+    port: Annotated[int, _SERVER_HERE] = server.PORT,
     advertise: Annotated[
         str | None,
         typer.Option("--advertise", metavar="HOST", help="Host that clients reach it by."),
     ] = None,
     as_json: options.Json = False,
-) -> None:
-    """Serve this machine as a device, until Ctrl-C or SIGTERM."""
-    server.serve(Address.parse(f"{tracker}/{key}"), host, port, advertise)
+) -> Outcome:
+    """Serve this machine as a device, until Ctrl-C or SIGTERM.
+
+    With --json, the object is printed once the server listens.
+    """
+    address = Address.of(tracker, key)
+
+    def run(announce: Callable[[Mapping[str, Any]], None]) -> None:
+        def listening(taken: int) -> None:
+            announce(
+                {
+                    "target": address.name,
+                    "tracker": address.tracker,
+                    "key": address.key,
+                    "server": f"{host}:{taken}",
+                    "host": host,
+                    "port": taken,
+                }
+            )
+
+        server.serve(address, host, port, advertise, ready=listening)
+
+    return Outcome(service=run)
 
 
 @app.command("list")

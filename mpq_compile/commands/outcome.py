@@ -16,6 +16,8 @@ from typing import Any, TextIO
 from rich.console import Console
 
 _PLAIN_WIDTH = 120
+# Runs until it is ended, and gives its argument the JSON object once it listens.
+Service = Callable[[Callable[[Mapping[str, Any]], None]], None]
 
 
 def _nothing(console: Console) -> None:
@@ -31,12 +33,14 @@ class Outcome:
         show: Prints the same for a person.
         exit_code: 0 done; 1 a budget or a check failed; 2 wrong input.
         failed: True for an error: ``show`` then prints on standard error.
+        service: What runs before the command ends; its own object takes the place of ``data``.
     """
 
     data: Mapping[str, Any] = field(default_factory=dict)
     show: Callable[[Console], None] = _nothing
     exit_code: int = 0
     failed: bool = False
+    service: Service | None = None
 
 
 def json_ready(value: Any) -> Any:

@@ -149,6 +149,8 @@ def prune(
     def show(console: Console) -> None:
         if deleted:
             _show(console, deleted, store.path)
+        else:
+            console.print(f"nothing is stale in {store.path}")
         count = sum(g.measurements for g in deleted)
         console.print(f"{count} measurements deleted, {left} left")
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import Data, read_data
+from mpq_compile.runtime.rpc_address import is_address
 
 if TYPE_CHECKING:
     from mpq_compile.runtime.device import Device
@@ -88,6 +89,7 @@ def _outcome(
 ) -> Outcome:
     # The first call wakes the threads and touches the memory for the first time.
     latency = statistics.median(calls_ms[1:] or calls_ms)
+    round_trip = is_address(network.device.name)
     batch = network.manifest.inputs[0]["shape"][0]
     accuracy = top1_percent(outputs[0], data.labels)
     shapes: list[dict[str, Any]] = [
@@ -100,7 +102,10 @@ def _outcome(
             console.print(f"{entry['name']}: {entry['dtype']}{entry['shape']}")
         if accuracy is not None:
             console.print(f"top-1: {accuracy:.2f} % of {data.samples} samples")
-        console.print(f"latency: {latency:.4g} ms, the median of {len(calls_ms)} calls of {batch}")
+        name = "round trip (arrays sent and fetched)" if round_trip else "latency"
+        console.print(f"{name}: {latency:.4g} ms, the median of {len(calls_ms)} calls of {batch}")
+        if round_trip:
+            console.print("the network's own latency there: mpq verify")
         if output is not None:
             console.print(f"outputs written to {output}")
 
@@ -109,6 +114,7 @@ def _outcome(
         "outputs": shapes,
         "top1_percent": accuracy,
         "latency_ms": latency,
+        "round_trip": round_trip,
         "calls": len(calls_ms),
         "batch": batch,
         "output": output,

@@ -214,7 +214,10 @@ def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A YAML file.", show_default=False)],
     as_json: options.Json = False,
 ) -> Outcome:
-    """Check a profile's file: all that is wrong, line by line. Exit code 1 where anything is."""
+    """Check a profile's file: all that is wrong, line by line. Exit code 1 where anything is.
+
+    The class that an accelerator's profile names is imported, which runs its file's code.
+    """
     if not file.is_file():
         raise ProfileError(
             "no such profile file",
@@ -223,13 +226,27 @@ def validate(
             found="a folder" if file.is_dir() else "nothing",
             remedy="correct the path",
         )
-    found = validate_profile(file)
+    found = validate_profile(file) or _class_problems(file)
     data = {"valid": not found, "file": file, "problems": [error.to_json() for error in found]}
     return Outcome(
         data=data,
         show=lambda console: _show_problems(console, file, found),
         exit_code=1 if found else 0,
     )
+
+
+def _class_problems(file: Path) -> list[ProfileError]:
+    """Return what is wrong with the class of a profile that is valid otherwise."""
+    profile = load_profile(file)
+    if profile.device is None:
+        return []
+    from mpq_compile.cost.accelerator_class import load_accelerator
+
+    try:
+        load_accelerator(profile)
+    except ProfileError as error:
+        return [error]
+    return []
 
 
 def _show_problems(console: Console, file: Path, found: Sequence[ProfileError]) -> None:

@@ -34,7 +34,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     certificate = plan.certificate
     rows = {
         "target": plan.target,
-        "budget": _bounds(plan.budget),
+        "budget": bounds(plan.budget),
         "sites": ", ".join(f"{count} × {name}" for name, count in counts.most_common()),
         "predicted": f"{number(predicted.latency_ms)} ms{_interval(predicted)}, "
         f"{number(predicted.size_bytes, 1e-6)} MB, {number(predicted.bops)} BOPs, "
@@ -65,7 +65,8 @@ def _interval(predicted: Predicted) -> str:
     return f" (95 %: {number(low)} to {number(high)} ms)"
 
 
-def _bounds(budget: Mapping[str, float]) -> str:
+def bounds(budget: Mapping[str, float]) -> str:
+    """Spell a budget: ``latency_ms ≤ 2 ms, size_mb ≤ 1 MB``."""
     parts = [f"{name} ≤ {value:g} {_UNITS.get(name, '')}".strip() for name, value in budget.items()]
     return ", ".join(parts) or "none"
 

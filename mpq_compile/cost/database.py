@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mpq_compile.cost import schema
-from mpq_compile.cost.recovery import (
-    DamagedDatabaseError,
-    check_sound,
-    database_uri,
-    is_damage,
-)
+from mpq_compile.cost.recovery import check_sound, damaged, database_uri, is_damage
 from mpq_compile.cost.schema import APPLICATION_ID, SCHEMA_VERSION
 from mpq_compile.errors import ProfileError
 
@@ -122,7 +117,7 @@ class Database:
                 _transaction(db, schema.create, write=True)
         except sqlite3.DatabaseError as error:
             if is_damage(error):
-                raise DamagedDatabaseError(self.path, error) from error
+                raise damaged(self.path, error) from error
             raise
         # A process that is killed loses nothing by this; rounds need not wait for the disk.
         db.execute("PRAGMA synchronous=NORMAL")
@@ -168,7 +163,7 @@ class Database:
 
     def _translated(self, error: sqlite3.Error) -> ProfileError:
         if is_damage(error):
-            return DamagedDatabaseError(self.path, error)
+            return damaged(self.path, error)
         if _is_busy(error):
             return self.error(
                 f"the database stayed locked for {BUSY_S:g} s",

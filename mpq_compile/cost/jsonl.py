@@ -50,6 +50,14 @@ def read_jsonl(path: Path) -> list[Row]:
         content = path.read_bytes()
         text = gzip.decompress(content) if path.suffix == ".gz" else content
         lines = text.decode().split("\n")
+    except FileNotFoundError as error:
+        raise ProfileError(
+            "no such file",
+            where=str(path),
+            expected="a file that `mpq profile export` wrote",
+            found="nothing",
+            remedy="correct the path; nothing was imported",
+        ) from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise _not_an_export(str(path), error) from error
     return [

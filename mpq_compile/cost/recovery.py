@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 from mpq_compile.cost.measurement import Row, from_record
+from mpq_compile.cost.schema import APPLICATION_ID
 from mpq_compile.errors import ProfileError
 
+_HEADER = b"SQLite format 3\x00"
+_APPLICATION = APPLICATION_ID.to_bytes(4, "big")
+_APPLICATION_OFFSET = 68  # of the header, by SQLite's file format
+_TABLE = b"CREATE TABLE measurements"
 _DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _LEAST_ROW_BYTES = 64
 
@@ -30,6 +36,50 @@ class DamagedDatabaseError(ProfileError):
             found=damage,
             remedy="close it, and open it where it may be written: what can be read is recovered",
         )
+
+
+class NotOursError(ProfileError):
+    """The file is something else than a measurements database: it is left as it is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            "not a measurements database",
+            where=str(path),
+            expected="a measurements database, or no file",
+            found=f"a file of {path.stat().st_size} bytes that mpq has not written",
+            remedy="set MPQ_DB to another file",
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a file, sound or damaged, is recognisably a measurements database.
+
+    Its header names this program, or the text of its table stands in a binary file. SQLite's
+    header alone is no sign: many programs keep such files.
+    """
+    content = path.read_bytes()
+    header = content[: _APPLICATION_OFFSET + len(_APPLICATION)]
+    if header.startswith(_HEADER) and header.endswith(_APPLICATION):
+        return True
+    return _TABLE in content and b"\x00" in content
+
+
+def check_ours(path: Path) -> None:
+    """Raise ``NotOursError`` for a file that no program's SQLite wrote and that is not ours.
+
+    Nothing is created beside it for that. Missing and empty files are what a new database becomes.
+    """
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return
+    with path.open("rb") as stream:
+        start = stream.read(len(_HEADER))
+    if start not in (b"", _HEADER) and not is_ours(path):
+        raise NotOursError(path)
+
+
+def damaged(path: Path, damage: object) -> ProfileError:
+    """Return what to raise for a file that SQLite cannot read; only ours may be repaired."""
+    return DamagedDatabaseError(path, damage) if is_ours(path) else NotOursError(path)
 
 
 def is_damage(error: sqlite3.Error) -> bool:

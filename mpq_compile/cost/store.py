@@ -34,6 +34,7 @@ from mpq_compile.cost.measurement import (
 from mpq_compile.cost.recovery import (
     DamagedDatabaseError,
     RecoveryWarning,
+    check_ours,
     readable_rows,
     set_aside,
 )
@@ -85,6 +86,7 @@ class Store:
         if self.path.parent == user_cache_dir() and not read_only:
             make_cache_dir()
         _check_folder(self.path)
+        check_ours(self.path)
         self.read_only = read_only or not os.access(self.path.parent, os.W_OK)
         with ExitStack() as held:
             if not self.read_only:

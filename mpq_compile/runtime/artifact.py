@@ -233,8 +233,21 @@ def put_in_place(source: Path, target: Path, mark: str = MANIFEST) -> None:
         mark: Name of a file that says that ``target`` may be replaced.
 
     Raises:
-        ArtifactError: ``target`` is there and is something else.
+        ArtifactError: ``target`` is there and is something else, or it cannot be written.
     """
+    try:
+        _put_in_place(source, target, mark)
+    except OSError as error:
+        raise ArtifactError(
+            "the folder cannot be written",
+            where=str(target),
+            expected="a folder that this user may make or replace, with room for the files",
+            found=error.strerror or error,
+            remedy="choose another folder",
+        ) from error
+
+
+def _put_in_place(source: Path, target: Path, mark: str) -> None:
     if target.exists() and not (_is_empty(target) or (target / mark).is_file()):
         raise ArtifactError(
             "the folder holds something else than what is to be written",

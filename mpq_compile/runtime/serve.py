@@ -25,14 +25,16 @@ from mpq_compile.runtime.processes import (
     until_ended,
     warn_where_open,
 )
-from mpq_compile.runtime.rpc_address import Address
+from mpq_compile.runtime.rpc_address import MOST_PORT, Address
 from mpq_compile.runtime.service import register
 from mpq_compile.runtime.threads import thread_count
+from mpq_compile.runtime.tracker import await_tracker
 
 HOST, PORT = "127.0.0.1", 9090
 # Servers of one machine take the next free port.
 _PORTS = 100
 _PAUSE_S = 0.5
+_TRACKER_S = 5.0
 # A client that vanished without a word frees the device after idle + count × interval seconds.
 _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
@@ -43,6 +45,7 @@ def serve(
     port: int = PORT,
     advertise: str | None = None,
     functions: Callable[[], None] = register,
+    ready: Callable[[int], None] = lambda port: None,
 ) -> None:
     """Serve this machine under a tracker's key until the process is ended.
 
@@ -51,13 +54,15 @@ def serve(
         host, port: Where to listen; the next free port from there on.
         advertise: Host that clients reach it by; None for the one that the tracker sees.
         functions: Registers what sessions offer.
+        ready: Called with the port each time the server starts to listen.
 
     Raises:
-        DeviceError: No port is free.
+        DeviceError: No tracker answers, or no port is free.
         KeyboardInterrupt: At Ctrl-C and at SIGTERM; no process is left behind.
     """
     warn_where_open(host)
     threads = thread_count()  # before TVM is imported: it reads its thread count once
+    await_tracker(address.host, address.port, _TRACKER_S)
     functions()
     # Each session is forked from this process, which has registered the functions.
     multiprocessing.set_start_method("fork", force=True)
@@ -65,7 +70,7 @@ def serve(
     threading.excepthook = _say_why
     with tempfile.TemporaryDirectory(prefix="mpq-serve-") as folder:
         tempfile.tempdir = folder  # TVM makes the folder of each session there
-        until_ended(lambda: _serve_for_ever(address, host, port, advertise, threads))
+        until_ended(lambda: _serve_for_ever(address, host, port, advertise, threads, ready))
 
 
 def _say_why(ended: threading.ExceptHookArgs) -> None:
@@ -74,11 +79,16 @@ def _say_why(ended: threading.ExceptHookArgs) -> None:
 
 
 def _serve_for_ever(
-    address: Address, host: str, port: int, advertise: str | None, threads: int
+    address: Address,
+    host: str,
+    port: int,
+    advertise: str | None,
+    threads: int,
+    ready: Callable[[int], None],
 ) -> None:
-    ports = range(port, port + _PORTS)
+    ports = range(port, min(port + _PORTS, MOST_PORT + 1))
     while True:
-        taken = _listen(address, host, ports, advertise, threads)
+        taken = _listen(address, host, ports, advertise, threads, ready)
         # One session crashed, or the tracker was away for a minute: TVM's loop has ended.
         ports = range(taken, taken + 1)
         end_children()
@@ -86,7 +96,14 @@ def _serve_for_ever(
         time.sleep(_PAUSE_S)
 
 
-def _listen(address: Address, host: str, ports: range, advertise: str | None, threads: int) -> int:
+def _listen(
+    address: Address,
+    host: str,
+    ports: range,
+    advertise: str | None,
+    threads: int,
+    ready: Callable[[int], None],
+) -> int:
     """Serve sessions until TVM's loop ends; return the port it listened on."""
     from tvm.rpc.server import PopenRPCServerState
 
@@ -106,6 +123,7 @@ def _listen(address: Address, host: str, ports: range, advertise: str | None, th
     _keep_alive(state.sock)
     where = f"{host}:{state.port}"
     print(f"serving {address.name} at {where}, {threads} threads", file=sys.stderr, flush=True)
+    ready(int(state.port))
     state.thread.join()
     state.sock.close()
     return int(state.port)
@@ -129,22 +147,29 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tracker", required=True, metavar="HOST:PORT")
     made.add_argument("--key", required=True, help="Name of this kind of device.")
     made.add_argument("--host", default=HOST, help="Address to listen on; loopback by default.")
-    made.add_argument("--port", type=int, default=PORT, help="First port to try.")
+    made.add_argument("--port", type=port_number, default=PORT, help="First port to try.")
     made.add_argument("--advertise", help="Host that clients reach it by, where it is another.")
     return made
 
 
+def port_number(text: str) -> int:
+    """Read a port; raise what argparse turns into a message."""
+    if not text.isdecimal() or not 0 < int(text) <= MOST_PORT:
+        raise argparse.ArgumentTypeError(f"a port is a number from 1 to {MOST_PORT}, not {text}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve; return the exit code where that is not possible."""
+    """Serve until the process is ended; return the exit code."""
     given = parser().parse_args(arguments)
     try:
-        address = Address.parse(f"{given.tracker}/{given.key}")
+        address = Address.of(given.tracker, given.key)
         serve(address, given.host, given.port, given.advertise)
     except MpqError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        print("stopped", file=sys.stderr)
     return 0
 
 

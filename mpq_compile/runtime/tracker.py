@@ -10,7 +10,8 @@ import logging
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from mpq_compile.runtime.threads import thread_count
 
 HOST, PORT = "127.0.0.1", 9190
 _ANSWER_S = 10.0
+_PAUSE_S = 0.2
 _REMEDY = "start one with `mpq device tracker`; docs/remote.md shows how to tunnel to another host"
 
 
@@ -58,6 +60,23 @@ def servers(host: str, port: int) -> dict[str, Servers]:
         )
         for key, found in sorted(addresses.items())
     }
+
+
+def await_tracker(host: str, port: int, limit_s: float) -> None:
+    """Wait until a tracker answers: it may have been started at the same moment.
+
+    Raises:
+        DeviceError: None answers within ``limit_s`` seconds.
+    """
+    end = time.monotonic() + limit_s
+    while True:
+        try:
+            servers(host, port)
+            return
+        except DeviceError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(_PAUSE_S)
 
 
 def require_key(host: str, port: int, key: str) -> Servers:
@@ -124,8 +143,10 @@ def _ask(
     return content
 
 
-def run_tracker(host: str = HOST, port: int = PORT) -> None:
-    """Run a tracker in this process until it is ended.
+def run_tracker(
+    host: str = HOST, port: int = PORT, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Run a tracker in this process until it is ended; ``ready`` is called once it listens.
 
     Raises:
         DeviceError: The port is taken, or tornado, which TVM's tracker needs, is missing.
@@ -144,6 +165,7 @@ def run_tracker(host: str = HOST, port: int = PORT) -> None:
             raise port_taken(host, port, error) from error
         logging.getLogger("RPCTracker").setLevel(logging.WARNING)
         print(f"tracker at {host}:{port}", file=sys.stderr, flush=True)
+        ready()
         state.thread.join()
 
     warn_where_open(host)

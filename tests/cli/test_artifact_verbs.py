@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from verbs import Mpq
 
+from mpq_compile.commands.verify import Checked
+from mpq_compile.runtime.artifact import open_artifact, seal
 from mpq_compile.runtime.timing import Timings
 
 
@@ -69,10 +71,10 @@ def test_compile_keeps_other_files(mpq: Mpq, job: tuple[str, ...], tmp_path: Pat
 
 
 def test_verify_measures(mpq: Mpq, artifact: Path) -> None:
-    result = mpq("verify", artifact, "--processes", "1", "--latency-ms", "1e-9", "--json")
+    result = mpq("verify", artifact, "--processes", "2", "--latency-ms", "1e-9", "--json")
     assert result.code == 1
     assert result.json["status"] == "rejected"
-    assert result.json["processes"] == 1
+    assert result.json["processes"] == 2
 
 
 @pytest.mark.parametrize(
@@ -95,8 +97,8 @@ def test_verdicts(
 ) -> None:
     monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(9.0))
     if size_mb is not None:
-        budget = {"size_mb": size_mb}
-        monkeypatch.setattr("mpq_compile.commands.verify.own_budget", lambda plan: (budget, []))
+        checked = Checked(budget={"size_mb": size_mb})
+        monkeypatch.setattr("mpq_compile.commands.verify.own_budget", lambda plan: checked)
     result = mpq("verify", artifact, *options, "--json")
     assert result.code == code
     assert result.json["kept"] == (code == 0)
@@ -110,32 +112,43 @@ def test_an_inconclusive_measurement_is_no_success(
     assert (result.code, result.json["status"]) == (1, "inconclusive")
 
 
-def test_the_latency_of_another_device_is_not_judged_here() -> None:
-    from mpq_compile.commands.verify import own_budget
-    from mpq_compile.types import Plan, Predicted
+def with_budget(artifact: Path, folder: Path, **changes: object) -> Path:
+    """Return a sealed copy of an artifact whose plan has other fields."""
+    shutil.copytree(artifact, folder)
+    manifest, _ = open_artifact(folder)
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    (folder / "plan.json").write_text(json.dumps(plan | changes), encoding="utf-8")
+    seal(folder, manifest)
+    return folder
 
-    predicted = Predicted(
-        latency_ms=1.0, size_bytes=1, bops=1, avg_bits=8.0, peak_activation_bytes=1
-    )
-    plan = Plan(
-        version=1,
-        assignment={},
-        loss=0.0,
-        predicted=predicted,
-        budget={"latency_ms": 1.0, "size_mb": 2.0},
-        target="bit_serial",
-        metric="sqnr",
-        solver="exact",
-        certificate={},
-        table=[],
-        constraints={},
-        notes=[],
-        seed=0,
-        provenance={},
-    )
-    budget, notes = own_budget(plan)
-    assert budget == {"size_mb": 2.0}
-    assert "bit_serial" in notes[0]
+
+def test_the_latency_of_another_device_is_not_judged_here(
+    mpq: Mpq, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(9.0))
+    budget = {"latency_ms": 1.0, "energy_mj": 2.0, "size_mb": 3.0}
+    folder = with_budget(artifact, tmp_path / "net", target="bit_serial", budget=budget)
+    result = mpq("verify", folder, "--json")
+    assert (result.code, result.json["kept"]) == (1, None)
+    assert result.json["budget"] == {"size_mb": 3.0}
+    assert result.json["not_checked"] == {"latency_ms": 1.0, "energy_mj": 2.0}
+    assert "bit_serial" in result.json["notes"][0]
+    shown = mpq("verify", folder).out
+    assert "budget: size_mb ≤ 3 MB" in shown
+    assert "not checked: latency_ms ≤ 1 ms, energy_mj ≤ 2 mJ" in shown
+    assert "the budget is not shown to be kept" in shown
+    given = mpq("verify", folder, "--latency-ms", "10", "--json")
+    assert (given.code, given.json["kept"], given.json["not_checked"]) == (0, True, {})
+
+
+def test_energy_that_the_device_does_not_tell_is_not_judged(
+    mpq: Mpq, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(9.0))
+    folder = with_budget(artifact, tmp_path / "net", target="local", budget={"energy_mj": 2.0})
+    result = mpq("verify", folder, "--json")
+    assert (result.code, result.json["kept"]) == (1, None)
+    assert result.json["not_checked"] == {"energy_mj": 2.0}
 
 
 def test_run(mpq: Mpq, artifact: Path, place: Path, tmp_path: Path) -> None:
@@ -158,6 +171,10 @@ def test_export(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
     assert "network.txt" in mpq("export", artifact, "--native", folder).out
     (folder / "network.txt").unlink()
     assert mpq("export", artifact, "--native", folder).code == 2
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    below = mpq("export", artifact, "--native", tmp_path / "file" / "net", "--json")
+    assert (below.code, below.json["where"]) == (2, str(tmp_path / "file" / "net"))
+    assert below.json["message"] == "the folder cannot be written"
 
 
 def test_run_imports_no_torch(fresh: Mpq, artifact: Path, place: Path) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from farm import Farm, farm, until
+from farm import Farm, farm, free_port, until
 from verbs import Mpq
 
 from mpq_compile.runtime.artifact import open_artifact, seal
@@ -52,12 +56,70 @@ def test_no_tracker_is_an_error_that_says_what_to_do(mpq: Mpq) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["rpc://nowhere", "rpc://127.0.0.1:9190/", "rpc://127.0.0.1:x/key"]
+    "target",
+    ["rpc://nowhere", "rpc://127.0.0.1:9190/", "rpc://127.0.0.1:x/key", "rpc:/x", "host:9391/k1"],
 )
 def test_malformed_addresses(mpq: Mpq, job: tuple[str, ...], target: str) -> None:
     result = mpq("profile", *job, "--target", target, "--json")
     assert (result.code, result.json["error"]) == (2, "DeviceError")
     assert "rpc://host:port/KEY" in result.json["expected"]
+    assert "rpc://host:9391/k1" in result.json["remedy"] or target != "host:9391/k1"
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (("list", "--tracker", "foo"), "HOST:PORT"),
+        (("serve", "--key", "k", "--tracker", "foo:70000"), "HOST:PORT"),
+        (("serve", "--key", "a/b"), "a key without a slash"),
+    ],
+)
+def test_malformed_parts_of_an_address(mpq: Mpq, words: tuple[str, ...], expected: str) -> None:
+    result = mpq("device", *words, "--json")
+    assert (result.code, result.json["error"]) == (2, "DeviceError")
+    assert expected in result.json["expected"]
+
+
+def test_a_server_needs_its_tracker(mpq: Mpq, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpq_compile.runtime.serve._TRACKER_S", 0.3)
+    result = mpq("device", "serve", "--key", "k", "--tracker", "127.0.0.1:1", "--json")
+    assert (result.code, result.json["message"]) == (2, "the tracker cannot be reached")
+    assert result.json["where"] == "tracker 127.0.0.1:1"
+    assert "mpq device tracker" in result.json["remedy"]
+
+
+@contextmanager
+def service(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a verb that does not end by itself, with ``--json``."""
+    command = [sys.executable, "-m", "mpq_compile", "device", *map(str, words), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_runs_until_it_is_ended_says_where_it_listens(servers: Farm, number: int) -> None:
+    port, tracker = free_port(), f"127.0.0.1:{servers.port}"
+    verbs = {
+        ("tracker", "--port", port): {"tracker": f"127.0.0.1:{port}", "port": port},
+        ("serve", "--key", "said", "--tracker", tracker, "--port", free_port()): {
+            "target": servers.target("said"),
+            "tracker": tracker,
+            "key": "said",
+        },
+    }
+    for words, said in verbs.items():
+        with service(*words) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            assert said.items() <= json.loads(first).items()
+            process.send_signal(number)
+            rest, err = process.communicate(timeout=30)
+        assert (process.returncode, rest) == (0, ""), err
+        assert err.endswith("stopped\n")
 
 
 def test_an_unknown_key_is_answered_with_the_known_ones(
@@ -85,11 +147,11 @@ def test_the_verbs_reach_a_device(
     assert mpq("compile", *job, "--plan", plan, "-o", net, "--json").code == 0
     written = json.loads((net / "manifest.json").read_text(encoding="utf-8"))
     assert written["provenance"]["reached"] == target
-    assert mpq("verify", net, "--processes", "1", "--json").json["status"] == "accepted"
+    assert mpq("verify", net, "--processes", "2", "--json").json["status"] == "accepted"
     data = ("--data", place / "data.npz")
     for name, elsewhere in (("there", ()), ("here", ("--target", "local"))):
         made = mpq("run", net, *data, "-o", tmp_path / name, *elsewhere, "--json")
-        assert made.json["samples"] == 16
+        assert (made.json["samples"], made.json["round_trip"]) == (16, name == "there")
     with np.load(tmp_path / "there") as there, np.load(tmp_path / "here") as here:
         assert np.array_equal(there["output0"], here["output0"])
 

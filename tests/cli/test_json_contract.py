@@ -59,7 +59,9 @@ def test_version(mpq: Mpq) -> None:
         ("plan", "--latncy-ms", "3"),
         ("plan", "net.py:make", "--data", "x.npz", "--latency-ms", "fast"),
         ("compile", "net.py:make", "--data", "x.npz"),
-        ("verify", "folder", "--processes", "0"),
+        ("verify", "folder", "--processes", "1"),
+        ("device", "tracker", "--port", "99999"),
+        ("device", "serve", "--key", "k", "--port", "0"),
         ("targets", "lst"),
         ("profile",),
         ("profile", "net.py:make"),
@@ -157,6 +159,24 @@ def test_interrupt(option: tuple[str, ...]) -> None:
         assert json.loads(done.stdout)["error"] == "Interrupted"
     else:
         assert "interrupted" in done.stderr
+
+
+def test_ctrl_c_that_native_code_turned_into_another_error() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from mpq_compile import cli, demo\n"
+        "def compiling(output, quick):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        signal.pause()\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise RuntimeError('') from None\n"
+        "demo.run_demo = compiling\n"
+        "sys.argv = ['mpq', 'demo', '--json']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    assert json.loads(done.stdout)["error"] == "Interrupted"
 
 
 def test_a_reader_that_leaves(plan_file: Path) -> None:

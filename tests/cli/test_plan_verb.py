@@ -54,6 +54,13 @@ def test_exported_program(mpq: Mpq, place: Path, job: tuple[str, ...], tmp_path:
     assert len(result.json["assignment"]) == 2
 
 
+def test_an_infeasible_percentile_is_named(mpq: Mpq, job: tuple[str, ...]) -> None:
+    options = ("--target", "bit_serial", "--latency-p95-ms", "1e-6", "--latency-ms", "1", "--json")
+    result = mpq("plan", *job, *options)
+    assert result.code == 1
+    assert "latency_p95_ms budget 1e-06 ms, over 1.15 (95th percentile" in result.json["message"]
+
+
 def test_infeasible_says_what_is_attainable(mpq: Mpq, job: tuple[str, ...]) -> None:
     result = mpq("plan", *job, *ANALYTIC, "--size-mb", "0.00001", "--json")
     assert result.code == 1

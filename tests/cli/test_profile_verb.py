@@ -123,7 +123,8 @@ def test_list_and_prune(
     pruned = mpq("profile", "prune", "--stale", "--json").json
     assert [(g["kernels"], g["measurements"]) for g in pruned["deleted"]] == [("older", len(rows))]
     assert pruned["left"] == len(rows)
-    assert "0 measurements deleted" in mpq("profile", "prune", "--stale").out
+    again = mpq("profile", "prune", "--stale").out
+    assert "nothing is stale" in again and "0 measurements deleted" in again
 
 
 def test_a_damaged_database_is_a_note(
@@ -132,13 +133,34 @@ def test_a_damaged_database_is_a_note(
     path = tmp_path / "damaged.sqlite"
     monkeypatch.setenv("MPQ_DB", str(path))
     (tmp_path / "none.jsonl").write_text("", encoding="utf-8")
+    Store(path).close()
+    damaged = path.read_bytes()[:100] + b"\xa5" * 5000
     for arguments in ([], ["--json"]):
-        path.write_bytes(b"not a database at all, by any means" * 200)
+        path.write_bytes(damaged)
         result = mpq("profile", "import", tmp_path / "none.jsonl", *arguments)
         assert result.code == 0
         assert result.err.startswith(f"note: {path}: the measurements database was damaged")
     assert [note.split(":")[0] for note in result.json["notes"]] == [str(path)]
     assert "notes" not in mpq("profile", "import", tmp_path / "none.jsonl", "--json").json
+
+
+def test_import_of_a_file_that_is_missing(mpq: Mpq, tmp_path: Path) -> None:
+    result = mpq("profile", "import", tmp_path / "none.jsonl", "--json")
+    assert (result.code, result.json["message"]) == (2, "no such file")
+    assert result.json["where"] == str(tmp_path / "none.jsonl")
+
+
+def test_a_file_that_is_no_database_stays_as_it_is(
+    place: Path, job: tuple[str, ...], mpq: Mpq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.py"
+    text = (place / "net.py").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("MPQ_DB", str(path))
+    result = mpq("profile", *job, *NAMES, "--json")
+    assert (result.code, result.json["message"]) == (2, "not a measurements database")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"]
+    assert path.read_text(encoding="utf-8") == text
 
 
 def test_interrupted_and_continued(

@@ -105,5 +105,29 @@ def test_every_problem_of_a_file_is_listed(mpq: Mpq, tmp_path: Path) -> None:
     assert len(problems) >= 2
 
 
+def test_validate_imports_the_class(mpq: Mpq, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "schema_version: 1\nname: mine\ndescription: Mine.\nkind: accelerator\nreached: class\n"
+        "device: mine.py:Mine\ndefaults: [w8a8]\noperators: {linear: [{candidates: [w8a8]}]}\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "mine.py").write_text("class Mien:\n    def measure(self, workload): return 1.0\n")
+    result = mpq("targets", "validate", file, "--json")
+    [problem] = result.json["problems"]
+    assert (result.code, problem["message"]) == (1, "mine.py has no class 'Mine'")
+    assert "'Mien'" in problem["remedy"]
+    (tmp_path / "mine.py").write_text("class Mine:\n    def measure(self, workload): return 1.0\n")
+    assert mpq("targets", "validate", file, "--json").json["valid"]
+
+
+def test_an_unknown_value_is_one_problem(mpq: Mpq, tmp_path: Path) -> None:
+    text = (PROFILE_DIR / "bit_serial.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "mine.yaml"
+    file.write_text(text.replace("reached: analytic", "reached: analytik"), encoding="utf-8")
+    [problem] = mpq("targets", "validate", file, "--json").json["problems"]
+    assert problem["found"] == "'analytik'" and "'analytic'" in problem["remedy"]
+
+
 def test_validate_a_file_that_is_missing(mpq: Mpq, tmp_path: Path) -> None:
     assert mpq("targets", "validate", tmp_path / "none.yaml", "--json").code == 2

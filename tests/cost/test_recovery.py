@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import warnings
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from mpq_compile.errors import ProfileError
 
 ROWS = 400
 PAGE = 4096
+HEADER = 100  # bytes
 
 
 @pytest.fixture
@@ -70,10 +74,50 @@ def test_a_truncated_file_keeps_what_is_left(path: Path) -> None:
 
 
 def test_nothing_readable_starts_anew(path: Path) -> None:
-    path.write_bytes(b"\x00garbage" * 5000)
+    overwrite(path, HEADER, path.stat().st_size)
+    before = path.read_bytes()
     assert reopened(path) == {}
-    aside = path.with_name("m.sqlite.damaged-1")
-    assert aside.read_bytes().startswith(b"\x00garbage")
+    assert path.with_name("m.sqlite.damaged-1").read_bytes() == before
+
+
+def test_a_damaged_header_is_still_ours(path: Path) -> None:
+    overwrite(path, 0, HEADER)
+    assert_true_rows(reopened(path))
+
+
+def recipes(path: Path) -> None:
+    """Make another program's database, then damage it."""
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("CREATE TABLE recipes (name TEXT)")
+        db.executemany("INSERT INTO recipes VALUES (?)", [("soup" * 100,)] * 100)
+    overwrite(path, 16, 64)
+
+
+def source(path: Path) -> None:
+    """Write Python that speaks of the table."""
+    path.write_text('sql = "CREATE TABLE measurements (device TEXT)"\n' * 99, encoding="utf-8")
+
+
+def noise(path: Path) -> None:
+    """Write a binary file."""
+    path.write_bytes(b"\x00garbage" * 5000)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("make", [recipes, source, noise])
+def test_what_is_not_ours_is_left_alone(
+    tmp_path: Path, make: Callable[[Path], None], read_only: bool
+) -> None:
+    path = tmp_path / "net.py"
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(ProfileError, match="not a measurements database") as caught:
+        Store(path, read_only=read_only)
+    assert caught.value.remedy == "set MPQ_DB to another file"
+    assert path.read_bytes() == before
+    beside = {file.name for file in tmp_path.iterdir()}
+    # SQLite's own kind of file is known as another program's only once it was opened.
+    assert beside <= ({"net.py", "net.py-lock"} if make is recipes else {"net.py"})
 
 
 def test_a_damaged_root_page_loses_only_data(path: Path) -> None:
@@ -83,7 +127,7 @@ def test_a_damaged_root_page_loses_only_data(path: Path) -> None:
 
 def test_damaged_files_are_numbered(path: Path) -> None:
     for number in (1, 2):
-        path.write_bytes(b"not a database at all, by any means" * 200)
+        overwrite(path, HEADER, path.stat().st_size)
         with pytest.warns(RuntimeWarning, match=f"damaged-{number}"):
             Store(path).close()
     assert path.with_name("m.sqlite.damaged-2").exists()
@@ -102,7 +146,7 @@ def test_a_sound_file_is_read_whole(path: Path) -> None:
 
 
 def test_read_only_damage_is_an_error(path: Path) -> None:
-    overwrite(path, 0, 2 * PAGE)
+    overwrite(path, HEADER, 2 * PAGE)
     before = path.read_bytes()
     with pytest.raises(ProfileError, match="damaged"):
         Store(path, read_only=True)

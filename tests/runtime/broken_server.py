@@ -62,5 +62,5 @@ FAULTS = {
 
 if __name__ == "__main__":
     given = serve.parser().parse_args(sys.argv[2:])
-    address = Address.parse(f"{given.tracker}/{given.key}")
+    address = Address.of(given.tracker, given.key)
     serve.serve(address, port=given.port, functions=FAULTS[sys.argv[1]])
