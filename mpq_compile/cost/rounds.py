@@ -21,6 +21,8 @@ from mpq_compile.cost.summary import is_tight, summarize
 from mpq_compile.runtime.kernel_timing import BLOCK_S, Run
 
 _LONGEST_PAUSE_S = 0.2
+# Rounds that are taken of kernels once they are built, even if the time is over.
+_AT_ONCE = 7
 Accepts = Callable[[Measurement], bool]
 
 
@@ -74,7 +76,7 @@ def time_in_rounds(
         runs: The kernels; few enough that a round takes no longer than the machine stays as it is.
         bench: Where.
         precision: When a kernel has been timed enough.
-        until: Stop at this ``time.monotonic()``, but not before the least number of rounds: these
+        until: Stop at this ``time.monotonic()``, but not before a few rounds: these
             kernels were built for it, and a next run goes on from there. Those that are still
             uncertain are left out.
         accepts: Which of the store's measurements need not be made again.
@@ -151,7 +153,7 @@ def _take_rounds(
         bench.reference.settle()
     pause, rounds = 0.0, 0
     while active := taken.uncertain():
-        if rounds >= taken.precision.least and time.monotonic() >= until:
+        if rounds >= _AT_ONCE and time.monotonic() >= until:
             break
         rounds += 1
         time.sleep(pause)
