@@ -52,8 +52,8 @@ class Errors:
 
     network: float = 0.10
     compute: float = 0.10
-    kernel: float = 0.05
-    site: float = 0.04
+    kernel: float = 0.08
+    site: float = 0.05
     transition: float = 0.5
     constant: float = 0.02
     edge: float = 0.05
