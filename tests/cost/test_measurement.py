@@ -155,7 +155,7 @@ def test_a_bad_line_is_named_and_nothing_imported(tmp_path: Path, line: str) -> 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with Store(tmp_path / "m.sqlite") as store:
-        with pytest.raises(ProfileError, match="not an export"):
+        with pytest.raises(ProfileError, match="no such file"):
             store.import_jsonl(tmp_path / "absent.jsonl")
         with pytest.raises(ProfileError, match="cannot be written"):
             store.export_jsonl(tmp_path / "no" / "such" / "out.jsonl")
