@@ -1,21 +1,22 @@
 """Predicted against measured latency of networks, and estimates of kernels never measured.
 
     python benchmarks/prediction.py [--nets resnet20,mobilenetv2,encoder] [--assignments 30]
-        [--rounds 15] [--networks FOLDER] [--plot prediction.png]
+        [--rounds 6] [--networks FOLDER] [--plot prediction.png]
         [--json FILE] [--shapes]
 
 For each network, random mixed assignments are built, none of which the latency model has seen, and
-timed in turns in one fresh process, together with the uniform assignments that the model is
-anchored on. Assignments have random shares of the candidates, so that they spread from the fastest
-network to the slowest. Everything is relative to one run: the repeat noise is that of halves of
-its rounds. ``--shapes`` adds the error of estimates on shapes left out, one at a time, of
-everything that the database has of this device.
+timed in turns in three fresh processes, together with the assignments that the model is anchored
+on. Assignments have random shares of the candidates, so that they spread from the fastest network
+to the slowest. The repeat noise is the mean difference between two of the processes. ``--shapes``
+adds the error of estimates on shapes left out, one at a time, of everything that the database has
+of this device.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -33,9 +34,9 @@ from mpq_compile.cost.store import Store
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
-from mpq_compile.runtime.timing import Timings
 from mpq_compile.session import Session
 
+PROCESSES = 3
 CANDIDATES = ("fp32", "bf16", "w8a8", "w4a8")
 # The goals: mean error, error relative to the repeat noise, rank correlation; shapes left out.
 MEAN_ERROR, NOISE_FACTOR, RANK, SHAPE_ERROR = 0.03, 1.5, 0.98, 0.15
@@ -118,11 +119,22 @@ def build_all(
     return folders
 
 
-def noise_of(timings: Timings, count: int) -> float:
-    """Return the mean difference between the medians of halves of the rounds, relative."""
-    levels = np.array([timings.levelled_ms(i) for i in range(count)])
-    first, second = (np.median(levels[:, half::2], axis=1) for half in (0, 1))
-    return float(np.mean(np.abs(first - second) / np.median(levels, axis=1)))
+def medians_of(session: Session, folders: Sequence[Path], rounds: int) -> np.ndarray:
+    """Return the latency in ms of each network, by process and network.
+
+    Each fresh process loads all networks anew: where their memory lies is a matter of luck that
+    lasts as long as the process.
+    """
+    with session.device.lock():
+        timings = [session.device.time_networks(folders, rounds) for _ in range(PROCESSES)]
+    return np.array([[np.median(t.levelled_ms(i)) for i in range(len(folders))] for t in timings])
+
+
+def noise_of(medians: np.ndarray) -> float:
+    """Return the mean relative difference between two processes, drift of the whole left out."""
+    level = medians / np.median(medians, axis=1, keepdims=True)
+    pairs = itertools.combinations(level, 2)
+    return float(np.mean([np.abs(a / b - 1).mean() for a, b in pairs]))
 
 
 def run(name: str, count: int, rounds: int, seed: int, folder: Path) -> Result:
@@ -135,9 +147,8 @@ def run(name: str, count: int, rounds: int, seed: int, folder: Path) -> Result:
     anchors = list(anchor_assignments(session, model.costs).values())
     held_out = random_assignments(session, count, seed)
     folders = build_all(session, [*anchors, *held_out], folder)
-    with session.device.lock():
-        timings = session.device.time_networks(folders, rounds)
-    measured = np.array([np.median(timings.levelled_ms(i)) for i in range(len(folders))])
+    medians = medians_of(session, folders, rounds)
+    measured = np.median(medians, axis=0)
     seen = [
         Observation(assignment=assignment, latency_us=1e3 * ms)
         for assignment, ms in zip(anchors, measured[: len(anchors)], strict=True)
@@ -151,7 +162,7 @@ def run(name: str, count: int, rounds: int, seed: int, folder: Path) -> Result:
     return Result(
         net=name,
         sites=len(session.choices),
-        noise=noise_of(timings, len(folders)),
+        noise=noise_of(medians),
         model=Errors.of(predicted, found),
         plain_sum=Errors.of(plain, found),
         coverage=float(np.mean(inside)),
@@ -223,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nets", default="resnet20,mobilenetv2,encoder")
     parser.add_argument("--assignments", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=6, help="in each of three processes")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--networks", type=Path, help="keep what is built here, and use it again")
     parser.add_argument("--plot", type=Path)
