@@ -34,6 +34,7 @@ from mpq_compile.cost.store import Store
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
+from mpq_compile.runtime.timing import levelled
 from mpq_compile.session import Session
 
 PROCESSES = 3
@@ -120,20 +121,20 @@ def build_all(
 
 
 def medians_of(session: Session, folders: Sequence[Path], rounds: int) -> np.ndarray:
-    """Return the latency in ms of each network, by process and network.
+    """Return the latency in ms of each network, by process and network, drift taken out.
 
     Each fresh process loads all networks anew: where their memory lies is a matter of luck that
     lasts as long as the process.
     """
     with session.device.lock():
         timings = [session.device.time_networks(folders, rounds) for _ in range(PROCESSES)]
-    return np.array([[np.median(t.levelled_ms(i)) for i in range(len(folders))] for t in timings])
+    table = [[np.median(t.levelled_ms(i)) for t in timings] for i in range(len(folders))]
+    return levelled(table).T
 
 
 def noise_of(medians: np.ndarray) -> float:
-    """Return the mean relative difference between two processes, drift of the whole left out."""
-    level = medians / np.median(medians, axis=1, keepdims=True)
-    pairs = itertools.combinations(level, 2)
+    """Return the mean relative difference between two processes."""
+    pairs = itertools.combinations(medians, 2)
     return float(np.mean([np.abs(a / b - 1).mean() for a, b in pairs]))
 
 

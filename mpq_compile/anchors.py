@@ -17,6 +17,7 @@ from mpq_compile.cost.table import workload_of
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
+from mpq_compile.runtime.timing import levelled
 from mpq_compile.types import Candidate, CostTable
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
     """Time networks in turns, in several fresh processes: one process may be lucky throughout."""
     with device.lock():
         timings = [device.time_networks(folders, BLOCKS) for _ in range(PROCESSES)]
-    return [
-        _measurement([1e3 * statistics.median(t.levelled_ms(index)) for t in timings])
-        for index in range(len(folders))
-    ]
+    table = levelled(
+        [[statistics.median(t.levelled_ms(i)) for t in timings] for i in range(len(folders))]
+    )
+    return [_measurement([1e3 * float(ms) for ms in row]) for row in table]
 
 
 def _occasions(measured: Mapping[str, Measurement]) -> dict[str, int]:

@@ -67,17 +67,23 @@ class Timings:
         return [statistics.median(block) for block in self.latencies_ms[network]]
 
     def levelled_ms(self, network: int) -> list[float]:
-        """Return the median of each block as if all rounds had found the machine alike.
+        """Return the median of each block as if all rounds had found the machine alike."""
+        table = levelled([self.medians_ms(i) for i in range(len(self.latencies_ms))])
+        return [float(ms) for ms in table[network]]
 
-        A slow round is slow for all networks in it, so its factor is the median over them of
-        block over the network's own median; it is taken out. Two networks or one do not tell a
-        slow round from their own noise.
-        """
-        if len(self.latencies_ms) < _LEAST_NETWORKS:
-            return self.medians_ms(network)
-        table = np.array([self.medians_ms(i) for i in range(len(self.latencies_ms))])
-        speeds = np.median(table / np.median(table, axis=1, keepdims=True), axis=0)
-        return [float(ms) for ms in table[network] / speeds * np.median(speeds)]
+
+def levelled(table: Sequence[Sequence[float]]) -> np.ndarray:
+    """Return times by network and occasion without what an occasion has in common.
+
+    A slow occasion (a round, a process) is slow for all networks in it, so its factor is the median
+    over them of time over the network's own median; it is taken out. Two networks or one do not
+    tell a slow occasion from their own noise.
+    """
+    times = np.asarray(table, dtype=float)
+    if len(times) < _LEAST_NETWORKS:
+        return times
+    speeds = np.median(times / np.median(times, axis=1, keepdims=True), axis=0)
+    return times / speeds * np.median(speeds)
 
 
 def example_inputs(executor: Executor) -> list[np.ndarray]:
