@@ -1,4 +1,4 @@
-"""Whole networks measured under uniform assignments: what the latency model is anchored on."""
+"""Whole networks, uniform and mixed, that are measured: what the latency model is anchored on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import random
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpq_compile.cost.latency import Observation
-from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
+from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.store import Store
+from mpq_compile.cost.summary import measurement_of
 from mpq_compile.cost.table import workload_of
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
@@ -65,7 +67,9 @@ def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
     table = levelled(
         [[statistics.median(t.levelled_ms(i)) for t in timings] for i in range(len(folders))]
     )
-    return [_measurement([1e3 * float(ms) for ms in row]) for row in table]
+    measured = [measurement_of([1e3 * float(ms) for ms in row]) for row in table]
+    # The range of a few processes is no interval of 95 %, and no outlier shows among them.
+    return [replace(value, low_us=None, high_us=None, outliers=None) for value in measured]
 
 
 def _occasions(measured: Mapping[str, Measurement]) -> dict[str, int]:
@@ -156,15 +160,3 @@ def _tuned(session: Session, assignment: dict[str, str]) -> str:
     }
     text = "".join(f"{key}/{choice};" for key, choice in sorted(named.items()))
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
-
-
-def _measurement(medians_us: list[float]) -> Measurement:
-    return Measurement(
-        count=len(medians_us),
-        median_us=statistics.median(medians_us),
-        mean_us=statistics.fmean(medians_us),
-        variance=statistics.variance(medians_us),
-        min_us=min(medians_us),
-        clock_mhz=None,
-        time=utc_now(),
-    )

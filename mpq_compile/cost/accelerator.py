@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 import numbers
-import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from mpq_compile.cost.accelerator_class import (
     Accelerator,
@@ -21,10 +20,10 @@ from mpq_compile.cost.accelerator_class import (
     load_accelerator,
 )
 from mpq_compile.cost.accelerator_workload import Workload, accelerator_workload
-from mpq_compile.cost.measurement import Measurement, utc_now
+from mpq_compile.cost.measurement import Measurement
 from mpq_compile.cost.profile import Profile
 from mpq_compile.cost.store import Store
-from mpq_compile.cost.summary import count_outliers, median_interval
+from mpq_compile.cost.summary import measurement_of
 from mpq_compile.cost.table import Choices, described_table
 from mpq_compile.errors import DeviceError, TimeRanOutError
 from mpq_compile.lock import timing_lock
@@ -81,7 +80,7 @@ def measure_workloads(
             if time.monotonic() >= end:
                 raise _ran_out(len(keys), len(found), budget_s)
             with timing_lock():
-                found[workload] = _statistics(_timed(device, workload))
+                found[workload] = measurement_of([1e6 * s for s in _timed(device, workload)])
             if not store.read_only:
                 store.put(keys[workload], found[workload])
     return found
@@ -122,20 +121,3 @@ def _checked_time(value: object, workload: Workload) -> float:
             remedy="return the seconds of one run from measure, as a float",
         )
     return float(value)  # type: ignore[arg-type]
-
-
-def _statistics(seconds: Sequence[float]) -> Measurement:
-    times_us = [1e6 * s for s in seconds]
-    low_us, high_us = median_interval(times_us)
-    return Measurement(
-        count=len(times_us),
-        median_us=statistics.median(times_us),
-        mean_us=statistics.fmean(times_us),
-        variance=statistics.variance(times_us),
-        min_us=min(times_us),
-        clock_mhz=None,
-        time=utc_now(),
-        low_us=low_us,
-        high_us=high_us,
-        outliers=count_outliers(times_us),
-    )

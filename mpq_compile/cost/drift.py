@@ -11,9 +11,9 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
-from mpq_compile.cost.measurement import Measurement, MeasurementKey, utc_now
+from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.samples import Sample
-from mpq_compile.cost.summary import count_outliers, median_interval
+from mpq_compile.cost.summary import measurement_of
 from mpq_compile.kernels.workload import LinearWorkload
 from mpq_compile.runtime.kernel_timing import Run, Task
 
@@ -78,20 +78,7 @@ class Usual:
 
     def measurement(self) -> Measurement:
         """Return the usual time as a measurement: of the faster half of the looks."""
-        times = self._faster_half()
-        low, high = median_interval(times)
-        return Measurement(
-            count=len(times),
-            median_us=statistics.median(times),
-            mean_us=statistics.fmean(times),
-            variance=statistics.variance(times) if len(times) > 1 else 0.0,
-            min_us=min(times),
-            clock_mhz=None,
-            time=utc_now(),
-            low_us=low,
-            high_us=high,
-            outliers=count_outliers(times),
-        )
+        return measurement_of(self._faster_half())
 
     def _faster_half(self) -> list[float]:
         ordered = sorted(self._times)

@@ -81,17 +81,18 @@ def effects_of(network: Network) -> Effects:
     graph = network.module.graph
     sites = [node for node in graph.nodes if table.get(node.name) is Kind.SITE]
     size = {node: float(math.prod(network.shapes[node.name][0])) for node in sites}
+    readers = {node: list(_readers(node, table, set())) for node in sites}
     edges = {
         (node, reader): size[node]
         for node in sites
-        for reader in _readers(node, table, set())
+        for reader in readers[node]
         if table[reader.name] is Kind.SITE
     }
     # A join that another join feeds is known by its direct sites only: through residual streams
     # each join would reach all sites before it.
     joined: dict[fx.Node, list[fx.Node]] = {}
     for node in sites:
-        for reader in _readers(node, table, set()):
+        for reader in readers[node]:
             if table[reader.name] in _JOINS:
                 joined.setdefault(reader, []).append(node)
     several = {join: parts for join, parts in joined.items() if len(parts) > 1}

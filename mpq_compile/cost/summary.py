@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from mpq_compile.cost.measurement import Measurement, utc_now
@@ -60,23 +61,30 @@ def summarize(samples: Sequence[Sample], *, repeated: int, settled: bool) -> Mea
         repeated: Rounds of this kernel that are not among them.
         settled: Whether the reference was near its usual time in all of them.
     """
-    times = [sample.us for sample in samples]
-    low, high = median_interval(times)
-    return Measurement(
-        count=len(times),
-        median_us=statistics.median(times),
-        mean_us=statistics.fmean(times),
-        variance=statistics.variance(times) if len(times) > 1 else 0.0,
-        min_us=min(times),
+    return replace(
+        measurement_of([sample.us for sample in samples]),
         clock_mhz=_median([sample.clock_mhz for sample in samples]),
-        time=utc_now(),
-        low_us=low,
-        high_us=high,
-        outliers=count_outliers(times),
         repeated=repeated,
         load=_median([sample.load for sample in samples]),
         reference_us=_median([us for s in samples for us in (s.before_us, s.after_us)]),
         settled=settled,
+    )
+
+
+def measurement_of(times_us: Sequence[float]) -> Measurement:
+    """Return the measurement of times that ended now, nothing else being known of them."""
+    low, high = median_interval(times_us)
+    return Measurement(
+        count=len(times_us),
+        median_us=statistics.median(times_us),
+        mean_us=statistics.fmean(times_us),
+        variance=statistics.variance(times_us) if len(times_us) > 1 else 0.0,
+        min_us=min(times_us),
+        clock_mhz=None,
+        time=utc_now(),
+        low_us=low,
+        high_us=high,
+        outliers=count_outliers(times_us),
     )
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,11 @@ class Timings:
 
     def levelled_ms(self, network: int) -> list[float]:
         """Return the median of each block as if all rounds had found the machine alike."""
-        table = levelled([self.medians_ms(i) for i in range(len(self.latencies_ms))])
-        return [float(ms) for ms in table[network]]
+        return [float(ms) for ms in self._levelled[network]]
+
+    @cached_property
+    def _levelled(self) -> np.ndarray:
+        return levelled([self.medians_ms(i) for i in range(len(self.latencies_ms))])
 
 
 def levelled(table: Sequence[Sequence[float]]) -> np.ndarray:
