@@ -7,12 +7,13 @@ and NumPy, no torch.
 from __future__ import annotations
 
 import json
+import random
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,15 @@ class Timings:
         """Rebuild from :meth:`to_json`."""
         return cls(**data)
 
+    def reordered(self, order: Sequence[int]) -> Timings:
+        """Return the same with network ``order[i]`` where network ``i`` was found."""
+        places = sorted(range(len(order)), key=order.__getitem__)
+        return replace(
+            self,
+            latencies_ms=[self.latencies_ms[i] for i in places],
+            energy_mj=[self.energy_mj[i] for i in places],
+        )
+
     def medians_ms(self, network: int) -> list[float]:
         """Return the median of each block of a network."""
         return [statistics.median(block) for block in self.latencies_ms[network]]
@@ -102,14 +112,20 @@ def example_inputs(executor: Executor) -> list[np.ndarray]:
 
 
 def time_folders(folders: Sequence[Path], blocks: int) -> Timings:
-    """Load artifacts into this process and time them."""
+    """Load artifacts into this process and time them.
+
+    They are loaded and visited in an order of this process's own. What is loaded early lies
+    elsewhere in memory than what is loaded late, and is slower or faster for it by some percent:
+    several processes with one order would all be wrong in the same way.
+    """
     before = _resident_bytes()
-    executors = [Executor(folder, open_artifact(folder)[0]) for folder in folders]
+    order = random.sample(range(len(folders)), len(folders))
+    executors = [Executor(folders[i], open_artifact(folders[i])[0]) for i in order]
     warm_s, block_s = _ALONE_S if len(executors) == 1 else _IN_TURNS_S
     timers = [_Timer(executor, warm_s, block_s) for executor in executors]
     memory = max(0, _resident_bytes() - before)
     reference = Reference(executors[0].manifest.threads)
-    return time_in_turns(timers, reference, blocks, memory)
+    return time_in_turns(timers, reference, blocks, memory).reordered(order)
 
 
 class _Timer:

@@ -113,6 +113,15 @@ def test_rounds_of_several_networks_are_levelled() -> None:
     assert alone.levelled_ms(0) == alone.medians_ms(0) == pytest.approx([1.0, 1.0, 3.0])
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]])
+def test_times_go_back_to_their_networks(order: list[int]) -> None:
+    """Each process visits networks in its own order and answers in that of the question."""
+    true = [1.0, 2.0, 5.0]
+    visited = time_in_turns([lambda i=i: [true[i]] for i in order], lambda: 1.0, blocks=2)
+    found = visited.reordered(order)
+    assert [found.medians_ms(i) for i in range(3)] == [[ms, ms] for ms in true]
+
+
 def test_memory_is_not_that_of_the_process_that_started_this_one() -> None:
     """A child of a large process begins with its own memory."""
     ballast = bytearray(200 << 20)
