@@ -32,6 +32,7 @@ from mpq_compile.cost.estimate import ESTIMATORS, Table
 from mpq_compile.cost.latency import Observation
 from mpq_compile.cost.store import Store
 from mpq_compile.progress import track
+from mpq_compile.runtime.artifact import VERSION
 from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.timing import levelled
@@ -112,7 +113,7 @@ def build_all(
     """Build the networks into folders named by what they are, unless they are there already."""
     folders = []
     for assignment in track(assignments, "build networks"):
-        text = f"{session.digest()}{sorted(assignment.items())}{kernel_hash()}"
+        text = f"{session.digest()}{sorted(assignment.items())}{kernel_hash()}{VERSION}"
         place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         folders.append(place)
         if not place.exists():

@@ -19,6 +19,7 @@ from mpq_compile.lower.linker import linker
 from mpq_compile.lower.lowering import Lowered
 from mpq_compile.lower.pipeline import lower_pipeline
 from mpq_compile.lower.program import NotAProgram, read_program
+from mpq_compile.lower.reference import with_reference
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +104,9 @@ def _executable(module: Any, target: Any, tier: Tier, threads: int) -> tuple[Any
         entry = build_entry(module, read_program(module), tier, threads)
     except NotAProgram as reason:
         log.info("the virtual machine runs this network: %s", reason)
-        return relax.build(module, target, exec_mode="compiled"), None
-    return tvm.compile(entry.module, target=target), entry.arena
+        beside = with_reference(module, tier, threads)
+        return relax.build(beside, target, exec_mode="compiled"), None
+    return tvm.compile(with_reference(entry.module, tier, threads), target=target), entry.arena
 
 
 def _ends(text: str) -> str:

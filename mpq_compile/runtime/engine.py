@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.lower.arena import offsets_of
+from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS
 from mpq_compile.runtime.native import (
     as_tensor,
     as_tuple,
@@ -55,6 +56,10 @@ class Program:
         self._main(*inputs, *self._lent, *outputs)
         return outputs
 
+    def reference(self, threads: int) -> Callable[[], Any]:
+        """Return the reference workload of the library, ready to be called."""
+        return _reference(self._library, threads)
+
 
 class Machine:
     """Relax's virtual machine, for what is no plain list of calls.
@@ -74,6 +79,15 @@ class Machine:
         """Run the network; return TVM tensors: the machine makes them itself."""
         outputs = self._main(*inputs, self._parameters)
         return [outputs] if is_tensor(outputs) else list(outputs)
+
+    def reference(self, threads: int) -> Callable[[], Any]:
+        """Return the reference workload of the library, ready to be called."""
+        return _reference(self._library, threads)
+
+
+def _reference(library: Any, threads: int) -> Callable[[], Any]:
+    call, cells = library[REFERENCE], as_tensor(np.ones(threads * REFERENCE_CELLS, np.float32))
+    return lambda: call(cells)
 
 
 def joined(parameters: Sequence[np.ndarray]) -> np.ndarray:

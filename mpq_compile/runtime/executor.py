@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,10 @@ class Executor:
         tensors = [value if is_tensor(value) else as_tensor(value) for value in inputs]
         with self._lock:
             return self._engine(tensors, make)
+
+    def reference(self) -> Callable[[], Any]:
+        """Return the fixed workload of the library: whether the machine is as usual."""
+        return self._engine.reference(self.manifest.threads)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.

@@ -24,14 +24,17 @@ from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
 from mpq_compile.runtime.rapl import EnergyMeter
-from mpq_compile.runtime.reference import Reference
 
 # Seconds of warming up and of a block, for one network and for each of several in turns.
 _ALONE_S, _IN_TURNS_S = (0.4, 0.12), (0.1, 0.04)
-# A round beside which the reference workload is slower than this is measured again.
+# A block beside which the reference workload is slower than this is measured again.
 DRIFT = 1.15
-_RETRIES = 3
-_REFERENCES = 3
+_RETRIES = 4
+# Looks at the reference before anything is measured, and beside a block.
+_FIRST_LOOKS, _LOOKS = 40, 3
+# A machine that is not as usual is waited for: an idle core is given to others, and the one that
+# this process wakes up on may be another.
+_PAUSE_S, _PAUSES = 4e-3, 12
 _LEAST_NETWORKS = 3
 
 
@@ -41,9 +44,9 @@ class Timings:
 
     Args:
         latencies_ms: Latency of single calls in ms, by network, block and call.
-        reference_ms: The reference workload beside each block, in ms.
-        usual_ms: Its usual time in this process, in ms: what it is below for a fifth of the time.
-        repeated: Rounds that were dropped and measured again because of it.
+        reference_ms: The reference workload beside each block in ms, the median over networks.
+        usual_ms: Its usual time in this process, in ms: what it is below for a tenth of the time.
+        repeated: Blocks that were dropped and measured again because of it.
         energy_mj: Energy of a call in mJ by network, where the processor tells it.
         memory_bytes: What loading and running the networks added to the process's memory.
     """
@@ -124,8 +127,19 @@ def time_folders(folders: Sequence[Path], blocks: int) -> Timings:
     warm_s, block_s = _ALONE_S if len(executors) == 1 else _IN_TURNS_S
     timers = [_Timer(executor, warm_s, block_s) for executor in executors]
     memory = max(0, _resident_bytes() - before)
-    reference = Reference(executors[0].manifest.threads)
+    reference = _timed(executors[0].reference())
     return time_in_turns(timers, reference, blocks, memory).reordered(order)
+
+
+def _timed(call: Callable[[], Any]) -> Callable[[], float]:
+    """Return a function that calls ``call`` and returns how long it took, in ms."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+
+    return timed
 
 
 class _Timer:
@@ -133,17 +147,12 @@ class _Timer:
 
     def __init__(self, executor: Executor, warm_s: float, block_s: float) -> None:
         tensors = [as_tensor(value) for value in example_inputs(executor)]
-        self._run: Callable[[], Any] = lambda: executor.run_flat(tensors)
+        self._call = _timed(lambda: executor.run_flat(tensors))
         end = time.perf_counter() + warm_s
         once = [self._call()]
         while time.perf_counter() < end:
             once.append(self._call())
         self._number = max(5, min(2000, int(block_s * 1e3 / max(statistics.median(once), 1e-4))))
-
-    def _call(self) -> float:
-        start = time.perf_counter()
-        self._run()
-        return (time.perf_counter() - start) * 1e3
 
     def __call__(self) -> list[float]:
         self._call()  # the first call finds caches that another network filled
@@ -156,45 +165,96 @@ def time_in_turns(
     blocks: int,
     memory_bytes: int = 0,
 ) -> Timings:
-    """Time networks so that every round visits all of them, with the reference beside it.
+    """Time networks so that every round visits all of them, with the reference beside each block.
 
-    What disturbs the machine for a while then disturbs all alike, so that ratios hold. A round
+    What disturbs the machine for a while then disturbs all alike, so that ratios hold. A block
     beside which the reference is slow is measured again, a few times at most.
     """
-    meter = EnergyMeter()
-    joules: list[list[float | None]] = [[] for _ in timers]
-    calls = [0] * len(timers)
-    references = [reference() for _ in range(4 * _REFERENCES)]
-    rounds, besides, repeated = [], [], 0
-    for _ in range(blocks):
-        for attempt in range(_RETRIES):
-            row = []
-            for index, timer in enumerate(timers):
-                start = meter.start()
-                row.append(timer())
-                joules[index].append(meter.joules(start))
-                calls[index] += 1 + len(row[-1])  # the one that warms up is paid for too
-            found = [reference() for _ in range(_REFERENCES)]
-            references += found
-            beside = statistics.median(found)
-            if beside <= _usual(references) * DRIFT or attempt == _RETRIES - 1:
-                break
-            repeated += 1
-        rounds.append(row)
-        besides.append(beside)
+    beside = _Beside(reference)
+    blocks_of = [_Blocks(timer, beside) for timer in timers]
+    reference_ms = [
+        statistics.median(found.measure() for found in blocks_of) for _ in range(blocks)
+    ]
     return Timings(
-        latencies_ms=[list(column) for column in zip(*rounds, strict=True)],
-        reference_ms=besides,
-        usual_ms=_usual(references),
-        repeated=repeated,
-        energy_mj=[_per_call(j, n) for j, n in zip(joules, calls, strict=True)],
+        latencies_ms=[found.latencies_ms for found in blocks_of],
+        reference_ms=reference_ms,
+        usual_ms=beside.usual_ms,
+        repeated=sum(found.repeated for found in blocks_of),
+        energy_mj=[found.energy_mj for found in blocks_of],
         memory_bytes=memory_bytes,
     )
 
 
-def _usual(references: Sequence[float]) -> float:
-    """Return the lower fifth: the least of many is luck, the median may be a busy machine's."""
-    return sorted(references)[len(references) // 5]
+class _Beside:
+    """The reference workload: what it takes now, and what it usually takes in this process."""
+
+    def __init__(self, reference: Callable[[], float]) -> None:
+        self._reference = reference
+        self._seen: list[float] = []
+        for _ in range(_FIRST_LOOKS):
+            self._pause()
+            self.look()
+
+    @property
+    def usual_ms(self) -> float:
+        """The lower tenth: the least of many is luck, the median may be a busy machine's."""
+        return sorted(self._seen)[len(self._seen) // 10]
+
+    def look(self) -> float:
+        """Return what the reference takes now, in ms."""
+        found = statistics.median(self._reference() for _ in range(_LOOKS))
+        self._seen.append(found)
+        return found
+
+    def settle(self) -> float:
+        """Wait for the usual, not for long; return what the reference takes then."""
+        found = self.look()
+        for _ in range(_PAUSES):
+            if self.is_near(found):
+                break
+            self._pause()
+            found = self.look()
+        return found
+
+    def is_near(self, found_ms: float) -> bool:
+        """Tell whether the machine is no slower than usual."""
+        return found_ms <= self.usual_ms * DRIFT
+
+    def _pause(self) -> None:
+        time.sleep(_PAUSE_S)
+        self._reference()  # wakes the threads up
+
+
+class _Blocks:
+    """The blocks of one network."""
+
+    def __init__(self, timer: Callable[[], list[float]], beside: _Beside) -> None:
+        self._timer, self._beside = timer, beside
+        self._meter = EnergyMeter()
+        self._joules: list[float | None] = []
+        self._calls = 0
+        self.latencies_ms: list[list[float]] = []
+        self.repeated = 0
+
+    def measure(self) -> float:
+        """Take one block; return what the reference took beside it, in ms."""
+        for attempt in range(_RETRIES):
+            before = self._beside.settle()
+            start = self._meter.start()
+            calls = self._timer()
+            self._joules.append(self._meter.joules(start))
+            self._calls += 1 + len(calls)  # the one that warms up is paid for too
+            found = max(before, self._beside.look())
+            if self._beside.is_near(found) or attempt == _RETRIES - 1:
+                break
+            self.repeated += 1
+        self.latencies_ms.append(calls)
+        return found
+
+    @property
+    def energy_mj(self) -> float | None:
+        """Energy of a call in mJ; None where it is not known."""
+        return _per_call(self._joules, self._calls)
 
 
 def _per_call(joules: Sequence[float | None], calls: int) -> float | None:
