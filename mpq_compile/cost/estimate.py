@@ -205,8 +205,12 @@ class Estimates:
     kinds: frozenset[str]
 
     @classmethod
-    def learned(cls, table: Table) -> Estimates:
+    def learned(cls, table: Table, where: str | None = None) -> Estimates:
         """Choose by the error on shapes left out, then fit to the whole table.
+
+        Args:
+            table: What was measured.
+            where: Names the table in an error.
 
         Raises:
             ProfileError: Too little was measured to learn from.
@@ -215,9 +219,11 @@ class Estimates:
         if len(shapes) < _LEAST_ROWS:
             raise ProfileError(
                 "too few measurements to estimate others from",
+                where=where,
                 expected=f"at least {_LEAST_ROWS} shapes of layers measured on this device",
                 found=f"{len(shapes)}",
-                remedy="run `mpq profile --sweep` once, or allow more time to measure",
+                remedy="run `mpq profile --sweep` once, or allow more time to measure; "
+                "MPQ_DB names the database, which must be writable for that",
             )
         errors = {
             name: float(np.median(table.left_out_errors(make))) for name, make in ESTIMATORS.items()
@@ -305,7 +311,7 @@ def kernel_times(
     if not missing:
         return KernelTimes(us=us)
     table = Table.of(store.items(), device.fingerprint, toolchain_hash(), kernel_hash())
-    estimates = Estimates.learned(table)
+    estimates = Estimates.learned(table, where=str(store.path))
     return KernelTimes(
         us=us | estimates.us(missing),
         estimated={name: estimates.error_of(name) for name in missing},
