@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.lower.arena import offsets_of
-from mpq_compile.lower.interface import REFERENCE
+from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS, REFERENCE_FLAGS
 from mpq_compile.runtime.native import (
     as_tensor,
     as_tuple,
@@ -89,7 +89,8 @@ class Machine:
 def _reference(library: Any, cells: np.ndarray) -> Callable[[], Any]:
     # A virtual machine's library imports the one that holds the functions.
     function = library.get_function(REFERENCE, query_imports=True)
-    return partial(function, as_tensor(cells))
+    flags = empty(len(cells) // REFERENCE_CELLS * REFERENCE_FLAGS, "int32")
+    return partial(function, as_tensor(cells), flags)
 
 
 def joined(parameters: Sequence[np.ndarray]) -> np.ndarray:

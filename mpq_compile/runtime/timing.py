@@ -208,7 +208,7 @@ class _Beside:
 
     @property
     def usual_ms(self) -> float:
-        """In this process, the lower tenth: the least of many is luck, the median may be a busy machine's."""
+        """The lower tenth in this process: the least is luck, the median maybe a busy machine's."""
         return sorted(self._seen)[len(self._seen) // 10]
 
     def look(self) -> float:
