@@ -49,20 +49,22 @@ def cut(
     slices: list[Slice] = []
     seen = 0
     for batch in batches:
-        for piece in _pieces(batch, network, min(most, max(samples - seen, 0))):
-            slices.append(Slice(start=seen, batch=piece))
-            seen += size_of(piece)
         if seen >= samples:
             break
+        for piece in _pieces(batch, network, most, samples - seen):
+            slices.append(Slice(start=seen, batch=piece))
+            seen += size_of(piece)
     return tuple(slices)
 
 
-def _pieces(batch: Batch, network: Network, most: int) -> Iterator[Batch]:
+def _pieces(batch: Batch, network: Network, most: int, count: int) -> Iterator[Batch]:
+    """Yield at most ``count`` samples of a batch, ``most`` at a time."""
     if not network.captured.dynamic_batch or not batch.inputs[0].dim():
         yield batch
         return
-    for start in range(0, size_of(batch), most):
-        span = slice(start, start + most)
+    end = min(count, size_of(batch))
+    for start in range(0, end, most):
+        span = slice(start, min(start + most, end))
         labels = None if batch.labels is None else batch.labels[span]
         yield Batch(inputs=tuple(value[span] for value in batch.inputs), labels=labels)
 
