@@ -156,7 +156,7 @@ class Allocation:
                 for name, members in self.groups().items()
             ),
             budget=dict(limits),
-            pairs=tuple(self._pairs(limits, peak_bytes)),
+            pairs=(*self._pairs(limits, peak_bytes), *self._loss_pairs(peak_bytes)),
         )
 
     def inverse_problem(
@@ -179,11 +179,7 @@ class Allocation:
             )
             for group in plain.groups
         )
-        pairs = tuple(
-            Pair(a=pair.a, b=pair.b, loss=pair.costs.get(axis), costs=pair.costs)
-            for pair in plain.pairs
-            if axis == "latency_us" or "latency_us" in limits
-        )
+        pairs = tuple(_inverted(pair, axis, limits) for pair in plain.pairs)
         return Problem(groups=groups, budget={**limits, "loss": loss}, pairs=pairs)
 
     def names_of(self, members: Sequence[Site], peak_bytes: float | None) -> list[str]:
@@ -222,9 +218,22 @@ class Allocation:
         entries = [self.costs.costs[site.id][name] for site in members]
         return CandidateTerm(
             name=name,
-            loss=sum(self.sensitivity.loss[site.id][name] for site in members),
+            loss=self._loss_of({site.id: name for site in members}),
             costs={axis: sum(e[axis] for e in entries) for axis in entries[0]},
         )
+
+    def _loss_pairs(self, peak_bytes: float | None) -> list[Pair]:
+        """Return what sites of different groups lose together."""
+        group_of = {s.id: name for name, members in self.groups().items() for s in members}
+        names = {n: self.names_of(m, peak_bytes) for n, m in self.groups().items()}
+        pairs = []
+        for (a, b), entry in self.sensitivity.pairs.items():
+            first, second = group_of[a], group_of[b]
+            if first == second or not any(entry.values()):
+                continue
+            matrix = tuple(tuple(entry[x, y] for y in names[second]) for x in names[first])
+            pairs.append(Pair(a=first, b=second, loss=matrix))
+        return pairs
 
     def _pairs(self, limits: Mapping[str, float], peak_bytes: float | None) -> list[Pair]:
         if "latency_us" not in limits:
@@ -267,8 +276,28 @@ class Allocation:
         return totals
 
     def loss(self, assignment: Mapping[str, str]) -> float:
-        """Return the sum of the sites' losses."""
-        return sum(self.sensitivity.loss[site][name] for site, name in assignment.items())
+        """Return the sum of the sites' losses, and of what pairs of them lose together."""
+        return self._loss_of(assignment)
+
+    def _loss_of(self, assignment: Mapping[str, str]) -> float:
+        """Return the loss of some sites among themselves."""
+        table = self.sensitivity
+        alone = sum(table.loss[site][name] for site, name in assignment.items())
+        if len(assignment) == 1:
+            return alone
+        return alone + sum(
+            entry[assignment[a], assignment[b]]
+            for (a, b), entry in table.pairs.items()
+            if a in assignment and b in assignment
+        )
+
+
+def _inverted(pair: Pair, axis: str, limits: Mapping[str, float]) -> Pair:
+    """Return the pair's terms with the loss as a cost, and the cost on ``axis`` as the loss."""
+    costs = {name: matrix for name, matrix in pair.costs.items() if name == axis or name in limits}
+    if pair.loss is not None:
+        costs["loss"] = pair.loss
+    return Pair(a=pair.a, b=pair.b, loss=costs.get(axis), costs=costs)
 
 
 def _format(name: str) -> str:

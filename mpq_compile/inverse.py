@@ -144,15 +144,18 @@ def _cheaper(a: Solution, b: Solution) -> Solution:
 
 
 def _loss_range(allocation: Allocation) -> tuple[float, float]:
-    """Return the loss of the most accurate and of the least accurate choice."""
-    lows, highs = 0.0, 0.0
+    """Return the loss of the most accurate and of the least accurate choice, site by site."""
+    lows: dict[str, str] = {}
+    highs: dict[str, str] = {}
     for members in allocation.groups().values():
-        losses = [
-            sum(allocation.sensitivity.loss[s.id][n] for s in members)
+        losses = {
+            n: sum(allocation.sensitivity.loss[s.id][n] for s in members)
             for n in allocation.names_of(members, None)
-        ]
-        lows, highs = lows + min(losses), highs + max(losses)
-    return lows, highs
+        }
+        least, most = min(losses, key=losses.__getitem__), max(losses, key=losses.__getitem__)
+        lows.update({site.id: least for site in members})
+        highs.update({site.id: most for site in members})
+    return allocation.loss(lows), allocation.loss(highs)
 
 
 def _solver(

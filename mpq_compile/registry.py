@@ -65,6 +65,12 @@ def import_file(path: Path) -> ModuleType:
 METRICS = Registry(
     kind="metric",
     table={
+        "fisher": "mpq_compile.sensitivity.fisher:FisherMetric",
+        "gauss_newton": "mpq_compile.sensitivity.gauss_newton:GaussNewtonMetric",
+        "kl": "mpq_compile.sensitivity.kl:KlMetric",
+        "pairwise": "mpq_compile.sensitivity.pairwise:PairwiseMetric",
+        "roundoff": "mpq_compile.sensitivity.roundoff:RoundoffMetric",
+        "roundoff_relative": "mpq_compile.sensitivity.roundoff:relative",
         "sqnr": "mpq_compile.sensitivity.sqnr:SqnrMetric",
         "taylor": "mpq_compile.sensitivity.taylor:TaylorMetric",
     },

@@ -258,6 +258,7 @@ class Session:
                 "site": site.id,
                 "candidate": name,
                 "loss": self.sensitivity.loss[site.id][name],
+                "spread": self.sensitivity.spread.get(site.id, {}).get(name),
                 "latency_us": allocation.costs.costs[site.id][name]["latency_us"],
                 "latency_source": self._source(site.id, name),
                 "size_bytes": allocation.costs.costs[site.id][name]["size_bytes"],

@@ -230,11 +230,18 @@ class Predicted:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityTable:
-    """``loss[site][candidate]``: loss increase against float, by the metric's own unit."""
+    """``loss[site][candidate]``: loss increase against float, by the metric's own unit.
+
+    ``spread`` is the standard error of each loss over calibration samples; empty where a metric
+    looks at none. ``pairs[(a, b)][(candidate of a, candidate of b)]`` is what two sites lose
+    together beyond the sum of their losses; pairs that are left out add.
+    """
 
     metric: str
     unit: str
     loss: Mapping[str, Mapping[str, float]]
+    spread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pairs: Mapping[tuple[str, str], Mapping[tuple[str, str], float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +264,8 @@ class CostTable:
 class Plan:
     """An assignment with all that is needed to rebuild and to audit it.
 
-    ``loss`` is the sum of the metric's losses; None where nothing was measured (``mpq.assign``).
+    ``loss`` is the sum of the metric's losses, those of pairs included; None where nothing was
+    measured (``mpq.assign``).
     """
 
     version: int
