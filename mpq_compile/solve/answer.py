@@ -11,8 +11,7 @@ import numpy as np
 
 from mpq_compile.solve.lagrangian import Dual
 from mpq_compile.solve.problem import Problem, Solution, evaluate, relative_gap
-from mpq_compile.solve.search import Incumbent
-from mpq_compile.solve.tables import Tables
+from mpq_compile.solve.tables import Floats, Incumbent, Tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +21,7 @@ class Proof:
     Attributes:
         incumbent: Best assignment found, None if none.
         bound: Lower bound on every loss within the budget.
+        proved: The part of it that the multipliers prove, with what integers add.
         complete: True where nothing was left unexplored: the incumbent is optimal, or, where
             there is none, nothing fits.
     """
@@ -31,6 +31,7 @@ class Proof:
     dual: Dual
     states: int
     complete: bool
+    proved: float = -np.inf
 
 
 def answer(
@@ -53,7 +54,7 @@ def answer(
         gap=relative_gap(loss, bound),
         solver=solver,
         wall_s=time.perf_counter() - start,
-        certificate=_certificate(tables, proof, bound),
+        certificate=_certificate(problem, tables, proof, bound),
     )
 
 
@@ -90,15 +91,31 @@ def infeasible(
     )
 
 
-def _certificate(tables: Tables, proof: Proof, bound: float) -> dict[str, Any]:
+def _certificate(problem: Problem, tables: Tables, proof: Proof, bound: float) -> dict[str, Any]:
     """Return the multipliers, what they prove, and whether the bound rests on them alone."""
     dual = proof.dual
-    proved = bound - dual.bound <= 1e-9 * max(abs(bound), abs(dual.bound))
+    proved = max(dual.bound, proof.proved)
+    alone = bound - proved <= 1e-9 * max(abs(bound), abs(proved))
     return {
         "multipliers": _by_axis(tables, dual.price),
         "lagrangian_bound": float(dual.bound),
-        "method": "multipliers" if proved else "search",
+        "method": "multipliers" if alone else "search",
         "states": proof.states,
+        "reduced_costs": _reduced_costs(problem, tables, dual.price),
+    }
+
+
+def _reduced_costs(problem: Problem, tables: Tables, price: Floats) -> dict[str, list[float]]:
+    """Return by how much each candidate of a group without pairs lifts the Lagrangian bound."""
+    counts = np.array([len(g.candidates) for g in problem.groups])
+    there = np.arange(tables.loss.shape[1]) < counts[:, None]
+    costs = np.where(there, tables.loss + np.tensordot(price, tables.cost, axes=1), np.inf)
+    rows = (costs - costs.min(axis=1, keepdims=True)).tolist()
+    paired = set(tables.paired())
+    return {
+        group.name: row[: len(group.candidates)]
+        for g, (group, row) in enumerate(zip(problem.groups, rows, strict=True))
+        if g not in paired
     }
 
 

@@ -13,11 +13,13 @@ from mpq_compile.solve.answer import Proof, answer, infeasible
 from mpq_compile.solve.dominance import drop_dominated
 from mpq_compile.solve.elimination import Elimination, plan_elimination
 from mpq_compile.solve.lagrangian import Dual, maximise_dual
-from mpq_compile.solve.moves import climb
+from mpq_compile.solve.lattice import best_lift, lattices
+from mpq_compile.solve.moves import climb, exchange, walk
 from mpq_compile.solve.order import order_paired
-from mpq_compile.solve.problem import Problem, Solution
-from mpq_compile.solve.search import ROUNDING, Cuts, Incumbent, Search
-from mpq_compile.solve.tables import Bools, Floats, Ints, Tables, build_tables
+from mpq_compile.solve.problem import Problem, Solution, relative_gap
+from mpq_compile.solve.reduction import Core, compress, reduced_costs, within_gap
+from mpq_compile.solve.search import Cuts, Outcome, Search
+from mpq_compile.solve.tables import ROUNDING, Floats, Incumbent, Ints, Tables, build_tables
 
 # Each pass is a beam; the next is wider, and starts from a better incumbent and a smaller problem.
 BEAMS = (256, 2048, 16384, 131072)
@@ -27,10 +29,22 @@ CHUNK = 8192
 STRETCHES = (0.5, 0.8, 0.9, 1.1, 1.25, 2.0)
 MAX_CUTS = 48
 SAMPLED_LAYERS = 6
+# Up to this many bits of choice left by the reduction, all of equal loss are told apart.
+TIES = 20
+# Neighbourhoods: groups, states in a layer, and how many in a row may find nothing better.
+NEIGHBOURHOOD = 16
+NEIGHBOURHOOD_WIDTH = 400
+IDLE = 3
+# Minimisers of the Lagrangian that the first answer walks towards.
+WALKS = 12
 
 
-def solve_exact(problem: Problem, *, time_limit_s: float | None = None) -> Solution:
+def solve_exact(
+    problem: Problem, *, time_limit_s: float | None = None, gap: float = 0.0
+) -> Solution:
     """Return a proven optimum, or after ``time_limit_s`` the best found with its gap.
+
+    With ``gap`` above 0 the search also ends where its relative gap is no larger.
 
     Steps: drop dominated candidates; maximise the Lagrangian bound (:mod:`lagrangian`); climb
     from its minimisers to a first answer; drop candidates whose reduced cost exceeds the gap; and
@@ -44,7 +58,7 @@ def solve_exact(problem: Problem, *, time_limit_s: float | None = None) -> Solut
     start = time.perf_counter()
     deadline = np.inf if time_limit_s is None else start + time_limit_s
     tables = build_reduced(problem)
-    proof = optimise(tables, deadline=deadline)
+    proof = optimise(tables, deadline=deadline, gap=gap)
     return conclude(problem, tables, proof, solver="exact", start=start)
 
 
@@ -91,81 +105,182 @@ def _only_axis(tables: Tables, axis: int) -> Tables:
         loss=tables.cost[axis],
         cost=tables.cost[:0],
         limit=tables.limit[:0],
+        scale=tables.scale[:0],
         pairs=pairs,
     )
 
 
-def optimise(tables: Tables, *, deadline: float, first_only: bool = False) -> Proof:
-    """Search ``tables`` for the least loss; with ``first_only`` for anything that fits."""
+def optimise(
+    tables: Tables, *, deadline: float, gap: float = 0.0, first_only: bool = False
+) -> Proof:
+    """Search ``tables`` for the least loss, or for anything that fits with ``first_only``.
+
+    ``gap`` is the relative gap at which to stop.
+    """
     plan = plan_elimination(tables, order_paired(tables))
     dual = maximise_dual(tables, plan)
     if not dual.feasible:
         return Proof(incumbent=None, bound=np.inf, dual=dual, states=0, complete=True)
-    incumbent = first_incumbent(tables, dual)
+    bound = best_lift(tables, dual)
+    incumbent = first_incumbent(tables, dual, least=bound)
+    proof = Proof(
+        incumbent=incumbent, bound=bound, dual=dual, states=0, complete=False, proved=bound
+    )
     if first_only and incumbent is not None:
-        return Proof(incumbent=incumbent, bound=dual.bound, dual=dual, states=0, complete=False)
-    return _widen(tables, plan, dual, incumbent, deadline=deadline, first_only=first_only)
+        return proof
+    return _Widening(tables, proof, deadline, gap, first_only).run()
 
 
-def _widen(
-    tables: Tables,
-    plan: Elimination,
-    dual: Dual,
-    incumbent: Incumbent | None,
-    *,
-    deadline: float,
-    first_only: bool,
-) -> Proof:
-    cuts, bound, states = _first_cuts(tables, dual), dual.bound, 0
-    for width, complete, end in _passes(deadline):
-        if states and time.perf_counter() > deadline:
-            break
-        tables = tables.allowing(within_gap(tables, dual, incumbent))
+class _Widening:
+    """Passes over the core that is left, wider and wider; holds what is known so far."""
+
+    def __init__(
+        self, tables: Tables, proof: Proof, deadline: float, gap: float, first_only: bool
+    ) -> None:
+        self.tables, self.proof = tables, proof
+        self.deadline, self.gap, self.first_only = deadline, gap, first_only
+        self.cuts = _first_cuts(tables, proof.dual)
+        whole = [x for x in lattices(tables, proof.dual.price) if not x.weight.any()]
+        self.lattice = whole[0] if whole else None
+        self.ties = True
+        self.ties = _combinations(self._core()) <= TIES
+
+    def run(self) -> Proof:
+        if not self.ties and self.proof.incumbent is not None and not self.tables.pairs:
+            self._explore_neighbourhoods(self.proof.incumbent)
+        for width, complete in _passes():
+            if self._done() or (self.proof.states and time.perf_counter() > self.deadline):
+                break
+            core = self._core()
+            # Without an answer the first beam, so narrow that it ends, has what time it needs.
+            end = np.inf if self.proof.incumbent is None and width == BEAMS[0] else self.deadline
+            search, outcome = self._search(core, width, complete, end)
+            self._learn(core, outcome)
+            if self.proof.complete or (self.first_only and self.proof.incumbent is not None):
+                break
+            if width > BEAMS[0]:
+                self.cuts = _more_cuts(self.cuts, search)
+        return self.proof
+
+    def _explore_neighbourhoods(self, best: Incumbent) -> None:
+        """Search around the best answer, in few groups at a time, while that finds better ones.
+
+        First the groups with a candidate of least reduced cost, then as many at random.
+        """
+        draw = np.random.default_rng(0)
+        idle = 0
+        while idle < IDLE and not self._done() and time.perf_counter() < self.deadline:
+            core = self._neighbourhood(best, draw if idle else None)
+            _, outcome = self._search(core, NEIGHBOURHOOD_WIDTH, False, self.deadline)
+            self._learn(core, replace(outcome, open_bound=-np.inf))
+            assert self.proof.incumbent is not None
+            idle = 0 if self.proof.incumbent.loss < best.loss else idle + 1
+            best = self.proof.incumbent
+
+    def _neighbourhood(self, best: Incumbent, draw: np.random.Generator | None) -> Core:
+        rows = np.arange(len(best.choice))
+        rise = reduced_costs(self.tables, self.proof.dual.price)
+        rise -= rise[rows, best.choice][:, None]
+        rise[rows, best.choice] = np.inf
+        distance = rise.min(axis=1)
+        near = np.argsort(distance, kind="stable")
+        if draw is not None:
+            usual = distance[near[min(len(near), NEIGHBOURHOOD) - 1]]
+            near = np.argsort(draw.exponential(size=len(near)) * np.maximum(distance, usual / 4))
+        allowed = np.zeros_like(self.tables.allowed)
+        allowed[rows, best.choice] = True
+        near = near[:NEIGHBOURHOOD]
+        allowed[near] = self.tables.allowed[near]
+        allowed &= within_gap(self.tables, self.proof.dual, best)
+        core = compress(self.tables.allowing(allowed))
+        return replace(core, tables=core.tables.allowing(drop_dominated(core.tables)))
+
+    def _done(self) -> bool:
+        """Tell whether the bound is met; where ties matter, only a whole search says which."""
+        proof = self.proof
+        if proof.incumbent is None:
+            return False
+        loss = proof.incumbent.loss
+        if not self.ties and loss <= proof.bound + ROUNDING * abs(loss):
+            self.proof = replace(proof, complete=True)
+            return True
+        return self.gap > 0 and relative_gap(loss, proof.bound) <= self.gap
+
+    def _core(self) -> Core:
+        step = 0.0 if self.ties or self.lattice is None else self.lattice.step
+        allowed = within_gap(self.tables, self.proof.dual, self.proof.incumbent, step)
+        core = compress(self.tables.allowing(allowed))
+        return replace(core, tables=core.tables.allowing(drop_dominated(core.tables)))
+
+    def _search(self, core: Core, width: int, complete: bool, end: float) -> tuple[Search, Outcome]:
+        step = self.lattice.step if self.lattice else 0.0
         search = Search(
-            tables,
-            plan,
-            cuts,
-            _open_singles(tables, dual.price),
-            incumbent=incumbent,
+            core.tables,
+            plan_elimination(core.tables, order_paired(core.tables)),
+            self.cuts,
+            _open_singles(core.tables, self.proof.dual.price),
+            incumbent=_narrowed(core, self.proof.incumbent),
             width=width,
             complete=complete,
             deadline=end,
-            first_only=first_only,
+            first_only=self.first_only,
+            step=None if self.ties else step,
         )
-        outcome = search.run()
-        incumbent, states = outcome.incumbent, states + outcome.states
-        if outcome.open_bound == np.inf:
-            return _proof(incumbent, np.inf, dual, states, complete=True)
-        bound = max(bound, outcome.open_bound)
-        if first_only and incumbent is not None:
-            break
-        cuts = _more_cuts(cuts, tables, plan, search) if width > BEAMS[0] else cuts
-    return _proof(incumbent, bound, dual, states, complete=False)
+        return search, search.run()
+
+    def _learn(self, core: Core, outcome: Outcome) -> None:
+        old, found = self.proof.incumbent, outcome.incumbent
+        if found is not None and len(found.choice):
+            old = Incumbent(choice=core.expand(found.choice), loss=found.loss)
+        bound = outcome.open_bound
+        if self.lattice and np.isfinite(bound):
+            bound = self.lattice.above(bound, ROUNDING * abs(bound))
+        self.proof = replace(
+            self.proof,
+            incumbent=old,
+            bound=max(self.proof.bound, min(bound, old.loss if old else np.inf)),
+            states=self.proof.states + outcome.states,
+            complete=outcome.open_bound == np.inf,
+        )
 
 
-def _proof(
-    incumbent: Incumbent | None, bound: float, dual: Dual, states: int, *, complete: bool
-) -> Proof:
-    return Proof(incumbent=incumbent, bound=bound, dual=dual, states=states, complete=complete)
+def _combinations(core: Core) -> float:
+    """Return the log2 of the number of assignments that a core leaves."""
+    return float(np.log2(core.tables.allowed.sum(axis=1)).sum())
 
 
-def _passes(deadline: float) -> Iterator[tuple[int, bool, float]]:
-    """Yield (width, complete, deadline); the first beam is so narrow that it always ends."""
-    yield BEAMS[0], False, np.inf
-    for width in BEAMS[1:]:
-        yield width, False, deadline
-    yield CHUNK, True, deadline
-
-
-def first_incumbent(tables: Tables, dual: Dual) -> Incumbent | None:
-    """Climb from each minimiser of the dual that fits; return the best."""
-    starts = {c.choice.tobytes(): c.choice for c in dual.columns if len(c.choice)}
-    worth = [(*tables.worth(x), x) for x in starts.values()]
-    fitting = [(loss, x) for loss, _, x in worth if loss < np.inf and tables.fits(x)]
-    if not fitting:
+def _narrowed(core: Core, incumbent: Incumbent | None) -> Incumbent | None:
+    """Return the incumbent as the core's, without its choice where the core leaves it out."""
+    if incumbent is None:
         return None
-    _, best = min(fitting, key=lambda item: item[0])
+    choice = core.narrow(incumbent.choice)
+    return Incumbent(
+        choice=np.zeros(0, np.int64) if choice is None else choice, loss=incumbent.loss
+    )
+
+
+def _passes() -> Iterator[tuple[int, bool]]:
+    """Yield width and whether to come back to what is beyond it."""
+    for width in BEAMS:
+        yield width, False
+    yield CHUNK, True
+
+
+def first_incumbent(tables: Tables, dual: Dual, *, least: float = -np.inf) -> Incumbent | None:
+    """Climb from the dual's minimisers and from between them; return the best found.
+
+    ``least`` is a loss that nothing is known to go below: there the climb ends.
+    """
+    starts = {c.choice.tobytes(): c.choice for c in dual.columns if len(c.choice)}
+    worth = sorted(((tables.worth(x)[0], i) for i, x in enumerate(starts.values())))
+    columns = [list(starts.values())[i] for loss, i in worth if loss < np.inf]
+    fitting = next((x for x in columns if tables.fits(x)), None)
+    if fitting is None:
+        return None
+    walks = [walk(tables, fitting, x, dual.price) for x in columns[:WALKS]]
+    best = min([fitting, *walks], key=lambda x: tables.worth(x)[0])
     choice = climb(tables, best, dual.price)
+    choice = exchange(tables, choice, dual.price, least=least)
     return Incumbent(choice=choice, loss=tables.worth(choice)[0])
 
 
@@ -179,9 +294,9 @@ def _first_cuts(tables: Tables, dual: Dual) -> Cuts:
     )
 
 
-def _more_cuts(cuts: Cuts, tables: Tables, plan: Elimination, search: Search) -> Cuts:
+def _more_cuts(cuts: Cuts, search: Search) -> Cuts:
     """Add the best multipliers of what is left at states of least bound in several layers."""
-    layers = search.samples
+    layers, tables, plan = search.samples, search.tables, search.plan
     room = MAX_CUTS - len(cuts.weight)
     if not layers or not len(tables.axes) or room <= 0:
         return cuts
@@ -211,22 +326,6 @@ def _price_below(
     return dual.price if dual.feasible else None
 
 
-def within_gap(tables: Tables, dual: Dual, incumbent: Incumbent | None) -> Bools:
-    """Return ``allowed`` without the candidates whose reduced cost exceeds the gap.
-
-    A group without pairs that takes candidate c raises D(λ) by c's reduced cost.
-    """
-    if incumbent is None:
-        return tables.allowed
-    reduced = _reduced(tables, dual.price)
-    rise = reduced - reduced.min(axis=1, keepdims=True)
-    scale = np.abs(dual.price) @ (np.abs(tables.cost).max(axis=2).sum(axis=1) + tables.limit)
-    rounding = ROUNDING * (abs(incumbent.loss) + abs(dual.bound) + abs(float(scale)))
-    keep = dual.bound + rise <= incumbent.loss + rounding
-    keep[tables.paired()] = True
-    return tables.allowed & keep
-
-
 def _open_singles(tables: Tables, price: Floats) -> list[int]:
     """Return the undecided groups without pairs, those with most at stake first."""
     stake = np.where(tables.allowed, np.tensordot(price, tables.cost, axes=1), 0.0)
@@ -234,8 +333,3 @@ def _open_singles(tables: Tables, price: Floats) -> list[int]:
     undecided = tables.allowed.sum(axis=1) > 1
     undecided[tables.paired()] = False
     return sorted(np.flatnonzero(undecided).tolist(), key=lambda g: -spread[g])
-
-
-def _reduced(tables: Tables, price: Floats) -> Floats:
-    terms = tables.loss + np.tensordot(price, tables.cost, axes=1)
-    return np.where(tables.allowed, terms, np.inf)

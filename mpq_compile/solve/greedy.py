@@ -20,8 +20,7 @@ from mpq_compile.solve.lagrangian import Dual, maximise_dual, minimise
 from mpq_compile.solve.moves import climb
 from mpq_compile.solve.order import order_paired
 from mpq_compile.solve.problem import Problem, Solution
-from mpq_compile.solve.search import Incumbent
-from mpq_compile.solve.tables import Bools, Floats, Ints, Tables
+from mpq_compile.solve.tables import Bools, Floats, Incumbent, Ints, Tables
 
 
 def solve_greedy(problem: Problem, *, time_limit_s: float | None = None) -> Solution:
