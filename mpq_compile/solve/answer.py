@@ -59,9 +59,18 @@ def answer(
 
 
 def infeasible(
-    tables: Tables, proof: Proof, attainable: Mapping[str, float], *, solver: str, start: float
+    tables: Tables,
+    proof: Proof,
+    attainable: Mapping[str, float],
+    needed: Mapping[str, float | None],
+    *,
+    solver: str,
+    start: float,
 ) -> Solution:
-    """Say what can be attained: the least usage on each axis alone, and the axis that binds."""
+    """Say what can be attained, which budget binds, and what it has to be at least.
+
+    ``attainable`` is the least usage on each axis alone, ``needed`` beside the other budgets.
+    """
     limits = dict(zip(tables.axes, tables.limit.tolist(), strict=True))
     binding = next((a for a in attainable if attainable[a] > limits[a]), None)
     if not attainable and tables.axes:
@@ -69,12 +78,15 @@ def infeasible(
     elif binding is not None:
         reason = f"the least {binding} is {attainable[binding]:g}: more than its budget"
     else:
-        reason = "each budget can be met alone, but not all together"
+        least = [f"{axis} {value:g}" for axis, value in needed.items() if value is not None]
+        reason = "each budget can be met alone, but not all together: with the others as they are"
+        reason += f", the least that would do is {' or '.join(least)}"
     certificate: dict[str, Any] = {
         "method": "multipliers" if proof.states == 0 else "search",
         "reason": reason,
         "attainable": dict(attainable),
         "binding": binding,
+        "least_budget": dict(needed),
     }
     if not proof.dual.feasible:
         certificate["multipliers"] = _by_axis(tables, proof.dual.price)

@@ -20,8 +20,10 @@ import numpy as np
 
 from mpq_compile.solve.answer import Proof
 from mpq_compile.solve.elimination import plan_elimination
-from mpq_compile.solve.exact import build_reduced, conclude, first_incumbent, optimise
+from mpq_compile.solve.exact import build_reduced, conclude
 from mpq_compile.solve.lagrangian import Dual, maximise_dual
+from mpq_compile.solve.moves import first_incumbent
+from mpq_compile.solve.optimise import optimise
 from mpq_compile.solve.order import order_paired
 from mpq_compile.solve.problem import Problem, Solution
 from mpq_compile.solve.reduction import within_gap

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from mpq_compile.solve.tables import Bools, Floats, Ints, Tables
+from mpq_compile.solve.lagrangian import Dual
+from mpq_compile.solve.tables import Bools, Floats, Incumbent, Ints, Tables
+
+# Minimisers of the Lagrangian that the first answer walks towards.
+WALKS = 12
 
 # Changes that are tried in twos: those of least reduced cost, more where few bring nothing.
 EXCHANGED = (64, 256)
@@ -140,3 +144,21 @@ def walk(tables: Tables, choice: Ints, towards: Ints, price: Floats) -> Ints:
     walked[rows[order[: end + 1]]] = towards[rows[order[: end + 1]]]
     better = tables.worth(walked)[0] < start and tables.fits(walked)
     return walked if better else choice
+
+
+def first_incumbent(tables: Tables, dual: Dual, *, least: float = -np.inf) -> Incumbent | None:
+    """Climb from the dual's minimisers and from between them; return the best found.
+
+    ``least`` is a loss that nothing is known to go below: there the climb ends.
+    """
+    starts = {c.choice.tobytes(): c.choice for c in dual.columns if len(c.choice)}
+    worth = sorted(((tables.worth(x)[0], i) for i, x in enumerate(starts.values())))
+    columns = [list(starts.values())[i] for loss, i in worth if loss < np.inf]
+    fitting = next((x for x in columns if tables.fits(x)), None)
+    if fitting is None:
+        return None
+    walks = [walk(tables, fitting, x, dual.price) for x in columns[:WALKS]]
+    best = min([fitting, *walks], key=lambda x: tables.worth(x)[0])
+    choice = climb(tables, best, dual.price)
+    choice = exchange(tables, choice, dual.price, least=least)
+    return Incumbent(choice=choice, loss=tables.worth(choice)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -78,6 +79,7 @@ def test_infeasible_names_what_is_attainable(solver: str) -> None:
     assert answer["loss"] is answer["bound"] is answer["gap"] is None
     assert answer["certificate"]["attainable"] == {"bytes": 18.0, "us": 4.0}
     assert answer["certificate"]["binding"] == "us"
+    assert answer["certificate"]["least_budget"] == {"bytes": None, "us": 4.0}
 
 
 @solvers
@@ -92,6 +94,24 @@ def test_infeasible_only_jointly(solver: str) -> None:
     certificate = solve(problem, solver).certificate
     assert certificate["attainable"] == {"us": 1.0, "bytes": 1.0}
     assert certificate["binding"] is None
+    assert certificate["least_budget"] == {"us": 2.0, "bytes": 2.0}
+    assert "us 2 or bytes 2" in certificate["reason"]
+
+
+@solvers
+@pytest.mark.parametrize("axis", ["k0", "k1"])
+def test_the_least_budget_would_do(solver: str, axis: str) -> None:
+    roomy = network(6, groups=12, axes=2, edges=chain(12))
+    alone = solve(replace(roomy, budget={a: 0.0 for a in roomy.budget}), solver)
+    attainable = alone.certificate["attainable"]
+    tight = replace(roomy, budget={a: 1.001 * least for a, least in attainable.items()})
+    certificate = solve(tight, solver).certificate
+    assert certificate["binding"] is None
+    least = certificate["least_budget"][axis]
+    enough = replace(tight, budget={**tight.budget, axis: least})
+    assert solve(enough, solver).status in ("optimal", "feasible")
+    less = replace(tight, budget={**tight.budget, axis: least - 1e-6 * abs(least)})
+    assert solve(less, solver).status == "infeasible"
 
 
 @solvers
