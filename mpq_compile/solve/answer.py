@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ class Proof:
         incumbent: Best assignment found, None if none.
         bound: Lower bound on every loss within the budget.
         proved: The part of it that the multipliers prove, with what integers add.
+        extra: What else the certificate needs.
         complete: True where nothing was left unexplored: the incumbent is optimal, or, where
             there is none, nothing fits.
     """
@@ -32,6 +33,7 @@ class Proof:
     states: int
     complete: bool
     proved: float = -np.inf
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def answer(
@@ -114,6 +116,7 @@ def _certificate(problem: Problem, tables: Tables, proof: Proof, bound: float) -
         "method": "multipliers" if alone else "search",
         "states": proof.states,
         "reduced_costs": _reduced_costs(problem, tables, dual.price),
+        **proof.extra,
     }
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import numpy as np
 
-from mpq_compile.errors import MpqError
-from mpq_compile.solve.answer import Proof, answer, infeasible
-from mpq_compile.solve.dominance import drop_dominated
+from mpq_compile.solve.conclusion import build_reduced, conclude
 from mpq_compile.solve.optimise import optimise
+from mpq_compile.solve.order import open_bits
+from mpq_compile.solve.pairwise import optimise_blocks
 from mpq_compile.solve.problem import Problem, Solution
-from mpq_compile.solve.tables import Tables, build_tables
+from mpq_compile.solve.tables import build_tables
 
-# Of an infeasible problem, seconds for the least usage of each axis.
-LEAST_S = 2.0
+# Bits of choice that may be open at once along the order of the paired groups: beyond that, tables
+# over them are too large, and the pairs are left to :mod:`pairwise`.
+WIDE = 16
 
 
 def solve_exact(
@@ -37,69 +37,9 @@ def solve_exact(
     start = time.perf_counter()
     deadline = np.inf if time_limit_s is None else start + time_limit_s
     tables = build_reduced(problem)
-    proof = optimise(tables, deadline=deadline, gap=gap)
+    if open_bits(tables) > WIDE:
+        tables = build_tables(problem)
+        proof = optimise_blocks(tables, start=start, time_limit_s=time_limit_s, gap=gap)
+    else:
+        proof = optimise(tables, deadline=deadline, gap=gap)
     return conclude(problem, tables, proof, solver="exact", start=start)
-
-
-def build_reduced(problem: Problem) -> Tables:
-    """Return the problem's arrays without its dominated candidates."""
-    tables = build_tables(problem)
-    return tables.allowing(drop_dominated(tables))
-
-
-def conclude(
-    problem: Problem, tables: Tables, proof: Proof, *, solver: str, start: float
-) -> Solution:
-    """Turn a proof into a solution, whether something fits or not."""
-    if proof.incumbent is not None:
-        return answer(problem, tables, proof, solver=solver, start=start)
-    if not proof.complete:
-        raise MpqError(
-            "the time was over before an assignment within the budget was found",
-            where="solve",
-            expected="an assignment, or the proof that there is none",
-            found=f"{proof.states} partial assignments explored",
-            remedy="raise time_limit_s, or the budget",
-        )
-    attainable, needed = _least_usage(tables), _least_budgets(tables)
-    return infeasible(tables, proof, attainable, needed, solver=solver, start=start)
-
-
-def _least_usage(tables: Tables) -> dict[str, float]:
-    """Return the least usage on each axis taken alone; empty where no assignment is allowed."""
-    least: dict[str, float] = {}
-    for d, axis in enumerate(tables.axes):
-        usage = _least_on(tables, d, [])
-        if usage is None:
-            return {}
-        least[axis] = usage
-    return least
-
-
-def _least_budgets(tables: Tables) -> dict[str, float | None]:
-    """Return for each axis what its budget has to be at least, the others being as they are.
-
-    None where the others alone cannot be met. A search that takes too long stands by the least
-    that it found, which is enough.
-    """
-    every = range(len(tables.axes))
-    return {
-        axis: _least_on(tables, d, [other for other in every if other != d])
-        for d, axis in enumerate(tables.axes)
-    }
-
-
-def _least_on(tables: Tables, axis: int, others: list[int]) -> float | None:
-    """Return the least usage on ``axis`` that was found within the budgets of ``others``."""
-    pairs = tuple(replace(p, loss=p.cost[axis], cost=p.cost[others]) for p in tables.pairs)
-    least = replace(
-        tables,
-        axes=tuple(tables.axes[d] for d in others),
-        loss=tables.cost[axis],
-        cost=tables.cost[others],
-        limit=tables.limit[others],
-        scale=tables.scale[others],
-        pairs=pairs,
-    )
-    found = optimise(least, deadline=time.perf_counter() + LEAST_S).incumbent
-    return None if found is None else found.loss

@@ -13,9 +13,9 @@ import time
 import numpy as np
 
 from mpq_compile.solve.answer import Proof
+from mpq_compile.solve.conclusion import build_reduced, conclude
 from mpq_compile.solve.dominance import lower_hull
 from mpq_compile.solve.elimination import plan_elimination
-from mpq_compile.solve.exact import build_reduced, conclude
 from mpq_compile.solve.lagrangian import Dual, maximise_dual, minimise
 from mpq_compile.solve.moves import climb, first_incumbent
 from mpq_compile.solve.optimise import optimise

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.solve.answer import Proof
+from mpq_compile.solve.conclusion import build_reduced, conclude
 from mpq_compile.solve.elimination import plan_elimination
-from mpq_compile.solve.exact import build_reduced, conclude
 from mpq_compile.solve.lagrangian import Dual, maximise_dual
 from mpq_compile.solve.moves import first_incumbent
 from mpq_compile.solve.optimise import optimise

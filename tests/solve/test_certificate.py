@@ -144,7 +144,9 @@ def test_the_bound_is_the_least_lagrangian(seed: int) -> None:
     problem = small_problem(seed)
     terms = read_terms(problem)
     price = np.random.default_rng(seed).uniform(0, 2, len(terms.axes))
-    value = least(terms, plan_steps(terms), 1.0, price, None)
+    steps = plan_steps(terms)
+    assert steps is not None
+    value = least(terms, steps, 1.0, price)
     expected = min(
         loss + sum(p * usage[a] for p, a in zip(price, terms.axes, strict=True))
         for _, loss, usage in assignments(problem)

@@ -19,7 +19,7 @@ import numpy as np
 from mpq_compile.errors import PlanError
 from mpq_compile.solve.certificate.bound import Step, least, lifted, plan_steps, singles
 from mpq_compile.solve.certificate.enumeration import exists
-from mpq_compile.solve.certificate.messages import read_messages
+from mpq_compile.solve.certificate.messages import least_by_messages
 from mpq_compile.solve.certificate.terms import Floats, Terms, read_terms
 from mpq_compile.solve.problem import Problem, Solution, evaluate, fits
 
@@ -81,13 +81,21 @@ def check(problem: Problem, solution: Solution) -> Report:
     price, more = _multipliers(terms, solution)
     if price is None:
         return Report(faults=(*faults, *more), proven="wrong")
-    messages, more = read_messages(terms, solution.certificate.get("messages"))
-    plain = least(terms, steps, 1.0, price, messages)
+    plain, more = _plain_bound(terms, steps, solution, price)
     faults += more + _check_bounds(terms, solution, plain, price, scale)
     faults += _check_reduced(problem, terms, solution, price, scale)
     if faults:
         return Report(faults=tuple(faults), proven="wrong", lagrangian_bound=plain)
     return _prove(terms, steps, solution, plain, price, scale)
+
+
+def _plain_bound(
+    terms: Terms, steps: list[Step] | None, solution: Solution, price: Floats
+) -> tuple[float | None, list[str]]:
+    """Return what multipliers and messages prove, None where it is too large to evaluate."""
+    if steps is None:
+        return least_by_messages(terms, solution.certificate, price)
+    return least(terms, steps, 1.0, price), []
 
 
 def _prove(
@@ -216,7 +224,7 @@ def _check_infeasible(terms: Terms, steps: list[Step] | None, solution: Solution
     price, more = None, list[str]()
     if "multipliers" in solution.certificate:
         price, more = _multipliers(terms, solution)
-    excess = None if price is None else least(terms, steps, 0.0, price, None)
+    excess = None if price is None or steps is None else least(terms, steps, 0.0, price)
     if excess is not None and excess > 0 and not more:
         return _infeasible_report(faults, "multipliers", excess)
     if excess is not None:

@@ -4,17 +4,12 @@
 
 Groups without pairs are minimised one by one. The others are eliminated one after another, fewest
 neighbours first, each leaving a table over its neighbours. Where tables would be too large, the
-messages m of the certificate split every pair's terms between it and its ends,
-
-    Σ_g min_c [θ_g(c) + Σ_pairs m_pair→g(c)] + Σ_pairs min_ij [θ_pair(i, j) − m→a(i) − m→b(j)],
-
-which bounds the minimum from below whatever the messages are.
+certificate has messages (:mod:`.messages`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +81,7 @@ def tables(terms: Terms, steps: list[Step], weight: float, price: Floats) -> dic
         joint = np.array(values).reshape([1] * len(step.scope) + [-1])
         for k, v in enumerate(step.scope):
             if (v, g) in terms.edges:
-                edge = _weighed(terms.edges[v, g], weight, price)
+                edge = weighed(terms.edges[v, g], weight, price)
                 joint = joint + edge.reshape(_shape(edge, (k, len(step.scope)), len(axes)))
         for child in children.get(g, ()):
             table = left[child.group]
@@ -96,7 +91,8 @@ def tables(terms: Terms, steps: list[Step], weight: float, price: Floats) -> dic
     return left
 
 
-def _weighed(edge: Edge, weight: float, price: Floats) -> Floats:
+def weighed(edge: Edge, weight: float, price: Floats) -> Floats:
+    """Return weight·loss + price·cost of an edge, infinite where forbidden."""
     loss = weight * edge.loss if weight else np.where(np.isinf(edge.loss), np.inf, 0.0)
     return loss + np.tensordot(price, edge.cost, axes=1)
 
@@ -109,30 +105,13 @@ def _shape(table: Floats, places: tuple[int, ...], count: int) -> list[int]:
     return shape
 
 
-def least(
-    terms: Terms,
-    steps: list[Step] | None,
-    weight: float,
-    price: Floats,
-    messages: Mapping[tuple[int, int], Floats] | None,
-) -> float | None:
-    """Return D(price), or what the messages prove of it; None where neither can be done."""
+def least(terms: Terms, steps: list[Step], weight: float, price: Floats) -> float:
+    """Return the minimum of weight·loss + price·(usage − limit) over all assignments."""
     alone = singles(terms, weight, price)
-    paid = float(price @ terms.limit)
-    if steps is not None:
-        left = tables(terms, steps, weight, price)
-        roots = [float(left[s.group]) for s in steps if s.parent < 0]
-        free = np.delete(alone, terms.paired, axis=0).min(axis=1)
-        return float(free.sum()) + math.fsum(roots) - paid
-    if messages is None:
-        return None
-    rest = 0.0
-    for (a, b), edge in terms.edges.items():
-        if a < b:
-            to_a, to_b = messages[b, a], messages[a, b]
-            rest += float((_weighed(edge, weight, price) - to_a[:, None] - to_b[None]).min())
-        alone[a] += messages[b, a][terms.label[a]]
-    return float(alone.min(axis=1).sum()) + rest - paid
+    left = tables(terms, steps, weight, price)
+    roots = [float(left[s.group]) for s in steps if s.parent < 0]
+    free = np.delete(alone, terms.paired, axis=0).min(axis=1)
+    return float(free.sum()) + math.fsum(roots) - float(price @ terms.limit)
 
 
 def lifted(terms: Terms, price: Floats, bound: float) -> tuple[float, float]:

@@ -127,6 +127,8 @@ class _Enumeration:
     def run(self) -> bool | None:
         """Assign one group after another; see :func:`exists`."""
         front, seen = self._root(), 0
+        if np.isinf(front.pending).any():
+            return False  # pairs forbid every assignment
         for place, group in enumerate(self.order):
             front = self._grow(front, group)
             front = self._undominated(self._forget(front, self.order[place + 1 :]))
