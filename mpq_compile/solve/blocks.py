@@ -82,27 +82,29 @@ def _couplings(tables: Tables) -> Floats:
 
 def _members(couplings: Floats, size: int) -> list[list[int]]:
     """Fill one block after the other with the group most coupled to what is in it."""
-    left = set(range(len(couplings)))
+    free = np.ones(len(couplings), dtype=bool)
+    among_free = couplings.sum(axis=1)
     blocks: list[list[int]] = []
-    while left:
-        among = list(left)
-        first = max(among, key=lambda v: (couplings[v, among].sum(), -v))
-        block = [first]
-        left.discard(first)
-        while len(block) < size and left:
-            following = max(left, key=lambda v: (couplings[v, block].sum(), -v))
-            block.append(following)
-            left.discard(following)
+    while free.any():
+        wanted, block = among_free, list[int]()
+        while len(block) < size and free.any():
+            g = int(np.where(free, wanted, -1.0).argmax())
+            block.append(g)
+            free[g] = False
+            among_free = among_free - couplings[g]
+            wanted = couplings[block].sum(axis=0)
         blocks.append(sorted(block))
     return blocks
 
 
 def _entries(couplings: Floats, members: list[list[int]], counts: list[int]) -> float:
-    return sum(
-        counts[k] * counts[m]
-        for k, m in itertools.combinations(range(len(members)), 2)
-        if couplings[np.ix_(members[k], members[m])].any()
-    )
+    """Return how many entries the tables between blocks would have."""
+    within = np.zeros((len(members), len(couplings)), dtype=np.float32)
+    for k, block in enumerate(members):
+        within[k, block] = 1.0
+    joined = np.triu(within @ (couplings > 0).astype(np.float32) @ within.T > 0, 1)
+    size = np.array(counts, dtype=float)
+    return float(size @ joined @ size)
 
 
 def _assemble(tables: Tables, members: tuple[tuple[int, ...], ...]) -> Blocks:

@@ -7,13 +7,17 @@ from dataclasses import replace
 
 from mpq_compile.errors import MpqError
 from mpq_compile.solve.answer import Proof, answer, infeasible
+from mpq_compile.solve.block_bound import bound_blocks, without_pairs
 from mpq_compile.solve.dominance import drop_dominated
 from mpq_compile.solve.optimise import optimise
+from mpq_compile.solve.order import WIDE, open_bits
 from mpq_compile.solve.problem import Problem, Solution
 from mpq_compile.solve.tables import Tables, build_tables
 
 # Of an infeasible problem, seconds for the least usage of each axis.
 LEAST_S = 2.0
+# Seconds for the bound of a problem with dense pairs whose solver has another one.
+MESSAGES_S = 1.0
 
 
 def build_reduced(problem: Problem) -> Tables:
@@ -27,6 +31,8 @@ def conclude(
 ) -> Solution:
     """Turn a proof into a solution, whether something fits or not."""
     if proof.incumbent is not None:
+        if not proof.extra and open_bits(tables) > WIDE:
+            proof = _with_messages(problem, proof, proof.incumbent.loss)
         return answer(problem, tables, proof, solver=solver, start=start)
     if not proof.complete:
         raise MpqError(
@@ -38,6 +44,15 @@ def conclude(
         )
     attainable, needed = _least_usage(tables), _least_budgets(tables)
     return infeasible(tables, proof, attainable, needed, solver=solver, start=start)
+
+
+def _with_messages(problem: Problem, proof: Proof, loss: float) -> Proof:
+    """Return the proof with a bound that the checker can follow where it cannot eliminate."""
+    tables = build_tables(problem)
+    end = time.perf_counter() + MESSAGES_S
+    bound = bound_blocks(tables, without_pairs(tables), loss, deadline=end)
+    better = max(proof.bound, bound.best.bound)
+    return replace(proof, dual=bound.dual, bound=better, extra=bound.certificate)
 
 
 def _least_usage(tables: Tables) -> dict[str, float]:

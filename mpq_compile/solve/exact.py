@@ -8,14 +8,10 @@ import numpy as np
 
 from mpq_compile.solve.conclusion import build_reduced, conclude
 from mpq_compile.solve.optimise import optimise
-from mpq_compile.solve.order import open_bits
+from mpq_compile.solve.order import WIDE, open_bits
 from mpq_compile.solve.pairwise import optimise_blocks
 from mpq_compile.solve.problem import Problem, Solution
 from mpq_compile.solve.tables import build_tables
-
-# Bits of choice that may be open at once along the order of the paired groups: beyond that, tables
-# over them are too large, and the pairs are left to :mod:`pairwise`.
-WIDE = 16
 
 
 def solve_exact(
@@ -29,7 +25,11 @@ def solve_exact(
     from its minimisers to a first answer; drop candidates whose reduced cost exceeds the gap; and
     search layer by layer (:mod:`search`) in wider and wider beams, the last without a limit. The
     answer is optimal once a pass has dropped nothing but what a bound or dominance excludes. Of
-    equal losses the first by group order, then candidate order, is returned.
+    equal losses the first by group order, then candidate order, is returned, where no more than
+    2²⁰ assignments are left to be told apart; of more, one that is found.
+
+    Where so many pairs hang together that more than 16 bits of choice are open at once, blocks of
+    groups take the place of layers, as in :mod:`pairwise`.
 
     Raises:
         MpqError: The time was over before anything that fits was found.

@@ -69,19 +69,15 @@ def build_dense(tables: Tables) -> Dense:
     )
 
 
-def iterate(
-    tables: Tables, start: Ints, *, deadline: float, least: float = -np.inf
-) -> Incumbent | None:
+def iterate(tables: Tables, start: Ints, *, deadline: float, end: float) -> Incumbent | None:
     """Return the best answer that descents and kicks from ``start`` on find, None where none fits.
 
-    ``start`` (G,) need not fit. ``least`` is a loss that nothing is known to go below.
+    ``start`` (G,) need not fit. The kicks stop at ``deadline``, the first descent at ``end``.
     """
     dense, draw = build_dense(tables), np.random.default_rng(0)
-    best = _known(tables, descend(dense, start, deadline))
+    best = _known(tables, descend(dense, start, end))
     choice, idle = start if best is None else best.choice, 0
     while idle < IDLE and time.perf_counter() < deadline:
-        if best is not None and best.loss <= least:
-            break
         found = _known(tables, descend(dense, _kicked(tables, choice, draw), deadline))
         idle += 1
         if found is not None and (best is None or found.loss < best.loss):

@@ -9,6 +9,8 @@ from mpq_compile.solve.tables import Tables
 
 # Up to this many combinations of open classes the problem's own order is good enough.
 NATURAL_LIMIT = 64
+# Bits of choice that may be open at once: tables over more are too large, to check them as well.
+WIDE = 16
 
 
 def open_bits(tables: Tables) -> float:

@@ -14,25 +14,25 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from mpq_compile.solve.answer import Proof
-from mpq_compile.solve.block_dual import BlockDual, huge_loss, maximise_blocks, weigh
+from mpq_compile.solve.block_bound import BlockBound, bound_blocks, without_pairs
+from mpq_compile.solve.block_dual import huge_loss, weigh
 from mpq_compile.solve.block_search import BlockSearch
-from mpq_compile.solve.blocks import Blocks, build_blocks
 from mpq_compile.solve.conclusion import conclude
-from mpq_compile.solve.elimination import plan_elimination
 from mpq_compile.solve.kicks import iterate
-from mpq_compile.solve.lagrangian import Dual, maximise_dual
+from mpq_compile.solve.lagrangian import Dual
 from mpq_compile.solve.lattice import lattices
-from mpq_compile.solve.moves import climb
+from mpq_compile.solve.moves import first_incumbent
 from mpq_compile.solve.problem import Problem, Solution, relative_gap
-from mpq_compile.solve.tables import Floats, Incumbent, Ints, Tables, build_tables
+from mpq_compile.solve.tables import Incumbent, Tables, build_tables
 
 # Candidates of all groups up to which changes are tried in twos.
 TWOS = 2000
+# Pairs up to which single changes are climbed first.
+PAIRS = 2000
 # Blocks up to which the gap is searched for by branch and bound.
 SEARCHED = 64
 # Of the time limit, what the local search and what the bound may take.
@@ -61,52 +61,49 @@ def optimise_blocks(
 ) -> Proof:
     """Search ``tables``, which hold all candidates, for the least loss."""
     limit = math.inf if time_limit_s is None else time_limit_s
-    price, minimiser = _without_pairs(tables)
-    incumbent = _moved(tables, minimiser, price, start + MOVING * limit)
-    blocks = build_blocks(tables)
+    plain = without_pairs(tables)
+    incumbent = _moved(tables, plain, deadline=start + MOVING * limit, end=start + limit)
     known = math.inf if incumbent is None else incumbent.loss
-    dual = maximise_blocks(tables, blocks, price, known, deadline=start + BOUNDING * limit)
-    proof = _proof(blocks, dual, incumbent)
-    if incumbent is not None and _met(incumbent.loss, dual.bound, gap):
-        return replace(proof, complete=dual.bound >= incumbent.loss)
-    if len(blocks.members) > SEARCHED and incumbent is not None:
+    bound = bound_blocks(tables, plain, known, deadline=start + BOUNDING * limit)
+    proof = Proof(
+        incumbent=incumbent,
+        bound=bound.best.bound,
+        dual=bound.dual,
+        states=0,
+        complete=incumbent is not None and bound.best.bound >= known,
+        extra=bound.certificate,
+    )
+    large = len(bound.blocks.members) > SEARCHED and incumbent is not None
+    near = incumbent is not None and 0 < relative_gap(known, proof.bound) <= gap
+    if proof.complete or near or large:
         return proof
-    return _searched(tables, blocks, dual, proof, deadline=start + limit, gap=gap)
+    return _searched(tables, bound, proof, deadline=start + limit, gap=gap)
 
 
-def _met(loss: float, bound: float, gap: float) -> bool:
-    return bound >= loss or 0 < relative_gap(loss, bound) <= gap
-
-
-def _without_pairs(tables: Tables) -> tuple[Floats, Ints]:
-    """Return multipliers of the problem without its pairs, and a choice to start from."""
-    plain = replace(tables, pairs=())
-    dual = maximise_dual(plain, plan_elimination(plain, []))
-    columns = [c for c in dual.columns if len(c.choice)]
-    least = min(columns, key=lambda c: float(np.maximum(c.slack, 0.0).sum()))
-    price = dual.price if dual.feasible else np.zeros(len(tables.axes))
-    return price, least.choice
-
-
-def _moved(tables: Tables, choice: Ints, price: Floats, deadline: float) -> Incumbent | None:
-    if tables.loss.size <= TWOS:
-        return iterate(tables, choice, deadline=deadline)
-    loss, _ = tables.worth(choice)
-    if loss == math.inf or not tables.fits(choice):
-        return None
-    climbed = climb(tables, choice, price)
-    return Incumbent(choice=climbed, loss=tables.worth(climbed)[0])
+def _moved(tables: Tables, plain: Dual, *, deadline: float, end: float) -> Incumbent | None:
+    """Return the best answer of a local search, None where none was found that fits."""
+    few = len(tables.pairs) <= PAIRS
+    found = first_incumbent(tables, plain) if few else None
+    if tables.loss.size > TWOS:
+        return found
+    columns = [c for c in plain.columns if len(c.choice)]
+    nearest = min(columns, key=lambda c: float(np.maximum(c.slack, 0.0).sum())).choice
+    start = nearest if found is None else found.choice
+    moved = iterate(tables, start, deadline=deadline, end=end)
+    known = [i for i in (found, moved) if i is not None]
+    return min(known, key=lambda i: i.loss, default=None)
 
 
 def _searched(
-    tables: Tables, blocks: Blocks, dual: BlockDual, proof: Proof, *, deadline: float, gap: float
+    tables: Tables, bound: BlockBound, proof: Proof, *, deadline: float, gap: float
 ) -> Proof:
-    whole = [x.step for x in lattices(tables, dual.price) if not x.weight.any()]
+    best = bound.best
+    whole = [x.step for x in lattices(tables, best.price) if not x.weight.any()]
     search = BlockSearch(
         tables,
-        blocks,
-        weigh(blocks, dual.price, huge_loss(blocks)),
-        dual,
+        bound.blocks,
+        weigh(bound.blocks, best.price, huge_loss(bound.blocks)),
+        best,
         proof.incumbent,
         step=whole[0] if whole else 0.0,
         gap=gap,
@@ -116,29 +113,7 @@ def _searched(
     return replace(
         proof,
         incumbent=search.incumbent,
-        bound=max(dual.bound, search.open_bound),
+        bound=max(best.bound, search.open_bound),
         states=search.nodes,
         complete=search.open_bound == math.inf,
     )
-
-
-def _proof(blocks: Blocks, dual: BlockDual, incumbent: Incumbent | None) -> Proof:
-    return Proof(
-        incumbent=incumbent,
-        bound=dual.bound,
-        dual=Dual(feasible=True, price=dual.price, bound=dual.bound, columns=(), prices=()),
-        states=0,
-        complete=False,
-        extra=_certificate(blocks, dual),
-    )
-
-
-def _certificate(blocks: Blocks, dual: BlockDual) -> dict[str, Any]:
-    """Return the blocks, and the messages as ``[k, l, to k, to l]``, for the checker."""
-    return {
-        "blocks": [list(members) for members in blocks.members],
-        "messages": [
-            [k, m, dual.messages[k, m].tolist(), dual.messages[m, k].tolist()]
-            for k, m in blocks.pair_loss
-        ],
-    }

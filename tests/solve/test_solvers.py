@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solve_instances import brute_force, chain, network, residual, small_problem
+from solve_instances import brute_force, chain, complete, network, residual, small_problem
 
 from mpq_compile.errors import MpqError
 from mpq_compile.registry import SOLVERS
@@ -61,6 +61,24 @@ def test_networks(solver: str, name: str) -> None:
 def test_same_input_same_answer(solver: str, name: str) -> None:
     one, two = (solve(NETWORKS[name], solver).to_json() for _ in range(2))
     assert {**one, "wall_s": 0} == {**two, "wall_s": 0}
+
+
+LIMITED = {
+    "three budgets": network(1, groups=120, axes=3, correlated=True),
+    "long chain": network(2, groups=150, edges=chain(150)),
+    "dense": network(3, groups=24, edges=complete(24)),
+}
+
+
+@solvers
+@pytest.mark.parametrize("name", LIMITED)
+def test_time_limit_gives_the_best_found_with_its_gap(solver: str, name: str) -> None:
+    problem = LIMITED[name]
+    solution = solve(problem, solver, time_limit_s=0.1)
+    assert solution.status in ("optimal", "feasible")
+    assert solution.loss is not None and solution.bound is not None and solution.gap is not None
+    assert solution.gap == pytest.approx(max(0, solution.loss - solution.bound) / solution.loss)
+    assert check(problem, solution).ok
 
 
 @solvers
