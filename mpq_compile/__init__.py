@@ -25,6 +25,7 @@ _NAMES = {
     "assign": "mpq_compile.pipeline",
     "profile": "mpq_compile.profiling",
     "Profiled": "mpq_compile.profiling",
+    "check": "mpq_compile.solve.certificate",
     "load": "mpq_compile.runtime.network",
     "CompiledNetwork": "mpq_compile.runtime.network",
     "MpqError": "mpq_compile.errors",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
+    from mpq_compile.solve.certificate import check  # noqa: F401
     from mpq_compile.types import Budget, Candidate, Plan, Site, Verification  # noqa: F401
 
 

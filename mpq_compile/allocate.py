@@ -317,7 +317,7 @@ def solve_allocation(
     problem = allocation.problem(limits, peak)
     solution: Solution = SOLVERS.load(solver)(problem, time_limit_s=time_limit_s)
     if solution.status == "infeasible":
-        raise infeasible(allocation, budget, limits)
+        raise infeasible(allocation, budget, limits, solution)
     return solution
 
 
@@ -331,32 +331,43 @@ _UNITS = {
 
 
 def infeasible(
-    allocation: Allocation, budget: Budget, limits: Mapping[str, float]
+    allocation: Allocation, budget: Budget, limits: Mapping[str, float], solution: Solution
 ) -> InfeasibleBudgetError:
-    """Return the error that says, for each budget, the least that would do."""
-    parts, least_values = [], []
+    """Return the error that says, for each budget, the least that would do: alone, and beside
+    the other budgets as they are."""
+    parts, alone, beside = [], [], []
+    attainable = solution.certificate.get("attainable", {})
+    needed = solution.certificate.get("least_budget", {})
     for axis, limit in limits.items():
-        name, factor, unit = _UNITS[axis]
-        if axis == "weight_bits":  # the budget names their mean
-            factor = 1 / sum(site.weight_count for site in allocation.sites)
-        overhead = allocation.costs.overhead.get(axis, 0.0)
         least, assignment = _cheapest(allocation, axis)
-        least_values.append(f"{name} {(least + overhead) * factor:.4g} {unit}")
+        least = max(least, attainable.get(axis, least))  # changes of format cost as well
+        shown = _figure(allocation, axis, least)
+        alone.append(f"{_UNITS[axis][0]} {shown}")
+        if needed.get(axis) is not None:
+            beside.append(f"{_UNITS[axis][0]} {_figure(allocation, axis, needed[axis])}")
         if least > limit:
-            bound = f"{name} budget {(limit + overhead) * factor:.4g} {unit}"
+            bound = f"{_UNITS[axis][0]} budget {_figure(allocation, axis, limit)}"
             if axis == "latency_us" and allocation.p95_binds(budget):
                 bound = _p95_bound(bound, budget, allocation.p95_ratio)
             parts.append(
-                f"{bound} is below {(least + overhead) * factor:.4g} {unit}, the cheapest "
-                f"assignment ({_described(assignment)})"
+                f"{bound} is below {shown}, the cheapest assignment ({_described(assignment)})"
             )
     reason = "; ".join(parts) or "each budget can be met alone, but not all of them together"
+    enough = "; beside the other budgets at least: " + " or ".join(beside) if beside else ""
     return InfeasibleBudgetError(
         f"no assignment fits the budget: {reason}",
-        expected="each alone at least: " + ", ".join(least_values),
+        expected=f"each alone at least: {', '.join(alone)}{enough}",
         found=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
         remedy="raise the budget, or allow cheaper candidates (candidates=[...])",
     )
+
+
+def _figure(allocation: Allocation, axis: str, value: float) -> str:
+    """Return a usage without overhead in the budget's unit, overhead included."""
+    _, factor, unit = _UNITS[axis]
+    if axis == "weight_bits":  # the budget names their mean
+        factor = 1 / sum(site.weight_count for site in allocation.sites)
+    return f"{(value + allocation.costs.overhead.get(axis, 0.0)) * factor:.4g} {unit}"
 
 
 def _p95_bound(bound: str, budget: Budget, ratio: float) -> str:

@@ -82,5 +82,6 @@ SOLVERS = Registry(
         "exact": "mpq_compile.solve.exact:solve_exact",
         "greedy": "mpq_compile.solve.greedy:solve_greedy",
         "milp": "mpq_compile.solve.milp:solve_milp",
+        "pairwise": "mpq_compile.solve.pairwise:solve_pairwise",
     },
 )

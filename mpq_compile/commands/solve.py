@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_json
 from mpq_compile.commands.views import number
 from mpq_compile.errors import PlanError
+
+if TYPE_CHECKING:
+    from mpq_compile.solve.problem import Problem, Solution
 
 
 def solve(
@@ -27,6 +30,9 @@ def solve(
     time_limit_s: Annotated[
         float | None, typer.Option("--time-limit-s", help="Stop with the best found so far.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Verify the answer without any of the solvers' code.")
+    ] = False,
     as_json: options.Json = False,
 ) -> Outcome:
     """Choose one candidate for each group: least loss within the budget, with a proof."""
@@ -38,19 +44,41 @@ def solve(
             found=time_limit_s,
             remedy="correct the number, or leave the option out",
         )
-    from mpq_compile.solve import solve_json
+    from mpq_compile.solve import Problem
+    from mpq_compile.solve import solve as run
 
-    solution = solve_json(read_json(problem), solver, time_limit_s=time_limit_s)
-    infeasible = solution["status"] == "infeasible"
+    read = Problem.from_json(read_json(problem))
+    answer = run(read, solver, time_limit_s=time_limit_s)
+    solution = answer.to_json()
+    if check:
+        solution["check"] = _verified(read, answer)
+    wrong = check and not solution["check"]["ok"]
     return Outcome(
         data=solution,
         show=lambda console: _show(console, solution),
-        exit_code=1 if infeasible else 0,
+        exit_code=1 if wrong or answer.status == "infeasible" else 0,
     )
+
+
+def _verified(problem: Problem, answer: Solution) -> dict[str, Any]:
+    """Return what the checker says of an answer."""
+    from mpq_compile.solve.certificate import check
+
+    report = check(problem, answer)
+    return {
+        "ok": report.ok,
+        "summary": report.summary,
+        "faults": list(report.faults),
+        "proven": report.proven,
+        "bound": report.bound,
+        "optimal": report.optimal,
+    }
 
 
 def _show(console: Console, solution: dict[str, Any]) -> None:
     console.print(f"{solution['status']} by {solution['solver']}, {solution['wall_s']:.3f} s")
+    if "check" in solution:
+        console.print(f"check: {solution['check']['summary']}")
     if solution["status"] == "infeasible":
         console.print(solution["certificate"].get("reason", ""))
         return

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mpq_compile.solve.lagrangian import Dual
 from mpq_compile.solve.problem import Problem, Solution, evaluate, relative_gap
-from mpq_compile.solve.search import Incumbent
-from mpq_compile.solve.tables import Tables
+from mpq_compile.solve.tables import Floats, Incumbent, Tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +21,8 @@ class Proof:
     Attributes:
         incumbent: Best assignment found, None if none.
         bound: Lower bound on every loss within the budget.
+        proved: The part of it that the multipliers prove, with what integers add.
+        extra: What else the certificate needs.
         complete: True where nothing was left unexplored: the incumbent is optimal, or, where
             there is none, nothing fits.
     """
@@ -31,6 +32,8 @@ class Proof:
     dual: Dual
     states: int
     complete: bool
+    proved: float = -np.inf
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def answer(
@@ -53,14 +56,23 @@ def answer(
         gap=relative_gap(loss, bound),
         solver=solver,
         wall_s=time.perf_counter() - start,
-        certificate=_certificate(tables, proof, bound),
+        certificate=_certificate(problem, tables, proof, bound),
     )
 
 
 def infeasible(
-    tables: Tables, proof: Proof, attainable: Mapping[str, float], *, solver: str, start: float
+    tables: Tables,
+    proof: Proof,
+    attainable: Mapping[str, float],
+    needed: Mapping[str, float | None],
+    *,
+    solver: str,
+    start: float,
 ) -> Solution:
-    """Say what can be attained: the least usage on each axis alone, and the axis that binds."""
+    """Say what can be attained, which budget binds, and what it has to be at least.
+
+    ``attainable`` is the least usage on each axis alone, ``needed`` beside the other budgets.
+    """
     limits = dict(zip(tables.axes, tables.limit.tolist(), strict=True))
     binding = next((a for a in attainable if attainable[a] > limits[a]), None)
     if not attainable and tables.axes:
@@ -68,12 +80,15 @@ def infeasible(
     elif binding is not None:
         reason = f"the least {binding} is {attainable[binding]:g}: more than its budget"
     else:
-        reason = "each budget can be met alone, but not all together"
+        least = [f"{axis} {value:g}" for axis, value in needed.items() if value is not None]
+        reason = "each budget can be met alone, but not all together: with the others as they are"
+        reason += f", the least that would do is {' or '.join(least)}"
     certificate: dict[str, Any] = {
         "method": "multipliers" if proof.states == 0 else "search",
         "reason": reason,
         "attainable": dict(attainable),
         "binding": binding,
+        "least_budget": dict(needed),
     }
     if not proof.dual.feasible:
         certificate["multipliers"] = _by_axis(tables, proof.dual.price)
@@ -90,15 +105,32 @@ def infeasible(
     )
 
 
-def _certificate(tables: Tables, proof: Proof, bound: float) -> dict[str, Any]:
+def _certificate(problem: Problem, tables: Tables, proof: Proof, bound: float) -> dict[str, Any]:
     """Return the multipliers, what they prove, and whether the bound rests on them alone."""
     dual = proof.dual
-    proved = bound - dual.bound <= 1e-9 * max(abs(bound), abs(dual.bound))
+    proved = max(dual.bound, proof.proved)
+    alone = bound - proved <= 1e-9 * max(abs(bound), abs(proved))
     return {
         "multipliers": _by_axis(tables, dual.price),
         "lagrangian_bound": float(dual.bound),
-        "method": "multipliers" if proved else "search",
+        "method": "multipliers" if alone else "search",
         "states": proof.states,
+        "reduced_costs": _reduced_costs(problem, tables, dual.price),
+        **proof.extra,
+    }
+
+
+def _reduced_costs(problem: Problem, tables: Tables, price: Floats) -> dict[str, list[float]]:
+    """Return by how much each candidate of a group without pairs lifts the Lagrangian bound."""
+    counts = np.array([len(g.candidates) for g in problem.groups])
+    there = np.arange(tables.loss.shape[1]) < counts[:, None]
+    costs = np.where(there, tables.loss + np.tensordot(price, tables.cost, axes=1), np.inf)
+    rows = (costs - costs.min(axis=1, keepdims=True)).tolist()
+    paired = set(tables.paired())
+    return {
+        group.name: row[: len(group.candidates)]
+        for g, (group, row) in enumerate(zip(problem.groups, rows, strict=True))
+        if g not in paired
     }
 
 

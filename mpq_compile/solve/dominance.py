@@ -16,6 +16,8 @@ from mpq_compile.solve.tables import Bools, Floats, Ints, Tables
 
 # Dominance among states under several budgets is tested against this many neighbours.
 NEIGHBOURS = 24
+# Comparisons of candidates made at once: what (groups, C, C) arrays of truth values may take.
+BLOCK = 2**22
 
 
 class States(Protocol):
@@ -35,14 +37,26 @@ def drop_dominated(tables: Tables) -> Bools:
     A candidate goes only for one that is strictly better in loss, or equal and earlier, so that
     ties are still broken by candidate order.
     """
-    loss, cost = tables.loss, tables.cost
-    allowed = tables.allowed
-    cheaper: Bools = np.all(cost[:, :, :, None] <= cost[:, :, None, :], axis=0)
-    less = loss[:, :, None] < loss[:, None, :]
-    equal = loss[:, :, None] == loss[:, None, :]
+    count, width = tables.loss.shape
+    rows = max(1, BLOCK // width**2)
+    kept = [_undominated(tables, slice(g, g + rows)) for g in range(0, count, rows)]
+    kept_by_rows = np.concatenate(kept)
+    if tables.pairs:
+        paired = tables.paired()
+        kept_by_rows[paired] = _undominated(tables, paired, _rows_no_worse(tables)[paired])
+    return kept_by_rows
+
+
+def _undominated(tables: Tables, rows: slice | list[int], no_worse: Bools | None = None) -> Bools:
+    """Return ``allowed`` of some groups without what is dominated among (also) ``no_worse``."""
+    loss, cost, allowed = tables.loss[rows], tables.cost[:, rows], tables.allowed[rows]
+    beats: Bools = np.all(cost[:, :, :, None] <= cost[:, :, None, :], axis=0)
     earlier = np.triu(np.ones(loss.shape[1:] * 2, dtype=bool), 1)
-    beats = cheaper & (less | (equal & earlier)) & allowed[:, :, None]
-    beats &= _rows_no_worse(tables)
+    equal = loss[:, :, None] == loss[:, None, :]
+    beats &= (loss[:, :, None] < loss[:, None, :]) | (equal & earlier)
+    beats &= allowed[:, :, None]
+    if no_worse is not None:
+        beats &= no_worse
     return allowed & ~beats.any(axis=1)
 
 

@@ -225,7 +225,9 @@ def _weigh(pair: PairTable, weight: Floats, price: Floats) -> Floats:
 def _by_class(reduced: Floats, classes: Ints, count: int) -> Floats:
     if count == 1:
         return reduced.min(axis=1, keepdims=True)
-    return np.stack([reduced[:, classes == k].min(axis=1) for k in range(count)], axis=1)
+    return np.stack(
+        [reduced[:, classes == k].min(axis=1, initial=np.inf) for k in range(count)], axis=1
+    )
 
 
 def trace(tables: Tables, messages: Messages) -> tuple[Ints, float, Floats]:

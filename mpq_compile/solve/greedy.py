@@ -13,15 +13,15 @@ import time
 import numpy as np
 
 from mpq_compile.solve.answer import Proof
+from mpq_compile.solve.conclusion import build_reduced, conclude
 from mpq_compile.solve.dominance import lower_hull
 from mpq_compile.solve.elimination import plan_elimination
-from mpq_compile.solve.exact import build_reduced, conclude, first_incumbent, optimise
 from mpq_compile.solve.lagrangian import Dual, maximise_dual, minimise
-from mpq_compile.solve.moves import climb
+from mpq_compile.solve.moves import climb, first_incumbent
+from mpq_compile.solve.optimise import optimise
 from mpq_compile.solve.order import order_paired
 from mpq_compile.solve.problem import Problem, Solution
-from mpq_compile.solve.search import Incumbent
-from mpq_compile.solve.tables import Bools, Floats, Ints, Tables
+from mpq_compile.solve.tables import Bools, Floats, Incumbent, Ints, Tables
 
 
 def solve_greedy(problem: Problem, *, time_limit_s: float | None = None) -> Solution:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mpq_compile.solve.elimination import Elimination, eliminate, trace
-from mpq_compile.solve.tables import Floats, Ints, Tables
+from mpq_compile.solve.tables import ROUNDING, Floats, Ints, Tables
 
 MAX_PIVOTS = 400
 
@@ -52,6 +52,8 @@ class Dual:
 
 def minimise(tables: Tables, plan: Elimination, weight: float, price: Floats) -> Column:
     """Return a minimiser of weight·loss + price·(usage − limit) over all assignments."""
+    if not plan.order:
+        return _minimise_singles(tables, weight, price)
     messages = eliminate(tables, plan, np.array([weight]), price[None])
     alone = np.ones(len(tables.loss), dtype=bool)
     alone[list(plan.order)] = False
@@ -65,6 +67,21 @@ def minimise(tables: Tables, plan: Elimination, weight: float, price: Floats) ->
     loss += float(tables.loss[rows, choice[rows]].sum())
     usage = usage + tables.cost[:, rows, choice[rows]].sum(axis=1)
     return Column(value=value, choice=choice, loss=loss, slack=usage - tables.limit)
+
+
+def _minimise_singles(tables: Tables, weight: float, price: Floats) -> Column:
+    """As :func:`minimise`, without pairs: every group for itself."""
+    loss = tables.open_loss * weight if weight else np.where(tables.allowed, 0.0, np.inf)
+    reduced = loss + np.tensordot(price, tables.cost, axes=1)
+    choice = reduced.argmin(axis=1)
+    rows = np.arange(len(choice))
+    usage = tables.cost[:, rows, choice].sum(axis=1)
+    return Column(
+        value=float(reduced[rows, choice].sum() - price @ tables.limit),
+        choice=choice,
+        loss=float(tables.loss[rows, choice].sum()),
+        slack=usage - tables.limit,
+    )
 
 
 def maximise_dual(tables: Tables, plan: Elimination) -> Dual:
@@ -103,8 +120,7 @@ class _Best:
 
 
 def _tolerance(tables: Tables, best: _Best) -> float:
-    scale = np.abs(tables.cost).max(axis=2).sum(axis=1) + np.abs(tables.limit)
-    return 1e-12 * float(best.price @ scale)
+    return ROUNDING * float(best.price @ tables.scale)
 
 
 class _Master:
@@ -115,8 +131,7 @@ class _Master:
 
     def __init__(self, tables: Tables, plan: Elimination, start: Column) -> None:
         self.tables, self.plan = tables, plan
-        spread = np.abs(tables.cost).max(axis=2).sum(axis=1) + np.abs(tables.limit)
-        self.scale = np.where(spread > 0, spread, 1.0)
+        self.scale = np.where(tables.scale > 0, tables.scale, 1.0)
         self.columns: list[Column] = [start]
         self.prices: list[Floats] = []
         axes = len(tables.axes)

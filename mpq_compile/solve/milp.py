@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.solve.answer import Proof
+from mpq_compile.solve.conclusion import build_reduced, conclude
 from mpq_compile.solve.elimination import plan_elimination
-from mpq_compile.solve.exact import build_reduced, conclude, first_incumbent, optimise, within_gap
 from mpq_compile.solve.lagrangian import Dual, maximise_dual
+from mpq_compile.solve.moves import first_incumbent
+from mpq_compile.solve.optimise import optimise
 from mpq_compile.solve.order import order_paired
 from mpq_compile.solve.problem import Problem, Solution
-from mpq_compile.solve.search import Incumbent
-from mpq_compile.solve.tables import Floats, Ints, Tables
+from mpq_compile.solve.reduction import within_gap
+from mpq_compile.solve.tables import Floats, Incumbent, Ints, Tables
 
 # HiGHS accepts rows and gaps that are off by 1e-6 in absolute terms: scaled up, that is little.
 ROW_SCALE = 1e3
@@ -50,8 +52,12 @@ class Program:
     index: Ints
 
 
-def solve_milp(problem: Problem, *, time_limit_s: float | None = None) -> Solution:
+def solve_milp(
+    problem: Problem, *, time_limit_s: float | None = None, gap: float = 0.0
+) -> Solution:
     """Return HiGHS's optimum, or after ``time_limit_s`` the best it found with its gap.
+
+    With ``gap`` above 0 it also ends where the relative gap is no larger.
 
     Every answer is evaluated anew; where HiGHS took its tolerance to exceed a budget, it is asked
     again under a budget smaller by that tolerance, and the answer is called feasible only.
@@ -71,16 +77,18 @@ def solve_milp(problem: Problem, *, time_limit_s: float | None = None) -> Soluti
     incumbent = first_incumbent(tables, dual)
     # A huge loss that no good answer takes would drown the others in HiGHS's tolerances.
     tables = tables.allowing(within_gap(tables, dual, incumbent))
-    proof = _prove(tables, dual, incumbent, deadline)
+    proof = _prove(tables, dual, incumbent, deadline, gap)
     return conclude(problem, tables, proof, solver="milp", start=start)
 
 
-def _prove(tables: Tables, dual: Dual, incumbent: Incumbent | None, deadline: float) -> Proof:
+def _prove(
+    tables: Tables, dual: Dual, incumbent: Incumbent | None, deadline: float, gap: float
+) -> Proof:
     program = _program(tables)
-    result = _run(program, program.limit, deadline)
+    result = _run(program, program.limit, deadline, gap)
     bound = _bound(result, dual)
     found = _found(tables, program, result)
-    complete = result.status == 0 and found is not None
+    complete = result.status == 0 and found is not None and gap == 0
     if result.status == 0 and found is None:
         margin = 2 * FEASIBILITY / ROW_SCALE * np.abs(program.spend).max(axis=1, initial=0.0)
         found = _found(tables, program, _run(program, program.limit - margin, deadline))
@@ -133,7 +141,7 @@ def _program(tables: Tables) -> Program:
     )
 
 
-def _run(program: Program, limit: Floats, deadline: float) -> Any:
+def _run(program: Program, limit: Floats, deadline: float, gap: float = 0.0) -> Any:
     """Run HiGHS; its objective comes back unscaled."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
@@ -147,7 +155,7 @@ def _run(program: Program, limit: Floats, deadline: float) -> Any:
         spend = program.spend * row[:, None]
         constraints.append(LinearConstraint(spend, -np.inf, limit * row))
     scale = LOSS_SCALE / float(_nonzero(np.abs(program.objective).max()))
-    options: dict[str, Any] = {"mip_rel_gap": 0.0, "disp": False}
+    options: dict[str, Any] = {"mip_rel_gap": gap, "disp": False}
     if np.isfinite(deadline):
         options["time_limit"] = max(0.01, deadline - time.perf_counter())
     with _stdout_to_stderr():

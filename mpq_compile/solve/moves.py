@@ -1,10 +1,17 @@
-"""Changes of one group's candidate: what each is worth, and climbing by the best of them."""
+"""Changes of one group's candidate or of two: what each is worth, and climbing by the best."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from mpq_compile.solve.tables import Floats, Ints, Tables
+from mpq_compile.solve.lagrangian import Dual
+from mpq_compile.solve.tables import Bools, Floats, Incumbent, Ints, Tables
+
+# Minimisers of the Lagrangian that the first answer walks towards.
+WALKS = 12
+
+# Changes that are tried in twos: those of least reduced cost, more where few bring nothing.
+EXCHANGED = (64, 256)
 
 
 def deltas(tables: Tables, choice: Ints) -> tuple[Floats, Floats]:
@@ -61,3 +68,97 @@ def _best_change(
         score = np.where(useful, -loss / np.where(useful, paid, 1.0), -np.inf)
     group, candidate = np.unravel_index(int(np.argmax(score)), score.shape)
     return int(group), int(candidate)
+
+
+def exchange(tables: Tables, choice: Ints, price: Floats, *, least: float) -> Ints:
+    """Take the best two changes at once that lower the loss and fit, until there are none.
+
+    Only the changes of least loss + price·usage are tried, and none below the loss ``least``,
+    which nothing is known to go below. ``choice`` must fit; what is returned fits.
+    """
+    loss, usage = tables.worth(choice)
+    level = 0
+    while loss > least and level < len(EXCHANGED):
+        step = _best_two(tables, choice, usage, price, EXCHANGED[level])
+        changed = choice.copy()
+        for group, candidate in step:
+            changed[group] = candidate
+        changed_loss, changed_usage = tables.worth(changed)
+        if changed_loss < loss and tables.fits(changed):
+            choice, loss, usage = changed, changed_loss, changed_usage
+        else:
+            level += 1
+    return choice
+
+
+def _best_two(
+    tables: Tables, choice: Ints, usage: Floats, price: Floats, count: int
+) -> list[tuple[int, int]]:
+    """Return the best two changes of different groups that no pair joins; none if none."""
+    loss, more = deltas(tables, choice)
+    rise = loss + np.tensordot(price, more, axes=1)
+    rise[np.arange(len(choice)), choice] = np.inf
+    rise = rise.ravel()
+    count = min(count, len(rise))
+    near = np.sort(np.argpartition(rise, count - 1)[:count])
+    near = near[np.isfinite(rise[near])]
+    group, candidate = np.divmod(near, loss.shape[1])
+    fall = np.add.outer(*(loss[group, candidate],) * 2)
+    useful = (fall < 0) & ~_joined(tables, group)
+    for spent, slack in zip(more[:, group, candidate], tables.limit - usage, strict=True):
+        useful &= np.add.outer(spent, spent) <= slack
+    if not useful.any():
+        return []
+    i, j = np.unravel_index(int(np.where(useful, fall, 0.0).argmin()), fall.shape)
+    return [(int(group[k]), int(candidate[k])) for k in (i, j)]
+
+
+def _joined(tables: Tables, group: Ints) -> Bools:
+    """(M, M): whether two changes are of one group, or of two that a pair joins."""
+    joined = np.equal.outer(group, group)
+    if tables.pairs:
+        adjacent = np.zeros((len(tables.loss),) * 2, dtype=bool)
+        ends = np.array([(p.a, p.b) for p in tables.pairs])
+        adjacent[ends[:, 0], ends[:, 1]] = adjacent[ends[:, 1], ends[:, 0]] = True
+        joined |= adjacent[np.ix_(group, group)]
+    return joined
+
+
+def walk(tables: Tables, choice: Ints, towards: Ints, price: Floats) -> Ints:
+    """Return the best assignment that fits on the way from ``choice`` to another one.
+
+    Groups change in the order of loss + price·usage. Pair terms are not looked at on the way, so
+    that of problems with pairs the end may fit nothing: ``choice`` is then returned.
+    """
+    rows = np.flatnonzero(choice != towards)
+    loss = tables.loss[rows, towards[rows]] - tables.loss[rows, choice[rows]]
+    more = tables.cost[:, rows, towards[rows]] - tables.cost[:, rows, choice[rows]]
+    order = np.argsort(loss + price @ more, kind="stable")
+    start, usage = tables.worth(choice)
+    fall, spent = np.cumsum(loss[order]), usage[:, None] + np.cumsum(more[:, order], axis=1)
+    fits = (spent <= tables.limit[:, None]).all(axis=0) & (fall < 0)
+    if not fits.any():
+        return choice
+    end = int(np.where(fits, fall, np.inf).argmin())
+    walked = choice.copy()
+    walked[rows[order[: end + 1]]] = towards[rows[order[: end + 1]]]
+    better = tables.worth(walked)[0] < start and tables.fits(walked)
+    return walked if better else choice
+
+
+def first_incumbent(tables: Tables, dual: Dual, *, least: float = -np.inf) -> Incumbent | None:
+    """Climb from the dual's minimisers and from between them; return the best found.
+
+    ``least`` is a loss that nothing is known to go below: there the climb ends.
+    """
+    starts = {c.choice.tobytes(): c.choice for c in dual.columns if len(c.choice)}
+    worth = sorted(((tables.worth(x)[0], i) for i, x in enumerate(starts.values())))
+    columns = [list(starts.values())[i] for loss, i in worth if loss < np.inf]
+    fitting = next((x for x in columns if tables.fits(x)), None)
+    if fitting is None:
+        return None
+    walks = [walk(tables, fitting, x, dual.price) for x in columns[:WALKS]]
+    best = min([fitting, *walks], key=lambda x: tables.worth(x)[0])
+    choice = climb(tables, best, dual.price)
+    choice = exchange(tables, choice, dual.price, least=least)
+    return Incumbent(choice=choice, loss=tables.worth(choice)[0])

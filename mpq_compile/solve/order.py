@@ -9,6 +9,14 @@ from mpq_compile.solve.tables import Tables
 
 # Up to this many combinations of open classes the problem's own order is good enough.
 NATURAL_LIMIT = 64
+# Bits of choice that may be open at once: tables over more are too large, to check them as well.
+WIDE = 16
+
+
+def open_bits(tables: Tables) -> float:
+    """Return the most bits of choice that are open at once along :func:`order_paired`."""
+    neighbours, size = _graph(tables)
+    return _width(order_paired(tables), neighbours, size) / math.log(2)
 
 
 def order_paired(tables: Tables) -> list[int]:
@@ -18,16 +26,21 @@ def order_paired(tables: Tables) -> list[int]:
     takes next the group that leaves the fewest combinations of open classes.
     """
     natural = tables.paired()
-    neighbours: dict[int, set[int]] = {g: set() for g in natural}
-    for pair in tables.pairs:
-        neighbours[pair.a].add(pair.b)
-        neighbours[pair.b].add(pair.a)
-    size = {g: math.log(float(tables.class_count[g])) for g in natural}
+    neighbours, size = _graph(tables)
     width = _width(natural, neighbours, size)
     if width <= math.log(NATURAL_LIMIT) + 1e-9:
         return natural
     greedy = _greedy(natural, neighbours, size)
     return greedy if _width(greedy, neighbours, size) < width - 1e-9 else natural
+
+
+def _graph(tables: Tables) -> tuple[dict[int, set[int]], dict[int, float]]:
+    """Return the neighbours of the paired groups, and the log of how many classes each has."""
+    neighbours: dict[int, set[int]] = {g: set() for g in tables.paired()}
+    for pair in tables.pairs:
+        neighbours[pair.a].add(pair.b)
+        neighbours[pair.b].add(pair.a)
+    return neighbours, {g: math.log(float(tables.class_count[g])) for g in neighbours}
 
 
 def _width(order: Sequence[int], neighbours: dict[int, set[int]], size: dict[int, float]) -> float:

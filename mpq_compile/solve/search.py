@@ -18,9 +18,8 @@ import numpy as np
 
 from mpq_compile.solve.dominance import surviving_states
 from mpq_compile.solve.elimination import Elimination, Messages, eliminate
-from mpq_compile.solve.tables import Floats, Ints, Tables
+from mpq_compile.solve.tables import ROUNDING, Bools, Floats, Incumbent, Ints, Tables
 
-ROUNDING = 1e-12
 # States of least bound kept from each layer that was too wide: they show which cuts are missing.
 SAMPLES = 3
 
@@ -56,14 +55,6 @@ class Cuts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incumbent:
-    """The best assignment known: candidate index per group, and its loss."""
-
-    choice: Ints
-    loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a search found.
 
@@ -87,6 +78,8 @@ class Search:
         complete: Come back to the states beyond ``width`` later instead of dropping them.
         deadline: Value of ``time.perf_counter`` at which to stop.
         first_only: Stop at the first assignment that fits.
+        step: None to look for equal losses too, of which the first by candidate order is kept;
+            else by how much a loss must be lower to be looked for, 0 for what rounding leaves.
     """
 
     def __init__(
@@ -101,19 +94,21 @@ class Search:
         complete: bool,
         deadline: float,
         first_only: bool = False,
+        step: float | None = None,
     ) -> None:
         self.tables, self.plan, self.cuts = tables, plan, cuts
         self.layers = [*singles, *plan.order]
         self.start = len(singles)
         self.incumbent = incumbent
         self.width, self.complete, self.deadline = width, complete, deadline
-        self.first_only = first_only
+        self.first_only, self.step = first_only, step
         self.open_bound = np.inf
         self.states = 0
         self.samples: list[tuple[int, Front]] = []
         self.messages: Messages = eliminate(tables, plan, cuts.weight, cuts.price)
         self.constant = self._constants()
-        self.magnitude = np.abs(tables.cost).max(axis=2).sum(axis=1) + np.abs(tables.limit)
+        self.magnitude = tables.scale
+        self.tolerance = self._tolerance()
 
     def run(self) -> Outcome:
         """Explore until nothing is left, the time is over or, in a beam, the last layer."""
@@ -176,7 +171,7 @@ class Search:
         """Return by how much two equal losses may differ through rounding."""
         if self.incumbent is None:
             return 0.0
-        rows = np.arange(len(self.tables.loss))
+        rows = np.arange(len(self.incumbent.choice))
         losses = np.abs(self.tables.loss[rows, self.incumbent.choice]).sum()
         prices = self.cuts.price[self.cuts.weight > 0]
         paid = float((prices @ self.magnitude).min()) if len(prices) else 0.0
@@ -185,7 +180,9 @@ class Search:
     def _cutoff(self) -> float:
         if self.incumbent is None:
             return np.inf
-        return self.incumbent.loss + self._tolerance()
+        if self.step is None:
+            return self.incumbent.loss + self.tolerance
+        return self.incumbent.loss + self.tolerance - max(self.step, 2 * self.tolerance)
 
     def _expand(self, front: Front, depth: int) -> Front:
         """Assign one more group in all ways that the bounds leave open."""
@@ -246,7 +243,7 @@ class Search:
     def _undominated(self, front: Front, depth: int) -> Front:
         if len(front) < 2:
             return front
-        return front.take(surviving_states(front, self._key(front, depth), self._tolerance()))
+        return front.take(surviving_states(front, self._key(front, depth), self.tolerance))
 
     def _key(self, front: Front, depth: int) -> Ints | None:
         """Number the open classes of each state; None where no two can be compared cheaply."""
@@ -269,20 +266,20 @@ class Search:
     def _finish(self, front: Front) -> None:
         """Keep the best complete state that fits; of equal ones the first by candidate order."""
         margin = ROUNDING * self.magnitude
-        front = front.take((front.usage <= self.tables.limit + margin).all(axis=1))
-        sure = (front.usage <= self.tables.limit - margin).all(axis=1)
+        front = front.take(np.all(front.usage <= self.tables.limit + margin, axis=1))
+        sure: Bools = np.all(front.usage <= self.tables.limit - margin, axis=1)
         order = np.argsort(front.loss, kind="stable").tolist()
         best = next((i for i in order if sure[i] or self._fits(front, i)), None)
         if best is None:
             return
-        tolerance = self._tolerance()
-        tied = np.flatnonzero(front.loss <= front.loss[best] + tolerance).tolist()
+        tied = np.flatnonzero(front.loss <= front.loss[best] + self.tolerance).tolist()
         tied.sort(key=lambda i: front.choice[i].tobytes())
         first = next(i for i in tied if sure[i] or self._fits(front, i))
         choice = front.choice[first].astype(np.int64)
         found = Incumbent(choice=choice, loss=float(front.loss[first]))
-        if self.incumbent is None or _better(found, self.incumbent, tolerance):
+        if self.incumbent is None or _better(found, self.incumbent, self.tolerance):
             self.incumbent = found
+            self.tolerance = self._tolerance()
 
     def _fits(self, front: Front, i: int) -> bool:
         return self.tables.fits(front.choice[i].astype(np.int64))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,9 @@ from mpq_compile.solve.problem import Pair, Problem, limit_of
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+# Sums of float64 are taken to be off by at most this share of the sum of magnitudes.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,9 @@ class Tables:
     Attributes:
         loss: (G, C), zero where absent.
         cost: (D, G, C), zero where absent.
-        limit: (D,) largest usage within the budget, its tolerance included.
+        limit: (D,) largest usage within the budget, its tolerance included; rounded down where
+            all costs of the axis are whole numbers.
+        scale: (D,) largest magnitude of sums of costs: what rounding errors are measured against.
         allowed: (G, C) candidates that may still be chosen.
         classes: (G, C) class of each candidate; two of one class are alike in every pair.
         class_count: (G,).
@@ -54,10 +61,16 @@ class Tables:
     loss: Floats
     cost: Floats
     limit: Floats
+    scale: Floats
     allowed: Bools
     classes: Ints
     class_count: Ints
     pairs: tuple[PairTable, ...]
+
+    @cached_property
+    def open_loss(self) -> Floats:
+        """(G, C) loss, infinite where not allowed."""
+        return np.where(self.allowed, self.loss, np.inf)
 
     def allowing(self, allowed: Bools) -> Tables:
         """Return the tables with fewer candidates."""
@@ -88,6 +101,14 @@ class Tables:
         return all(math.fsum(terms[:, d]) <= limit for d, limit in enumerate(self.limit.tolist()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Incumbent:
+    """The best assignment known: candidate index per group (G,), and its loss."""
+
+    choice: Ints
+    loss: float
+
+
 def build_tables(problem: Problem) -> Tables:
     """Turn a problem into arrays; only the budgeted axes are kept."""
     axes = tuple(problem.budget)
@@ -103,16 +124,29 @@ def build_tables(problem: Problem) -> Tables:
             cost[d, g, :count] = [c.costs[axis] for c in group.candidates]
     dense = _dense_pairs(problem, axes)
     classes = _classes(dense, allowed)
+    limit = _limits(problem, axes, cost, dense)
     return Tables(
         axes=axes,
         loss=loss,
         cost=cost,
-        limit=np.array([limit_of(problem.budget[a]) for a in axes], dtype=float),
+        limit=limit,
+        scale=np.abs(cost).max(axis=2).sum(axis=1) + np.abs(limit),
         allowed=allowed,
         classes=classes,
         class_count=classes.max(axis=1) + 1,
         pairs=tuple(_by_class(a, b, block, classes) for (a, b), block in sorted(dense.items())),
     )
+
+
+def _limits(
+    problem: Problem, axes: tuple[str, ...], cost: Floats, dense: Mapping[tuple[int, int], Floats]
+) -> Floats:
+    limit = np.array([limit_of(problem.budget[a]) for a in axes], dtype=float)
+    for d in range(len(axes)):
+        terms = [cost[d], *(block[2 + d] for block in dense.values())]
+        if all((t == np.rint(t)).all() for t in terms):
+            limit[d] = np.floor(limit[d])
+    return limit
 
 
 def _dense_pairs(problem: Problem, axes: tuple[str, ...]) -> dict[tuple[int, int], Floats]:

@@ -38,6 +38,18 @@ def test_prints_a_table(mpq: Mpq, tmp_path: Path, problem: dict[str, Any]) -> No
     assert "w4a8" in answer.out
 
 
+def test_check(mpq: Mpq, tmp_path: Path, problem: dict[str, Any]) -> None:
+    file = write(tmp_path / "problem.json", problem)
+    answer = mpq("solve", file, "--check", "--json")
+    assert answer.code == 0
+    assert answer.json["check"]["ok"] and answer.json["check"]["optimal"]
+    assert answer.json["check"]["bound"] == pytest.approx(answer.json["loss"])
+    assert "check: optimality verified" in mpq("solve", file, "--check").out
+    # No proof of its own: the checker says what it could verify.
+    tight = write(tmp_path / "tight.json", {**problem, "budget": {"size_bytes": 7.0}})
+    assert "infeasibility verified" in mpq("solve", tight, "--check").out
+
+
 def test_reads_standard_input(fresh: Mpq, problem: dict[str, Any]) -> None:
     answer = fresh("solve", "-", "--solver", "milp", "--json", stdin=json.dumps(problem))
     assert answer.code == 0

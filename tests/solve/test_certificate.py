@@ -1,14 +1,31 @@
-"""The checker accepts right answers and rejects altered ones."""
+"""The checker accepts right answers and rejects altered ones, with code of its own."""
 
 from __future__ import annotations
 
+import ast
+import math
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
-from solve_instances import chain, network, residual
+from solve_instances import (
+    assignments,
+    brute_force,
+    chain,
+    network,
+    residual,
+    small_problem,
+)
 
-from mpq_compile.solve import Solution, solve
-from mpq_compile.solve.certificate import check
+import mpq_compile as mpq
+from mpq_compile.solve import Problem, Solution, certificate, evaluate, fits, solve
+from mpq_compile.solve.certificate import enumeration
+from mpq_compile.solve.certificate.bound import least, plan_steps
+from mpq_compile.solve.certificate.terms import read_terms
+from mpq_compile.solve.problem import relative_gap
+
+check = mpq.check
 
 PROBLEM = network(4, groups=12, axes=2, edges=chain(12))
 SOLUTION = solve(PROBLEM)
@@ -21,7 +38,8 @@ def _altered(**parts: object) -> Solution:
 def test_accepts_the_right_answer() -> None:
     report = check(PROBLEM, SOLUTION)
     assert report.ok
-    assert report.proven in ("multipliers", "search")
+    assert report.proven == "enumeration"
+    assert report.optimal
     assert report.lagrangian_bound == pytest.approx(SOLUTION.certificate["lagrangian_bound"])
 
 
@@ -30,11 +48,11 @@ def test_multipliers_alone_prove_the_greedy_bound() -> None:
     assert check(PROBLEM, solution).proven == "multipliers"
 
 
-def test_a_cycle_is_not_checked() -> None:
+def test_cycles_are_eliminated() -> None:
     problem = network(4, groups=8, edges=residual(8))
     report = check(problem, solve(problem))
-    assert report.ok
-    assert (report.proven, report.lagrangian_bound) == ("not checked", None)
+    assert report.ok and report.optimal
+    assert report.lagrangian_bound is not None
 
 
 LOSS = SOLUTION.loss or 0.0
@@ -65,6 +83,7 @@ ALTERATIONS = {
         "certificate": {**SOLUTION.certificate, "multipliers": {**MULTIPLIERS, "k0": -1.0}}
     },
     "no certificate": {"certificate": {}},
+    "reduced costs": {"certificate": {**SOLUTION.certificate, "reduced_costs": {"g0": [0.0] * 6}}},
 }
 
 
@@ -82,3 +101,92 @@ def test_infeasible() -> None:
     assert check(problem, solution).proven == "multipliers"
     # The same claim for a problem that has an answer does not stand.
     assert not check(PROBLEM, solution).ok
+
+
+def test_shares_no_code_with_the_solvers() -> None:
+    allowed = {"mpq_compile.errors", "mpq_compile.solve.problem"}
+    for file in Path(certificate.__file__).parent.glob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        own = {m for m in imported if m.startswith("mpq_compile.solve.certificate")}
+        assert {m for m in imported - own if m.startswith("mpq_compile")} <= allowed
+
+
+def _claiming(problem: Problem, assignment: dict[str, str], right: Solution) -> Solution:
+    """Return ``assignment`` as if it were optimal, consistent in all that is evaluated."""
+    loss, usage = evaluate(problem, assignment)
+    return replace(right, assignment=assignment, loss=loss, bound=loss, usage=usage, gap=0.0)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_agrees_with_enumeration_of_everything(seed: int) -> None:
+    """Every optimum is proven, and of other assignments that fit none passes for one."""
+    problem = small_problem(seed)
+    best, solution = brute_force(problem), solve(problem)
+    report = check(problem, solution)
+    assert report.ok, report.faults
+    if best is None:
+        assert report.proven in ("multipliers", "enumeration")
+        return
+    assert report.optimal and report.bound is not None
+    assert report.bound == pytest.approx(best[1], abs=1e-7)
+    worse = [
+        (assignment, loss)
+        for assignment, loss, usage in assignments(problem)
+        if best[1] + 1e-6 < loss < math.inf and fits(usage, problem.budget)
+    ]
+    for assignment, _ in worse[:5]:
+        assert not check(problem, _claiming(problem, assignment, solution)).ok
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_bound_is_the_least_lagrangian(seed: int) -> None:
+    problem = small_problem(seed)
+    terms = read_terms(problem)
+    price = np.random.default_rng(seed).uniform(0, 2, len(terms.axes))
+    steps = plan_steps(terms)
+    assert steps is not None
+    value = least(terms, steps, 1.0, price)
+    expected = min(
+        loss + sum(p * usage[a] for p, a in zip(price, terms.axes, strict=True))
+        for _, loss, usage in assignments(problem)
+    )
+    assert value == pytest.approx(expected - float(price @ terms.limit))
+
+
+def test_a_bound_that_is_too_high_is_found() -> None:
+    feasible = replace(
+        SOLUTION,
+        status="feasible",
+        assignment={g.name: "c0" for g in PROBLEM.groups},
+    )
+    loss, usage = evaluate(PROBLEM, feasible.assignment)
+    assert fits(usage, PROBLEM.budget) and loss > 1.2 * LOSS
+    for bound, right in ((LOSS * 1.1, False), (LOSS, True), (LOSS * 0.999, True)):
+        gap = relative_gap(loss, bound)
+        claim = replace(feasible, loss=loss, usage=usage, bound=bound, gap=gap)
+        report = check(PROBLEM, claim)
+        assert report.ok == right
+        assert not report.optimal
+        assert not right or report.bound is not None and report.bound >= bound - 1e-9
+
+
+def test_what_is_too_large_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enumeration, "IN_ALL", 2)
+    report = check(PROBLEM, SOLUTION)
+    assert report.ok and not report.optimal
+    assert report.proven == "search"
+    assert report.bound is not None and report.bound < LOSS
+    assert "verified, optimality not proven here" in report.summary
+
+
+def test_whole_losses_lift_the_bound() -> None:
+    whole = network(5, groups=30)
+    groups = tuple(
+        replace(g, candidates=tuple(replace(c, loss=round(c.loss * 9)) for c in g.candidates))
+        for g in whole.groups
+    )
+    problem = replace(whole, groups=groups)
+    report = check(problem, solve(problem))
+    assert report.optimal and report.lagrangian_bound is not None and report.bound is not None
+    assert report.lagrangian_bound < report.bound == round(report.bound)

@@ -9,7 +9,7 @@ import pytest
 from solve_instances import brute_force, chain, complete, network, residual, small_problem, star
 
 from mpq_compile.errors import MpqError
-from mpq_compile.solve import CandidateTerm, Group, Problem, elimination, exact, solve
+from mpq_compile.solve import CandidateTerm, Group, Problem, elimination, optimise, solve
 from mpq_compile.solve.certificate import check
 
 SHAPES = {
@@ -32,8 +32,8 @@ def test_equals_brute_force_when_beams_and_tables_are_tiny(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The depth-first part and the mini-buckets serve only large problems otherwise."""
-    monkeypatch.setattr(exact, "BEAMS", (2, 3))
-    monkeypatch.setattr(exact, "CHUNK", 2)
+    monkeypatch.setattr(optimise, "BEAMS", (2, 3))
+    monkeypatch.setattr(optimise, "CHUNK", 2)
     monkeypatch.setattr(elimination, "TABLE_LIMIT", 5)
     for seed in range(1000 + 30 * block, 1030 + 30 * block):
         _compare_with_brute_force(seed)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solve_instances import brute_force, chain, network, residual, small_problem
+from solve_instances import brute_force, chain, complete, network, residual, small_problem
 
 from mpq_compile.errors import MpqError
 from mpq_compile.registry import SOLVERS
@@ -62,6 +63,24 @@ def test_same_input_same_answer(solver: str, name: str) -> None:
     assert {**one, "wall_s": 0} == {**two, "wall_s": 0}
 
 
+LIMITED = {
+    "three budgets": network(1, groups=120, axes=3, correlated=True),
+    "long chain": network(2, groups=150, edges=chain(150)),
+    "dense": network(3, groups=24, edges=complete(24)),
+}
+
+
+@solvers
+@pytest.mark.parametrize("name", LIMITED)
+def test_time_limit_gives_the_best_found_with_its_gap(solver: str, name: str) -> None:
+    problem = LIMITED[name]
+    solution = solve(problem, solver, time_limit_s=0.1)
+    assert solution.status in ("optimal", "feasible")
+    assert solution.loss is not None and solution.bound is not None and solution.gap is not None
+    assert solution.gap == pytest.approx(max(0, solution.loss - solution.bound) / solution.loss)
+    assert check(problem, solution).ok
+
+
 @solvers
 def test_infeasible_names_what_is_attainable(solver: str) -> None:
     candidates = tuple(
@@ -78,6 +97,7 @@ def test_infeasible_names_what_is_attainable(solver: str) -> None:
     assert answer["loss"] is answer["bound"] is answer["gap"] is None
     assert answer["certificate"]["attainable"] == {"bytes": 18.0, "us": 4.0}
     assert answer["certificate"]["binding"] == "us"
+    assert answer["certificate"]["least_budget"] == {"bytes": None, "us": 4.0}
 
 
 @solvers
@@ -92,6 +112,24 @@ def test_infeasible_only_jointly(solver: str) -> None:
     certificate = solve(problem, solver).certificate
     assert certificate["attainable"] == {"us": 1.0, "bytes": 1.0}
     assert certificate["binding"] is None
+    assert certificate["least_budget"] == {"us": 2.0, "bytes": 2.0}
+    assert "us 2 or bytes 2" in certificate["reason"]
+
+
+@solvers
+@pytest.mark.parametrize("axis", ["k0", "k1"])
+def test_the_least_budget_would_do(solver: str, axis: str) -> None:
+    roomy = network(6, groups=12, axes=2, edges=chain(12))
+    alone = solve(replace(roomy, budget={a: 0.0 for a in roomy.budget}), solver)
+    attainable = alone.certificate["attainable"]
+    tight = replace(roomy, budget={a: 1.001 * least for a, least in attainable.items()})
+    certificate = solve(tight, solver).certificate
+    assert certificate["binding"] is None
+    least = certificate["least_budget"][axis]
+    enough = replace(tight, budget={**tight.budget, axis: least})
+    assert solve(enough, solver).status in ("optimal", "feasible")
+    less = replace(tight, budget={**tight.budget, axis: least - 1e-6 * abs(least)})
+    assert solve(less, solver).status == "infeasible"
 
 
 @solvers
