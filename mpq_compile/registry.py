@@ -76,5 +76,9 @@ SOLVERS = Registry(
         "exact": "mpq_compile.solve.exact:solve_exact",
         "greedy": "mpq_compile.solve.greedy:solve_greedy",
         "milp": "mpq_compile.solve.milp:solve_milp",
+        "ppso": "mpq_compile.solve.ppso:solve_ppso",
+        "gcpso": "mpq_compile.solve.gcpso:solve_gcpso",
+        "pareto": "mpq_compile.solve.pareto:solve_pareto",
+        "mixquant": "mpq_compile.solve.mixquant:solve_mixquant",
     },
 )
