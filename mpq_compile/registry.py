@@ -82,3 +82,13 @@ SOLVERS = Registry(
         "mixquant": "mpq_compile.solve.mixquant:solve_mixquant",
     },
 )
+
+BLACK_BOX_SOLVERS = Registry(
+    kind="black-box solver",
+    table={
+        "gcpso": "mpq_compile.solve.black_box_solvers:run_gcpso",
+        "ppso": "mpq_compile.solve.black_box_solvers:run_ppso",
+        "greedy": "mpq_compile.solve.black_box_solvers:run_greedy",
+        "exhaustive": "mpq_compile.solve.black_box_solvers:run_exhaustive",
+    },
+)

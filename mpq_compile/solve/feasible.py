@@ -1,4 +1,4 @@
-"""What every heuristic stands on: the Lagrangian bound, a price of each axis, a choice that fits."""
+"""What heuristics stand on: the Lagrangian bound, a price of each axis, a choice that fits."""
 
 from __future__ import annotations
 

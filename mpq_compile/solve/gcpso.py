@@ -16,9 +16,8 @@ import numpy as np
 from mpq_compile.solve.landscape import Landscape, Steps
 from mpq_compile.solve.problem import Problem, Solution
 from mpq_compile.solve.swarm import Rng, SwarmOptions, solve_by_swarm
-from mpq_compile.solve.tables import Floats, Ints
+from mpq_compile.solve.tables import Bools, Floats, Ints
 
-Bools = np.ndarray
 # Rounds after which a particle that still exceeds the budget is given up.
 MAX_ROUNDS = 1000
 
@@ -58,7 +57,7 @@ def drop(landscape: Landscape, levels: Ints, factor: Floats | None = None) -> In
     levels = levels.copy()
     for _ in range(MAX_ROUNDS):
         _, usage = landscape.worth(levels)
-        over = np.maximum(usage - landscape.limit, 0.0)
+        over: Floats = np.maximum(usage - landscape.limit, 0.0)
         active = np.flatnonzero(over.any(axis=1))
         if not len(active):
             break

@@ -31,7 +31,7 @@ def last_meeting(count: int, margin: Margin, search: str = "binary") -> Found:
         PlanError: The search is unknown.
 
     >>> last_meeting(1000, lambda n: 700.5 - n, "interpolation")
-    Found(index=700, looked_at=4)
+    Found(index=700, looked_at=5)
     """
     if search not in SEARCHES:
         raise PlanError(

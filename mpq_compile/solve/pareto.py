@@ -85,12 +85,19 @@ class Walk:
     def state(self, count: int) -> Ints:
         """Return the levels (G,) after the first ``count`` entries."""
         levels = self.baseline.copy()
-        for entry in self.entries[:count]:
-            levels[entry.group] = entry.after
+        groups, after = self._targets
+        # Of several entries of one group the last one holds.
+        levels[groups[:count]] = after[:count]
         return levels
 
+    @cached_property
+    def _targets(self) -> tuple[Ints, Ints]:
+        pairs = [(entry.group, entry.after) for entry in self.entries]
+        groups, after = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        return groups, after
+
     def margin(self, levels: Ints) -> float:
-        """Return what is left of the scarcest budget, in parts of its spread; negative: exceeded."""
+        """Return what is left of the scarcest budget, in parts of its spread."""
         landscape = self.landscape
         _, usage = landscape.worth(levels[None])
         return float(((landscape.limit - usage[0]) / landscape.spread).min())

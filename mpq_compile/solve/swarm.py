@@ -132,10 +132,10 @@ class Swarm:
         self.top = landscape.counts - 1.0
         self.best: Best | None = None
         self.scatters = 0
-        self._scatter()
+        self.scatter()
         self.x[0] = start
 
-    def _scatter(self) -> None:
+    def scatter(self) -> None:
         """Give the particles new places and velocities, and no memory."""
         shape = (self.options.particles, len(self.top))
         self.x = np.rint(self.rng.uniform(-0.5, 0.5, shape) + self.rng.random(shape) * self.top)
@@ -157,7 +157,7 @@ class Swarm:
         leader = self._compare(levels, loss, excess, progress)
         if self.still >= self.options.patience:
             self.scatters += 1
-            self._scatter()
+            self.scatter()
             return
         options, shape = self.options, self.x.shape
         pull = options.cognitive * self.rng.random(shape) * (self.own - self.x)
