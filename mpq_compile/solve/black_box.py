@@ -12,19 +12,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from mpq_compile.errors import InfeasibleBudgetError, PlanError
 from mpq_compile.registry import BLACK_BOX_SOLVERS
+from mpq_compile.solve.evaluations import Evaluations, Objective, Task
 from mpq_compile.solve.feasible import Grounds, prepare
-from mpq_compile.solve.landscape import Landscape, build_landscape
-from mpq_compile.solve.problem import CandidateTerm, Group, Problem, evaluate
-from mpq_compile.solve.tables import Floats, Ints, build_tables
+from mpq_compile.solve.landscape import build_landscape
+from mpq_compile.solve.problem import CandidateTerm, Group, Problem, evaluate, fits
+from mpq_compile.solve.tables import Ints, build_tables
 
-# Loss (P,) of assignments (P, V): bits, or indices of candidates.
-Objective = Callable[[Ints], Any]
 # What a variable of so many bits costs: a function of bits, or a row for each variable.
 Cost = Callable[[int], float] | Sequence[Sequence[float]]
 
@@ -127,60 +125,13 @@ class Minimum:
         return {name: int(candidate) for name, candidate in self.assignment.items()}
 
 
-class Evaluations:
-    """The objective at levels, each assignment asked for once, at most ``limit`` of them.
-
-    What is asked for beyond the limit is infinite.
-    """
-
-    def __init__(self, objective: Objective, landscape: Landscape, limit: float) -> None:
-        self.objective, self.landscape, self.limit = objective, landscape, limit
-        self.index: dict[bytes, int] = {}
-        self.levels: list[Ints] = []
-        self.values: list[float] = []
-        self.history: list[tuple[int, float]] = []
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    @property
-    def left(self) -> float:
-        """How many more there may be."""
-        return self.limit - len(self)
-
-    def __call__(self, levels: Ints) -> Floats:
-        """Return the losses (P,) of levels (P, G)."""
-        keys = [row.tobytes() for row in np.ascontiguousarray(levels)]
-        fresh = [i for k, i in {k: i for i, k in enumerate(keys)}.items() if k not in self.index]
-        fresh = sorted(fresh)[: int(min(self.left, len(fresh)))]
-        if fresh:
-            values = _checked(self.objective(self.landscape.choice(levels[fresh])), len(fresh))
-            for i, value in zip(fresh, values.tolist(), strict=True):
-                self.index[keys[i]] = len(self.values)
-                self.levels.append(levels[i].copy())
-                self.values.append(value)
-        known = (self.index.get(key) for key in keys)
-        return np.array([np.inf if at is None else self.values[at] for at in known])
-
-    def note(self, loss: float) -> None:
-        """Remember the best loss so far."""
-        if not self.history or loss < self.history[-1][1]:
-            self.history.append((len(self), loss))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a black-box solver is given: levels, budgets, the objective, levels (G,) that fit."""
-
-    landscape: Landscape
-    evaluate: Evaluations
-    start: Ints
-    seed: int
-    learned: bool
-
-
 def minimize_black_box(
-    box: BlackBox, solver: str = "gcpso", *, seed: int = 0, evaluations: int = 1000
+    box: BlackBox,
+    solver: str = "gcpso",
+    *,
+    seed: int = 0,
+    evaluations: int = 1000,
+    start: Mapping[str, str] | None = None,
 ) -> Minimum:
     """Return the best assignment within the budget that ``solver`` finds.
 
@@ -189,11 +140,13 @@ def minimize_black_box(
             cost), or ``exhaustive`` (all assignments, for small problems).
         seed: Of the swarms' random numbers; the same seed gives the same answer.
         evaluations: Most different assignments that the objective is asked for.
+        start: An assignment within the budget to begin with; by default the cheapest.
 
     Raises:
         InfeasibleBudgetError: No assignment is within the budget.
-        PlanError: The solver is unknown, the objective returns something else than one number a
-            particle, or there are more assignments than ``exhaustive`` may evaluate.
+        PlanError: The solver is unknown, ``start`` exceeds the budget, the objective returns
+            something else than one number a particle, or there are more assignments than
+            ``exhaustive`` may evaluate.
     """
     run = BLACK_BOX_SOLVERS.load(solver)
     if evaluations < 1:
@@ -209,10 +162,11 @@ def minimize_black_box(
         raise _nothing_fits(grounds, solver)
     # A candidate that is dominated by an estimate may still be best.
     landscape = build_landscape(build_tables(box.problem), grounds.price)
+    choice = incumbent.choice if start is None else _indices(box.problem, start)
     task = Task(
         landscape=landscape,
         evaluate=Evaluations(box.objective, landscape, evaluations),
-        start=landscape.levels(incumbent.choice),
+        start=landscape.levels(choice),
         seed=seed,
         learned=not landscape.tables.loss.any(),
     )
@@ -237,6 +191,22 @@ def _minimum(
     )
 
 
+def _indices(problem: Problem, start: Mapping[str, str]) -> Ints:
+    """Return the candidate (G,) of each variable, of an assignment within the budget."""
+    loss, usage = evaluate(problem, start)
+    if not (np.isfinite(loss) and fits(usage, problem.budget)):
+        raise PlanError(
+            "the start is not within the budget",
+            where="start",
+            expected=f"at most {dict(problem.budget)}",
+            found=usage,
+            remedy="leave it out: then the search starts from the cheapest assignment",
+        )
+    names = ([c.name for c in group.candidates] for group in problem.groups)
+    pairs = zip(problem.groups, names, strict=True)
+    return np.array([known.index(start[group.name]) for group, known in pairs])
+
+
 def _nothing_fits(grounds: Grounds, solver: str) -> InfeasibleBudgetError:
     certificate = grounds.nothing_fits(solver).certificate
     least = ", ".join(f"{axis} {value:g}" for axis, value in certificate["attainable"].items())
@@ -245,19 +215,6 @@ def _nothing_fits(grounds: Grounds, solver: str) -> InfeasibleBudgetError:
         expected=f"each alone at least: {least}",
         found=", ".join(f"{axis}={value:g}" for axis, value in grounds.problem.budget.items()),
         remedy="raise the budget, or offer cheaper candidates",
-    )
-
-
-def _checked(values: Any, count: int) -> Floats:
-    found = np.asarray(values, dtype=np.float64)
-    if found.shape == (count,) and not np.isnan(found).any():
-        return found
-    raise PlanError(
-        "the objective's answer is not one number a particle",
-        where="objective",
-        expected=f"an array of shape ({count},) without NaN",
-        found=f"shape {found.shape}{', with NaN' if np.isnan(found).any() else ''}",
-        remedy="return one loss for each row; infinity where an assignment cannot be used",
     )
 
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from mpq_compile.errors import PlanError
-from mpq_compile.solve.black_box import Task
+from mpq_compile.solve.evaluations import Task
 from mpq_compile.solve.gcpso import Repair
 from mpq_compile.solve.landscape import Landscape
 from mpq_compile.solve.main_effects import main_effects

@@ -41,7 +41,7 @@ class Repair:
         levels = add(landscape, levels, factor)
         if self.safe is None:
             return levels
-        over = landscape.excess(landscape.worth(levels)[1]).any(axis=1)
+        over = np.any(landscape.worth(levels)[1] > landscape.limit, axis=1)
         return np.where(over[:, None], self.safe, levels)
 
     def fitness(self, loss: Floats, excess: Floats, progress: float) -> Floats:
@@ -58,7 +58,7 @@ def drop(landscape: Landscape, levels: Ints, factor: Floats | None = None) -> In
     for _ in range(MAX_ROUNDS):
         _, usage = landscape.worth(levels)
         over: Floats = np.maximum(usage - landscape.limit, 0.0)
-        active = np.flatnonzero(over.any(axis=1))
+        active = np.flatnonzero(np.any(over > 0, axis=1))
         if not len(active):
             break
         noise = None if factor is None else factor[active]
