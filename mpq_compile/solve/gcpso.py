@@ -19,7 +19,7 @@ from mpq_compile.solve.swarm import Rng, SwarmOptions, solve_by_swarm
 from mpq_compile.solve.tables import Bools, Floats, Ints
 
 # Rounds after which a particle that still exceeds the budget is given up.
-MAX_ROUNDS = 1000
+MAX_ROUNDS = 100
 
 
 class Repair:
@@ -31,7 +31,7 @@ class Repair:
             particle: where scores are guesses, particles should not all guess alike.
     """
 
-    def __init__(self, safe: Ints | None = None, noise: float = 0.0) -> None:
+    def __init__(self, safe: Ints, noise: float = 0.0) -> None:
         self.safe, self.noise = safe, noise
 
     def place(self, landscape: Landscape, levels: Ints, rng: Rng) -> Ints:
@@ -39,14 +39,12 @@ class Repair:
         factor = np.exp(self.noise * rng.standard_normal(levels.shape)) if self.noise else None
         levels = drop(landscape, levels, factor)
         levels = add(landscape, levels, factor)
-        if self.safe is None:
-            return levels
         over = np.any(landscape.worth(levels)[1] > landscape.limit, axis=1)
         return np.where(over[:, None], self.safe, levels)
 
     def fitness(self, loss: Floats, excess: Floats, progress: float) -> Floats:
-        """Return the loss; infinite for a particle that could not be repaired."""
-        return np.where(excess.any(axis=1), np.inf, loss)
+        """Return the loss: every particle is within the budget."""
+        return loss
 
 
 def drop(landscape: Landscape, levels: Ints, factor: Floats | None = None) -> Ints:
@@ -162,7 +160,7 @@ def solve_gcpso(
     """
     return solve_by_swarm(
         problem,
-        Repair(),
+        Repair,
         solver="gcpso",
         seed=seed,
         options=options or SwarmOptions(),

@@ -52,7 +52,7 @@ def solve_ppso(
     """
     return solve_by_swarm(
         problem,
-        Penalty(),
+        lambda start: Penalty(),
         solver="ppso",
         seed=seed,
         options=options or SwarmOptions(),

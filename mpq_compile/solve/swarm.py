@@ -198,7 +198,7 @@ class Swarm:
 
 def solve_by_swarm(
     problem: Problem,
-    method: Method,
+    method: Callable[[Ints], Method],
     *,
     solver: str,
     seed: int,
@@ -218,7 +218,7 @@ def solve_by_swarm(
     start = landscape.levels(incumbent.choice)
     swarm = Swarm(
         landscape,
-        method,
+        method(start),
         lambda levels: landscape.worth(levels)[0],
         start,
         options=options,
