@@ -32,7 +32,7 @@ FREE = 7
 WIDTHS = range(2, 8)
 TOTAL = 28
 FREQUENCY = np.linspace(0.0, np.pi, 256, endpoint=False) + np.pi / 512
-PASS, STOP = FREQUENCY < 0.15 * np.pi, FREQUENCY > 0.55 * np.pi
+PASS, STOP = 0.15 * np.pi > FREQUENCY, 0.55 * np.pi < FREQUENCY
 # Times that a coefficient stands in the filter.
 TIMES = np.array([1.0] + [2.0] * (FREE - 1))
 

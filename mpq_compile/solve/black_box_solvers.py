@@ -26,7 +26,7 @@ CHUNK = 4096
 LEARNED_FROM = 400
 # The estimate is learned anew when the points have grown by one part in so many.
 REFIT = 20
-NOISE = 0.3
+NOISE = 0.5
 
 Answer = tuple[Ints, bool]
 
