@@ -83,5 +83,19 @@ SOLVERS = Registry(
         "greedy": "mpq_compile.solve.greedy:solve_greedy",
         "milp": "mpq_compile.solve.milp:solve_milp",
         "pairwise": "mpq_compile.solve.pairwise:solve_pairwise",
+        "ppso": "mpq_compile.solve.ppso:solve_ppso",
+        "gcpso": "mpq_compile.solve.gcpso:solve_gcpso",
+        "pareto": "mpq_compile.solve.pareto:solve_pareto",
+        "mixquant": "mpq_compile.solve.mixquant:solve_mixquant",
+    },
+)
+
+BLACK_BOX_SOLVERS = Registry(
+    kind="black-box solver",
+    table={
+        "gcpso": "mpq_compile.solve.black_box_solvers:run_gcpso",
+        "ppso": "mpq_compile.solve.black_box_solvers:run_ppso",
+        "greedy": "mpq_compile.solve.black_box_solvers:run_greedy",
+        "exhaustive": "mpq_compile.solve.black_box_solvers:run_exhaustive",
     },
 )

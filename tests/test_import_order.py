@@ -35,6 +35,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "anchors",
         "costing",
         "inverse",
+        "network_loss",
         "selfcheck",
         "profiling",
     ),
