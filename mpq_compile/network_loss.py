@@ -7,12 +7,13 @@ output is compared with the float network's. No labels are needed, and nothing i
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mpq_compile.allocate import Allocation, solve_allocation
@@ -20,42 +21,43 @@ from mpq_compile.calibrate import Batch, spread
 from mpq_compile.passes.insert_quantizers import set_assignment
 from mpq_compile.progress import track
 from mpq_compile.sensitivity.base import QuantizedGraph
+from mpq_compile.sensitivity.divergence import divergence, output_bytes
+from mpq_compile.sensitivity.heads import find_heads
+from mpq_compile.sensitivity.slices import cut, size_of
 from mpq_compile.session import Session
 from mpq_compile.solve.black_box import BlackBox, minimize_black_box
 from mpq_compile.solve.tables import Floats, Ints
 from mpq_compile.types import Budget, Plan
 
+_ALL = sys.maxsize
 # Loss of the outputs of a batch against the float network's.
 Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
 
 
-def kl_divergence(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """Return mean KL(softmax(reference) ‖ softmax(outputs)) over rows of the last axis; float64."""
-    values = []
-    for value, exact in zip(outputs, reference, strict=True):
-        log_p, log_q = (F.log_softmax(x.double(), dim=-1) for x in (exact, value))
-        values.append(float((log_p.exp() * (log_p - log_q)).sum(-1).mean()))
-    return sum(values) / len(values)
-
-
 class NetworkLoss:
-    """Mean distance of a quantized network from float on the calibration data.
+    """Mean divergence of a quantized network from float on the calibration data.
 
     Args:
         session: Gives network, ranges and data.
-        distance: What is measured; :func:`kl_divergence` reads the outputs as logits, and
-            :func:`mpq_compile.sensitivity.sqnr.noise_to_signal` fits any output.
+        distance: What is measured of outputs and float outputs; None for the divergence that the
+            sensitivity metrics use, which tells class scores from a regression.
         samples: Calibration samples that are used.
     """
 
     def __init__(
-        self, session: Session, distance: Distance = kl_divergence, samples: int = 256
+        self, session: Session, distance: Distance | None = None, samples: int = 256
     ) -> None:
-        self.network, self.distance = session.network, distance
+        self.network = session.network
         self.graph = QuantizedGraph(session.network, session.ranges)
         self.batches: tuple[Batch, ...] = spread(session.batches, samples)
         self.exact = [self.graph.float_values(batch)["output"] for batch in self.batches]
+        self.distance = distance or self._divergence()
         self.known: dict[tuple[tuple[str, str], ...], float] = {}
+
+    def _divergence(self) -> Distance:
+        slices = cut(self.batches, self.network, _ALL, output_bytes(self.network), math.inf)
+        heads = find_heads(self.graph, slices)
+        return lambda outputs, exact: float(divergence(heads, exact, outputs).mean())
 
     def __call__(self, assignment: Mapping[str, str]) -> float:
         """Return the loss of a candidate for every site; each assignment is run once."""
@@ -69,7 +71,7 @@ class NetworkLoss:
         total, samples = 0.0, 0
         with torch.no_grad():
             for batch, exact in zip(self.batches, self.exact, strict=True):
-                size = len(batch.inputs[0]) if batch.inputs[0].dim() else 1
+                size = size_of(batch)
                 total += size * self.distance(self.graph.module(*batch.inputs), exact)
                 samples += size
         return total / samples
@@ -129,7 +131,7 @@ def plan_by_network_loss(
         evaluations=evaluations,
         start=first.assignment,
     )
-    plan = session.plan_for(_expanded(allocation, found.assignment), budget)
+    plan = session.plan_for(expanded(allocation, found.assignment), budget)
     before = loss(allocation.expand(first))
     note = (
         f"{solver} on the network's own loss: {found.loss:.4g} after {found.evaluations} "
@@ -139,7 +141,8 @@ def plan_by_network_loss(
     return replace(plan, solver=solver, certificate=certificate, notes=[*plan.notes, note])
 
 
-def _expanded(allocation: Allocation, assignment: Mapping[str, str]) -> dict[str, str]:
+def expanded(allocation: Allocation, assignment: Mapping[str, str]) -> dict[str, str]:
+    """Return the candidate of every site, of an assignment by ties."""
     return {
         site.id: assignment[name]
         for name, members in allocation.groups().items()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from mpq_compile.anchors import LEAST_ERROR
+from mpq_compile.auto import AUTO, plan_auto
 from mpq_compile.cost.latency import Z95, Observation
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.deploy import complete_assignment
@@ -58,7 +59,7 @@ def _plan(
     session: Session, budget: Budget, minimize: str | None, evaluate: Evaluate | None
 ) -> Plan:
     if budget.max_drop is None and minimize is None:
-        return session.solve(budget)
+        return plan_auto(session, budget) if session.solver == AUTO else session.solve(budget)
     if budget.max_drop is None:
         raise PlanError(
             "minimize needs a bound on the loss",

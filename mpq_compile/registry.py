@@ -65,6 +65,8 @@ def import_file(path: Path) -> ModuleType:
 METRICS = Registry(
     kind="metric",
     table={
+        # What ranks whole networks best: ``benchmarks/sensitivity.py``.
+        "auto": "mpq_compile.sensitivity.pairwise:PairwiseMetric",
         "fisher": "mpq_compile.sensitivity.fisher:FisherMetric",
         "gauss_newton": "mpq_compile.sensitivity.gauss_newton:GaussNewtonMetric",
         "kl": "mpq_compile.sensitivity.kl:KlMetric",
@@ -79,6 +81,8 @@ METRICS = Registry(
 SOLVERS = Registry(
     kind="solver",
     table={
+        # Of a table, the exact one; of a model, ``mpq_compile.auto`` goes on from there.
+        "auto": "mpq_compile.solve.exact:solve_exact",
         "exact": "mpq_compile.solve.exact:solve_exact",
         "greedy": "mpq_compile.solve.greedy:solve_greedy",
         "milp": "mpq_compile.solve.milp:solve_milp",

@@ -132,8 +132,19 @@ class Session:
     @cached_property
     def sensitivity(self) -> SensitivityTable:
         """Loss of each (site, candidate)."""
-        metric = METRICS.load(self.metric)()
-        return metric(self.network, self.ranges, self.batches, self.choices)
+        return self.sensitivity_by(self.metric)
+
+    def sensitivity_by(self, metric: str) -> SensitivityTable:
+        """Return the table of any metric; each is computed once."""
+        if metric not in self._tables:
+            measure = METRICS.load(metric)()
+            table = measure(self.network, self.ranges, self.batches, self.choices)
+            self._tables[metric] = table
+        return self._tables[metric]
+
+    @cached_property
+    def _tables(self) -> dict[str, SensitivityTable]:
+        return {}
 
     @property
     def analytic(self) -> bool:
@@ -310,14 +321,14 @@ class Session:
         for _ in range(_SOLVES):
             solution = solve_allocation(allocation, aim, self.solver)
             plan = self.plan_for(allocation.expand(solution), budget, solution)
-            excess = self._excess(plan, budget)
+            excess = self.excess(plan, budget)
             if excess <= 1.0:
                 break
             aim = aim.with_latency_scaled(1 / excess)
         return plan
 
-    def _excess(self, plan: Plan, budget: Budget) -> float:
-        """Return the predicted latency over the budget's."""
+    def excess(self, plan: Plan, budget: Budget) -> float:
+        """Return the predicted latency over the budget's; 0 where none is bounded."""
         limits = [budget.latency_ms]
         if budget.latency_p95_ms is not None:
             limits.append(budget.latency_p95_ms / self.costing.p95_ratio)

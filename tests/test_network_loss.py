@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mpq_compile.errors import InfeasibleBudgetError
-from mpq_compile.network_loss import NetworkLoss, kl_divergence, plan_by_network_loss
+from mpq_compile.network_loss import NetworkLoss, plan_by_network_loss
 from mpq_compile.sensitivity.sqnr import noise_to_signal
 from mpq_compile.session import Session
 from mpq_compile.types import Budget
@@ -38,17 +38,20 @@ def session() -> Session:
     return Session(Residual(), x[:1], [x], "bit_serial", candidates=NAMES)
 
 
-def test_kl_is_torchs() -> None:
-    torch.manual_seed(0)
-    value, exact = torch.randn(2, 9, 5)
-    expected = F.kl_div(
+def test_of_classes_it_is_torchs_divergence(session: Session) -> None:
+    loss = NetworkLoss(session)
+    assignment = {site.id: "w2a8" for site in session.network.sites}
+    x = torch.cat([batch.inputs[0] for batch in loss.batches])
+    exact = session.network.module(x)[0]
+    expected = loss(assignment)  # leaves the quantizers as they are in this assignment
+    value = loss.graph.module(x)[0]
+    divergence = F.kl_div(
         value.double().log_softmax(-1),
         exact.double().log_softmax(-1),
         reduction="batchmean",
         log_target=True,
     )
-    assert kl_divergence([value], [exact]) == pytest.approx(float(expected))
-    assert kl_divergence([exact], [exact]) == pytest.approx(0.0, abs=1e-12)
+    assert expected == pytest.approx(float(divergence), rel=1e-6)
 
 
 def test_loss_is_that_of_the_whole_network(session: Session) -> None:
