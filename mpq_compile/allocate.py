@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
 from mpq_compile.registry import SOLVERS
@@ -21,7 +21,7 @@ AXES: Mapping[str, tuple[str, float]] = {
     "energy_mj": ("energy_mj", 1.0),
 }
 OBJECTIVES = ("latency", "size", "bops", "energy")
-_OBJECTIVE_AXIS = {
+OBJECTIVE_AXIS = {
     "latency": "latency_us",
     "size": "size_bytes",
     "bops": "bops",
@@ -127,7 +127,7 @@ class Allocation:
         p95, median = budget.latency_p95_ms, budget.latency_ms
         return p95 is not None and (median is None or p95 / self.p95_ratio < median)
 
-    def _check_axes(self, limits: Mapping[str, float]) -> None:
+    def _check_axes(self, limits: Iterable[str]) -> None:
         known = next(iter(next(iter(self.costs.costs.values())).values()))
         for axis in limits:
             if axis not in known:
@@ -159,11 +159,18 @@ class Allocation:
             pairs=(*self._pairs(limits, peak_bytes), *self._loss_pairs(peak_bytes)),
         )
 
+    def tradeoff_problem(
+        self, axis: str, limits: Mapping[str, float], peak_bytes: float | None = None
+    ) -> Problem:
+        """Return min loss subject to ``limits``, with the pair costs of ``axis`` too."""
+        self._check_axes([axis])
+        return replace(self.problem({**limits, axis: 0.0}, peak_bytes), budget=dict(limits))
+
     def inverse_problem(
         self, objective: str, loss: float, limits: Mapping[str, float], peak_bytes: float | None
     ) -> Problem:
         """Return min cost on ``objective`` subject to Σ loss ≤ ``loss`` and ``limits``."""
-        axis = _OBJECTIVE_AXIS[objective]
+        axis = OBJECTIVE_AXIS[objective]
         plain = self.problem({**limits, axis: 0.0}, peak_bytes)
         groups = tuple(
             Group(
@@ -253,10 +260,12 @@ class Allocation:
 
     def expand(self, solution: Solution) -> dict[str, str]:
         """Return the candidate of every site."""
+        return self.spread(solution.assignment)
+
+    def spread(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Return the candidate of every site from that of every tie."""
         return {
-            site.id: solution.assignment[name]
-            for name, members in self.groups().items()
-            for site in members
+            site.id: chosen[name] for name, members in self.groups().items() for site in members
         }
 
     def usage(self, assignment: Mapping[str, str]) -> dict[str, float]:

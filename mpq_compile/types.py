@@ -176,8 +176,9 @@ class Budget:
     """What the deployed network may cost; any subset of fields.
 
     ``latency_ms`` bounds the median, ``latency_p95_ms`` the 95th percentile, ``avg_bits`` the
-    mean weight bits over quantizable weights, ``max_drop`` the loss of accuracy (in the unit of
-    the user's ``evaluate``, or of the metric where there is none).
+    mean weight bits over quantizable weights. Two bounds turn the question round: ``max_drop`` on
+    the measured loss of accuracy (in the unit of ``evaluate``), ``max_loss`` on the sum of the
+    metric's losses (in the metric's unit).
     """
 
     latency_ms: float | None = None
@@ -188,6 +189,7 @@ class Budget:
     energy_mj: float | None = None
     avg_bits: float | None = None
     max_drop: float | None = None
+    max_loss: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():

@@ -18,7 +18,8 @@ _UNITS = {
     "size_mb": "MB",
     "peak_activation_mb": "MB",
     "energy_mj": "mJ",
-    "max_drop": "% drop",
+    "max_drop": "drop",
+    "max_loss": "loss",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mpq_compile.registry import SOLVERS
 from mpq_compile.solve.black_box import BlackBox, Minimum, minimize_black_box
+from mpq_compile.solve.curve import Frontier, frontier
 from mpq_compile.solve.pareto import CurvePoint, pareto_curve
 from mpq_compile.solve.problem import (
     CandidateTerm,
@@ -24,6 +25,7 @@ __all__ = [
     "BlackBox",
     "CandidateTerm",
     "CurvePoint",
+    "Frontier",
     "Group",
     "Minimum",
     "Pair",
@@ -33,6 +35,7 @@ __all__ = [
     "fits",
     "minimize_black_box",
     "pareto_curve",
+    "frontier",
     "solve",
     "solve_json",
 ]
