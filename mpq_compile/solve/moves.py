@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from mpq_compile.solve.lagrangian import Dual
@@ -12,6 +14,8 @@ WALKS = 12
 
 # Changes that are tried in twos: those of least reduced cost, more where few bring nothing.
 EXCHANGED = (64, 256)
+# The same under one budget, where sorting finds the best two without trying all.
+SORTED = (4096,)
 
 
 def deltas(tables: Tables, choice: Ints) -> tuple[Floats, Floats]:
@@ -77,12 +81,14 @@ def exchange(tables: Tables, choice: Ints, price: Floats, *, least: float) -> In
     which nothing is known to go below. ``choice`` must fit; what is returned fits.
     """
     loss, usage = tables.worth(choice)
+    one_budget = len(tables.axes) == 1 and not tables.pairs
+    best_two, levels = (_sorted_two, SORTED) if one_budget else (_best_two, EXCHANGED)
     level = 0
-    while loss > least and level < len(EXCHANGED):
-        step = _best_two(tables, choice, usage, price, EXCHANGED[level])
+    while loss > least and level < len(levels):
+        near = _nearest(tables, choice, price, levels[level])
         changed = choice.copy()
-        for group, candidate in step:
-            changed[group] = candidate
+        for k in best_two(tables, near, tables.limit - usage):
+            changed[near.group[k]] = near.candidate[k]
         changed_loss, changed_usage = tables.worth(changed)
         if changed_loss < loss and tables.fits(changed):
             choice, loss, usage = changed, changed_loss, changed_usage
@@ -91,10 +97,18 @@ def exchange(tables: Tables, choice: Ints, price: Floats, *, least: float) -> In
     return choice
 
 
-def _best_two(
-    tables: Tables, choice: Ints, usage: Floats, price: Floats, count: int
-) -> list[tuple[int, int]]:
-    """Return the best two changes of different groups that no pair joins; none if none."""
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """M changes: group and candidate (M,), change of loss (M,) and of usage (D, M)."""
+
+    group: Ints
+    candidate: Ints
+    loss: Floats
+    more: Floats
+
+
+def _nearest(tables: Tables, choice: Ints, price: Floats, count: int) -> Changes:
+    """Return the changes of least loss + price·usage."""
     loss, more = deltas(tables, choice)
     rise = loss + np.tensordot(price, more, axes=1)
     rise[np.arange(len(choice)), choice] = np.inf
@@ -103,14 +117,41 @@ def _best_two(
     near = np.sort(np.argpartition(rise, count - 1)[:count])
     near = near[np.isfinite(rise[near])]
     group, candidate = np.divmod(near, loss.shape[1])
-    fall = np.add.outer(*(loss[group, candidate],) * 2)
-    useful = (fall < 0) & ~_joined(tables, group)
-    for spent, slack in zip(more[:, group, candidate], tables.limit - usage, strict=True):
-        useful &= np.add.outer(spent, spent) <= slack
+    return Changes(
+        group=group,
+        candidate=candidate,
+        loss=loss[group, candidate],
+        more=more[:, group, candidate],
+    )
+
+
+def _best_two(tables: Tables, near: Changes, slack: Floats) -> list[int]:
+    """Return the best two changes of different groups that no pair joins; none if none."""
+    fall = np.add.outer(near.loss, near.loss)
+    useful = (fall < 0) & ~_joined(tables, near.group)
+    for spent, left in zip(near.more, slack, strict=True):
+        useful &= np.add.outer(spent, spent) <= left
     if not useful.any():
         return []
-    i, j = np.unravel_index(int(np.where(useful, fall, 0.0).argmin()), fall.shape)
-    return [(int(group[k]), int(candidate[k])) for k in (i, j)]
+    return [int(k) for k in np.unravel_index(np.where(useful, fall, 0.0).argmin(), fall.shape)]
+
+
+def _sorted_two(tables: Tables, near: Changes, slack: Floats) -> list[int]:
+    """As :func:`_best_two` under one budget: for each change the best that fits beside it.
+
+    In order of usage that is a running minimum. Where it is of the same group, it is left out.
+    """
+    order = np.argsort(near.more[0], kind="stable")
+    loss, more, group = near.loss[order], near.more[0, order], near.group[order]
+    if not len(order):
+        return []
+    least = np.minimum.accumulate(loss)
+    place = np.maximum.accumulate(np.where(loss == least, np.arange(len(loss)), 0))
+    fitting = np.searchsorted(more, slack[0] - more, side="right") - 1
+    partner = place[np.maximum(fitting, 0)]
+    fall = np.where((fitting >= 0) & (group[partner] != group), loss + loss[partner], 0.0)
+    best = int(fall.argmin())
+    return [int(order[best]), int(order[partner[best]])] if fall[best] < 0 else []
 
 
 def _joined(tables: Tables, group: Ints) -> Bools:

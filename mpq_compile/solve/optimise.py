@@ -18,7 +18,7 @@ from mpq_compile.solve.order import order_paired
 from mpq_compile.solve.problem import relative_gap
 from mpq_compile.solve.reduction import Core, compress, reduced_costs, within_gap
 from mpq_compile.solve.search import Cuts, Outcome, Search
-from mpq_compile.solve.tables import ROUNDING, Floats, Incumbent, Ints, Tables
+from mpq_compile.solve.tables import ROUNDING, Bools, Floats, Incumbent, Ints, Tables
 
 # Each pass is a beam; the next is wider, and starts from a better incumbent and a smaller problem.
 BEAMS = (256, 2048, 16384, 131072)
@@ -72,8 +72,9 @@ class _Widening:
         self.ties = _combinations(self._core()) <= TIES
 
     def run(self) -> Proof:
-        if not self.ties and self.proof.incumbent is not None and not self.tables.pairs:
-            self._explore_neighbourhoods(self.proof.incumbent)
+        incumbent, large = self.proof.incumbent, not self.ties and not self.tables.pairs
+        if large and incumbent is not None and len(self._core().groups) > 2 * NEIGHBOURHOOD:
+            self._explore_neighbourhoods(incumbent)
         for width, complete in _passes():
             if self._done() or (self.proof.states and time.perf_counter() > self.deadline):
                 break
@@ -96,28 +97,34 @@ class _Widening:
         draw = np.random.default_rng(0)
         idle = 0
         while idle < IDLE and not self._done() and time.perf_counter() < self.deadline:
-            core = self._neighbourhood(best, draw if idle else None)
+            core = self._neighbourhood(best, draw, at_random=idle > 0)
             _, outcome = self._search(core, NEIGHBOURHOOD_WIDTH, False, self.deadline)
             self._learn(core, replace(outcome, open_bound=-np.inf))
             assert self.proof.incumbent is not None
             idle = 0 if self.proof.incumbent.loss < best.loss else idle + 1
             best = self.proof.incumbent
 
-    def _neighbourhood(self, best: Incumbent, draw: np.random.Generator | None) -> Core:
+    def _neighbourhood(
+        self, best: Incumbent, draw: np.random.Generator, *, at_random: bool
+    ) -> Core:
+        """Return the core in which only some groups may leave the best answer's candidates."""
         rows = np.arange(len(best.choice))
+        kept = self._kept()
+        kept[rows, best.choice] = True
         rise = reduced_costs(self.tables, self.proof.dual.price)
         rise -= rise[rows, best.choice][:, None]
+        rise[~kept] = np.inf
         rise[rows, best.choice] = np.inf
-        distance = rise.min(axis=1)
-        near = np.argsort(distance, kind="stable")
-        if draw is not None:
-            usual = distance[near[min(len(near), NEIGHBOURHOOD) - 1]]
-            near = np.argsort(draw.exponential(size=len(near)) * np.maximum(distance, usual / 4))
-        allowed = np.zeros_like(self.tables.allowed)
-        allowed[rows, best.choice] = True
+        near = np.flatnonzero(kept.sum(axis=1) > 1)
+        # Equal ones in any order: groups that are alike by number may be alike otherwise too.
+        near = near[np.lexsort((draw.permutation(len(near)), rise[near].min(axis=1)))]
+        if at_random:
+            ranks = NEIGHBOURHOOD + np.arange(len(near))
+            near = near[np.argsort(draw.exponential(size=len(near)) * ranks)]
         near = near[:NEIGHBOURHOOD]
-        allowed[near] = self.tables.allowed[near]
-        allowed &= within_gap(self.tables, self.proof.dual, best)
+        allowed = np.zeros_like(kept)
+        allowed[rows, best.choice] = True
+        allowed[near] = kept[near]
         core = compress(self.tables.allowing(allowed))
         return replace(core, tables=core.tables.allowing(drop_dominated(core.tables)))
 
@@ -132,10 +139,13 @@ class _Widening:
             return True
         return self.gap > 0 and relative_gap(loss, proof.bound) <= self.gap
 
-    def _core(self) -> Core:
+    def _kept(self) -> Bools:
+        """(G, C) candidates that a better answer, or where ties matter an equal one, may take."""
         step = 0.0 if self.ties or self.lattice is None else self.lattice.step
-        allowed = within_gap(self.tables, self.proof.dual, self.proof.incumbent, step)
-        core = compress(self.tables.allowing(allowed))
+        return within_gap(self.tables, self.proof.dual, self.proof.incumbent, step)
+
+    def _core(self) -> Core:
+        core = compress(self.tables.allowing(self._kept()))
         return replace(core, tables=core.tables.allowing(drop_dominated(core.tables)))
 
     def _search(self, core: Core, width: int, complete: bool, end: float) -> tuple[Search, Outcome]:
