@@ -340,13 +340,17 @@ _UNITS = {
 
 
 def infeasible(
-    allocation: Allocation, budget: Budget, limits: Mapping[str, float], solution: Solution
+    allocation: Allocation,
+    budget: Budget,
+    limits: Mapping[str, float],
+    solution: Solution | None = None,
 ) -> InfeasibleBudgetError:
-    """Return the error that says, for each budget, the least that would do: alone, and beside
-    the other budgets as they are."""
+    """Return the error that says, for each budget, the least that would do: alone, and, where a
+    solver's answer tells, beside the other budgets as they are."""
     parts, alone, beside = [], [], []
-    attainable = solution.certificate.get("attainable", {})
-    needed = solution.certificate.get("least_budget", {})
+    certificate = {} if solution is None else solution.certificate
+    attainable = certificate.get("attainable", {})
+    needed = certificate.get("least_budget", {})
     for axis, limit in limits.items():
         least, assignment = _cheapest(allocation, axis)
         least = max(least, attainable.get(axis, least))  # changes of format cost as well

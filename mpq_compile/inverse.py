@@ -232,7 +232,7 @@ def _too_lossy(
     problem = allocation.problem(limits, _peak(budget))
     best: Solution = SOLVERS.load("exact")(problem)
     if best.loss is None:
-        return infeasible(allocation, budget, limits)
+        return infeasible(allocation, budget, limits, best)
     return InfeasibleBudgetError(
         "the metric's loss cannot be kept within its bound",
         expected=f"a loss of at most {budget.max_loss:g}",

@@ -7,7 +7,6 @@ output is compared with the float network's. No labels are needed, and nothing i
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +28,8 @@ from mpq_compile.solve.black_box import BlackBox, minimize_black_box
 from mpq_compile.solve.tables import Floats, Ints
 from mpq_compile.types import Budget, Plan
 
-_ALL = sys.maxsize
+# All samples at once: only the shapes of outputs and their power are looked at.
+_ALL, _MEMORY_MB = sys.maxsize, 1e9
 # Loss of the outputs of a batch against the float network's.
 Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
 
@@ -55,7 +55,7 @@ class NetworkLoss:
         self.known: dict[tuple[tuple[str, str], ...], float] = {}
 
     def _divergence(self) -> Distance:
-        slices = cut(self.batches, self.network, _ALL, output_bytes(self.network), math.inf)
+        slices = cut(self.batches, self.network, _ALL, output_bytes(self.network), _MEMORY_MB)
         heads = find_heads(self.graph, slices)
         return lambda outputs, exact: float(divergence(heads, exact, outputs).mean())
 

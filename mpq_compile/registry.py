@@ -82,7 +82,7 @@ SOLVERS = Registry(
     kind="solver",
     table={
         # Of a table, the exact one; of a model, ``mpq_compile.auto`` goes on from there.
-        "auto": "mpq_compile.solve.exact:solve_exact",
+        "auto": "mpq_compile.solve.exact:solve_auto",
         "exact": "mpq_compile.solve.exact:solve_exact",
         "greedy": "mpq_compile.solve.greedy:solve_greedy",
         "milp": "mpq_compile.solve.milp:solve_milp",
