@@ -18,6 +18,8 @@ from mpq_compile.solve.tables import Ints
 
 # Moves in a row without any assignment that is new: what the swarm can reach is known.
 IDLE = 100
+# Moves at most, as a multiple of those that would do if every particle were new each time.
+PATIENCE = 8
 # A swarm has converged when for this many moves less than a share of its particles is new.
 CONVERGED, SHARE = 3, 0.25
 # Assignments enumerated at a time.
@@ -55,7 +57,9 @@ def _run(task: Task, method: Method) -> Answer:
         known=_Estimate(task),
     )
     idle = stale = 0
-    while evaluate.left > 0 and idle < IDLE:
+    for _ in range(IDLE + PATIENCE * int(evaluate.limit) // particles):
+        if evaluate.left <= 0 or idle == IDLE:
+            break
         before = len(evaluate)
         swarm.move(before / evaluate.limit)
         fresh = len(evaluate) - before

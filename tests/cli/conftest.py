@@ -155,6 +155,6 @@ def problem() -> dict[str, Any]:
         }
 
     return {
-        "groups": [group("conv", (0.0, 5.0)), group("fc", (0.0, 1.0))],
+        "groups": [group("conv", (0.5, 5.0)), group("fc", (0.5, 1.0))],
         "budget": {"size_bytes": 12.0},
     }
