@@ -48,6 +48,7 @@ setup(
             "hw_profiles/*.json",
             "hw_profiles/measurements/*.jsonl.gz",
             "schemas/*.json",
+            "report/*.html",
             "py.typed",
         ]
     },

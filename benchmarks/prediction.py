@@ -36,6 +36,7 @@ from mpq_compile.runtime.artifact import VERSION
 from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.timing import levelled
+from mpq_compile.runtime.verify import time_settled
 from mpq_compile.session import Session
 
 PROCESSES = 3
@@ -127,8 +128,7 @@ def medians_of(session: Session, folders: Sequence[Path], rounds: int) -> np.nda
     Each fresh process loads all networks anew: where their memory lies is a matter of luck that
     lasts as long as the process.
     """
-    with session.device.lock():
-        timings = [session.device.time_networks(folders, rounds) for _ in range(PROCESSES)]
+    timings = time_settled(session.device, folders, rounds, PROCESSES)
     table = [[np.median(t.levelled_ms(i)) for t in timings] for i in range(len(folders))]
     return levelled(table).T
 

@@ -19,11 +19,12 @@ NAMES = ("resnet20", "resnet32", "squeezenet", "dscnn")
 
 @dataclass(frozen=True, kw_only=True)
 class SharedNet:
-    """A pretrained network with calibration inputs and labelled evaluation inputs."""
+    """A pretrained network with labelled inputs for calibration and for evaluation."""
 
     name: str
     model: nn.Module
     calibration: Tensor
+    calibration_labels: Tensor
     images: Tensor
     labels: Tensor
 
@@ -65,7 +66,9 @@ def load_net(name: str, evaluation: int | None = None) -> SharedNet:
         model = evaluate.build(
             lambda: models.CifarResNet(int(name[6:])), f"{folder}/{name}.safetensors"
         )
-        calibration = models.prep_cifar(np.load(folder / "cifar10_calib_a.npz")["images"][:256])
+        stored = np.load(folder / "cifar10_calib_a.npz")
+        calibration = models.prep_cifar(stored["images"][:256])
+        calibration_labels = stored["labels"][:256]
         test = np.load(folder / "cifar10_test_a.npz")
         count = evaluation or 1000
         images = models.prep_cifar(test["images"][:count])
@@ -74,19 +77,26 @@ def load_net(name: str, evaluation: int | None = None) -> SharedNet:
         model = evaluate.build(models.SqueezeNet11, f"{folder}/squeezenet_v1.1.safetensors")
         raw, labels = evaluate.jpegs(f"{folder}/imagenet_sample_even.npz", 227)
         images = models.prep_squeezenet(raw)
+        calibration_labels = labels[:100]
         calibration, images, labels = _split(images, labels, evaluation)
     else:
         model = evaluate.build(models.DSCNN, f"{folder}/kws_dscnn.safetensors")
         stored = np.load(folder / "kws_mfcc_a.npz")
         images = evaluate.kws_prep(stored)(stored["mfcc_int8"])
+        calibration_labels = stored["labels"][:100]
         calibration, images, labels = _split(images, stored["labels"], evaluation)
     return SharedNet(
         name=name,
         model=model,
         calibration=calibration,
+        calibration_labels=_labels(calibration_labels),
         images=images,
-        labels=torch.as_tensor(np.asarray(labels)).long(),
+        labels=_labels(labels),
     )
+
+
+def _labels(values: np.ndarray) -> Tensor:
+    return torch.as_tensor(np.asarray(values)).long()
 
 
 def _split(

@@ -23,6 +23,8 @@ _NAMES = {
     "plan": "mpq_compile.pipeline",
     "compile": "mpq_compile.pipeline",
     "assign": "mpq_compile.pipeline",
+    "frontier": "mpq_compile.tradeoff",
+    "FrontierReport": "mpq_compile.report.frontier",
     "profile": "mpq_compile.profiling",
     "Profiled": "mpq_compile.profiling",
     "check": "mpq_compile.solve.certificate",
@@ -58,8 +60,10 @@ if TYPE_CHECKING:
     )
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
+    from mpq_compile.report.frontier import FrontierReport  # noqa: F401
     from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
     from mpq_compile.solve.certificate import check  # noqa: F401
+    from mpq_compile.tradeoff import frontier  # noqa: F401
     from mpq_compile.types import Budget, Candidate, Plan, Site, Verification  # noqa: F401
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
 from mpq_compile.registry import SOLVERS
@@ -21,7 +21,7 @@ AXES: Mapping[str, tuple[str, float]] = {
     "energy_mj": ("energy_mj", 1.0),
 }
 OBJECTIVES = ("latency", "size", "bops", "energy")
-_OBJECTIVE_AXIS = {
+OBJECTIVE_AXIS = {
     "latency": "latency_us",
     "size": "size_bytes",
     "bops": "bops",
@@ -127,7 +127,7 @@ class Allocation:
         p95, median = budget.latency_p95_ms, budget.latency_ms
         return p95 is not None and (median is None or p95 / self.p95_ratio < median)
 
-    def _check_axes(self, limits: Mapping[str, float]) -> None:
+    def _check_axes(self, limits: Iterable[str]) -> None:
         known = next(iter(next(iter(self.costs.costs.values())).values()))
         for axis in limits:
             if axis not in known:
@@ -156,14 +156,21 @@ class Allocation:
                 for name, members in self.groups().items()
             ),
             budget=dict(limits),
-            pairs=tuple(self._pairs(limits, peak_bytes)),
+            pairs=(*self._pairs(limits, peak_bytes), *self._loss_pairs(peak_bytes)),
         )
+
+    def tradeoff_problem(
+        self, axis: str, limits: Mapping[str, float], peak_bytes: float | None = None
+    ) -> Problem:
+        """Return min loss subject to ``limits``, with the pair costs of ``axis`` too."""
+        self._check_axes([axis])
+        return replace(self.problem({**limits, axis: 0.0}, peak_bytes), budget=dict(limits))
 
     def inverse_problem(
         self, objective: str, loss: float, limits: Mapping[str, float], peak_bytes: float | None
     ) -> Problem:
         """Return min cost on ``objective`` subject to Σ loss ≤ ``loss`` and ``limits``."""
-        axis = _OBJECTIVE_AXIS[objective]
+        axis = OBJECTIVE_AXIS[objective]
         plain = self.problem({**limits, axis: 0.0}, peak_bytes)
         groups = tuple(
             Group(
@@ -179,11 +186,7 @@ class Allocation:
             )
             for group in plain.groups
         )
-        pairs = tuple(
-            Pair(a=pair.a, b=pair.b, loss=pair.costs.get(axis), costs=pair.costs)
-            for pair in plain.pairs
-            if axis == "latency_us" or "latency_us" in limits
-        )
+        pairs = tuple(_inverted(pair, axis, limits) for pair in plain.pairs)
         return Problem(groups=groups, budget={**limits, "loss": loss}, pairs=pairs)
 
     def names_of(self, members: Sequence[Site], peak_bytes: float | None) -> list[str]:
@@ -222,9 +225,22 @@ class Allocation:
         entries = [self.costs.costs[site.id][name] for site in members]
         return CandidateTerm(
             name=name,
-            loss=sum(self.sensitivity.loss[site.id][name] for site in members),
+            loss=self._loss_of({site.id: name for site in members}),
             costs={axis: sum(e[axis] for e in entries) for axis in entries[0]},
         )
+
+    def _loss_pairs(self, peak_bytes: float | None) -> list[Pair]:
+        """Return what sites of different groups lose together."""
+        group_of = {s.id: name for name, members in self.groups().items() for s in members}
+        names = {n: self.names_of(m, peak_bytes) for n, m in self.groups().items()}
+        pairs = []
+        for (a, b), entry in self.sensitivity.pairs.items():
+            first, second = group_of[a], group_of[b]
+            if first == second or not any(entry.values()):
+                continue
+            matrix = tuple(tuple(entry[x, y] for y in names[second]) for x in names[first])
+            pairs.append(Pair(a=first, b=second, loss=matrix))
+        return pairs
 
     def _pairs(self, limits: Mapping[str, float], peak_bytes: float | None) -> list[Pair]:
         if "latency_us" not in limits:
@@ -244,10 +260,12 @@ class Allocation:
 
     def expand(self, solution: Solution) -> dict[str, str]:
         """Return the candidate of every site."""
+        return self.spread(solution.assignment)
+
+    def spread(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Return the candidate of every site from that of every tie."""
         return {
-            site.id: solution.assignment[name]
-            for name, members in self.groups().items()
-            for site in members
+            site.id: chosen[name] for name, members in self.groups().items() for site in members
         }
 
     def usage(self, assignment: Mapping[str, str]) -> dict[str, float]:
@@ -267,8 +285,28 @@ class Allocation:
         return totals
 
     def loss(self, assignment: Mapping[str, str]) -> float:
-        """Return the sum of the sites' losses."""
-        return sum(self.sensitivity.loss[site][name] for site, name in assignment.items())
+        """Return the sum of the sites' losses, and of what pairs of them lose together."""
+        return self._loss_of(assignment)
+
+    def _loss_of(self, assignment: Mapping[str, str]) -> float:
+        """Return the loss of some sites among themselves."""
+        table = self.sensitivity
+        alone = sum(table.loss[site][name] for site, name in assignment.items())
+        if len(assignment) == 1:
+            return alone
+        return alone + sum(
+            entry[assignment[a], assignment[b]]
+            for (a, b), entry in table.pairs.items()
+            if a in assignment and b in assignment
+        )
+
+
+def _inverted(pair: Pair, axis: str, limits: Mapping[str, float]) -> Pair:
+    """Return the pair's terms with the loss as a cost, and the cost on ``axis`` as the loss."""
+    costs = {name: matrix for name, matrix in pair.costs.items() if name == axis or name in limits}
+    if pair.loss is not None:
+        costs["loss"] = pair.loss
+    return Pair(a=pair.a, b=pair.b, loss=costs.get(axis), costs=costs)
 
 
 def _format(name: str) -> str:
@@ -302,13 +340,17 @@ _UNITS = {
 
 
 def infeasible(
-    allocation: Allocation, budget: Budget, limits: Mapping[str, float], solution: Solution
+    allocation: Allocation,
+    budget: Budget,
+    limits: Mapping[str, float],
+    solution: Solution | None = None,
 ) -> InfeasibleBudgetError:
-    """Return the error that says, for each budget, the least that would do: alone, and beside
-    the other budgets as they are."""
+    """Return the error that says, for each budget, the least that would do: alone, and, where a
+    solver's answer tells, beside the other budgets as they are."""
     parts, alone, beside = [], [], []
-    attainable = solution.certificate.get("attainable", {})
-    needed = solution.certificate.get("least_budget", {})
+    certificate = {} if solution is None else solution.certificate
+    attainable = certificate.get("attainable", {})
+    needed = certificate.get("least_budget", {})
     for axis, limit in limits.items():
         least, assignment = _cheapest(allocation, axis)
         least = max(least, attainable.get(axis, least))  # changes of format cost as well

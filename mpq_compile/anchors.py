@@ -20,6 +20,7 @@ from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.timing import levelled
+from mpq_compile.runtime.verify import time_settled
 from mpq_compile.types import Candidate, CostTable
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def network_anchors(
 
 def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
     """Time networks in turns, in several fresh processes: one process may be lucky throughout."""
-    with device.lock():
-        timings = [device.time_networks(folders, BLOCKS) for _ in range(PROCESSES)]
+    timings = time_settled(device, folders, BLOCKS, PROCESSES)
     table = levelled(
         [[statistics.median(t.levelled_ms(i)) for t in timings] for i in range(len(folders))]
     )

@@ -176,6 +176,35 @@ def calibrate(network: Network, batches: Sequence[Batch], observer: str = "mse")
     return Calibration(histograms=histograms, observer=observer, samples=samples)
 
 
+def hold_out(
+    batches: Sequence[Batch], share: float, network: Network
+) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+    """Return batches to calibrate on and others to judge by, about ``share`` of the samples.
+
+    Every n-th sample is held out, or every n-th batch where the network fixes its batch; where
+    there are too few for that, both are all.
+    """
+    if share <= 0:
+        return tuple(batches), tuple(batches)
+    every = max(2, round(1 / share))
+    if network.captured.dynamic_batch and all(len(b.inputs[0]) >= every for b in batches):
+        parts = [_parted(batch, every) for batch in batches]
+        return tuple(kept for kept, _ in parts), tuple(held for _, held in parts)
+    held = tuple(batches[every - 1 :: every])
+    kept = tuple(b for i, b in enumerate(batches) if i % every != every - 1)
+    return (kept, held) if held else (tuple(batches), tuple(batches))
+
+
+def _parted(batch: Batch, every: int) -> tuple[Batch, Batch]:
+    chosen = torch.arange(len(batch.inputs[0])) % every == every - 1
+
+    def part(mask: Tensor) -> Batch:
+        labels = None if batch.labels is None else batch.labels[mask]
+        return Batch(inputs=tuple(value[mask] for value in batch.inputs), labels=labels)
+
+    return part(~chosen), part(chosen)
+
+
 def spread(batches: Iterable[Batch], samples: int) -> tuple[Batch, ...]:
     """Return the first batches that hold about ``samples`` samples."""
     chosen: list[Batch] = []

@@ -23,6 +23,7 @@ from mpq_compile.commands import (
     doctor,
     explain,
     export,
+    frontier,
     plan,
     profile,
     run,
@@ -50,6 +51,7 @@ app.add_typer(targets.app, name="targets")
 app.add_typer(profile.app, name="profile")
 app.add_typer(device.app, name="device")
 app.command("plan")(plan.plan)
+app.command("frontier")(frontier.frontier)
 app.command("compile")(compile.compile_model)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)

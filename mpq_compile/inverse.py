@@ -1,86 +1,68 @@
-"""The inverse problem: the cheapest network whose measured drop stays within a bound."""
+"""The inverse problem: the cheapest network whose loss, or measured drop, stays within a bound.
+
+It is the frontier's other reading. A bound on the metric's loss is one exact solve. A bound on the
+measured drop is searched for along the frontier of loss and cost (:mod:`solve.threshold`): each
+answer was itself measured, so an order that the metric got wrong costs measurements, never the
+bound.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+import numpy as np
 
-from mpq_compile.allocate import OBJECTIVES, Allocation
-from mpq_compile.calibrate import Batch
-from mpq_compile.capture import in_eval_mode
+from mpq_compile.allocate import OBJECTIVE_AXIS, OBJECTIVES, Allocation, infeasible
 from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
-from mpq_compile.progress import track
+from mpq_compile.judging import Judge
+from mpq_compile.progress import counted
 from mpq_compile.registry import SOLVERS
+from mpq_compile.solve.curve import Frontier, frontier
 from mpq_compile.solve.problem import Solution
+from mpq_compile.solve.threshold import Crossing, cheapest_within
 from mpq_compile.types import Budget
 
 if TYPE_CHECKING:
     from mpq_compile.session import Session
 
-STEPS = 7
+EVALUATIONS = 16
+# Where the frontier has gaps: evaluations kept for the one around the answer, solves to close it.
+_SPARED = 4
+_REFINING_SOLVES = 12
 
 
-@dataclass
-class Drop:
-    """How much worse an assignment is than float, measured on its oracle.
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What is minimised instead of the loss.
 
     Args:
-        limit: Greatest drop that is allowed.
-        evaluate: The user's measure, higher is better; or None: the share (%) of calibration
-            samples whose top-1 differs from float, which bounds the loss of accuracy on them.
-        model: The float network, callable like the model.
-        batches: Calibration data, for the label-free drop.
+        objective: latency, size, bops or energy.
+        judge: Measures the drop; None where only the metric's loss is bounded.
+        evaluations: Most assignments that are measured in one search.
     """
 
-    limit: float
-    evaluate: Callable[[Callable[..., Any]], float] | None
-    model: nn.Module
-    batches: Sequence[Batch]
-    measured: dict[tuple[str, ...], float] = field(default_factory=dict)
+    objective: str = "latency"
+    judge: Judge | None = None
+    evaluations: int = EVALUATIONS
 
-    @cached_property
-    def _float_score(self) -> float:
-        assert self.evaluate is not None
-        with torch.no_grad(), in_eval_mode(self.model):
-            return float(self.evaluate(self.model))
-
-    def of(self, session: Session, assignment: dict[str, str]) -> float:
-        """Return the drop of an assignment; each is measured once."""
-        key = tuple(assignment.values())
-        if key not in self.measured:
-            reference = session.reference(assignment)
-            if self.evaluate is not None:
-                self.measured[key] = self._float_score - float(self.evaluate(reference))
-            else:
-                self.measured[key] = self._disagreement(session, reference)
-        return self.measured[key]
-
-    def _disagreement(self, session: Session, reference: nn.Module) -> float:
-        differing = total = 0
-        for batch in self.batches:
-            with torch.no_grad():
-                exact = session.network.module(*batch.inputs)[0]
-            found = pytree.tree_leaves(reference(*batch.inputs))[0]
-            differing += int((_top1(found) != _top1(exact)).sum())
-            total += _top1(exact).numel()
-        return 100.0 * differing / total
-
-
-def _top1(output: Tensor) -> Tensor:
-    if output.dim() < 2 or output.shape[1] < 2:
-        raise PlanError(
-            "max_drop without evaluate needs a classifier",
-            expected="a first output [batch, classes, ...]",
-            found=str(list(output.shape)),
-            remedy="pass evaluate=..., which returns your measure of a network",
-        )
-    return output.argmax(1)
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise PlanError(
+                f"unknown objective {self.objective!r}",
+                expected=", ".join(OBJECTIVES),
+                found=repr(self.objective),
+                remedy=nearest(self.objective, OBJECTIVES),
+            )
+        if self.evaluations < 1:
+            raise PlanError(
+                "a measured drop needs evaluations",
+                expected="at least 1",
+                found=self.evaluations,
+                remedy="raise evaluations",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,95 +74,168 @@ class Found:
     notes: Sequence[str]
 
 
-def cheapest_within_drop(session: Session, budget: Budget, objective: str, drop: Drop) -> Found:
-    """Return the cheapest assignment on ``objective`` whose measured drop is within the limit.
-
-    The proxy's loss bounds a knapsack that minimises the cost; the bound is found by bisection on
-    its logarithm, each step judged by the measured drop.
+def cheapest(session: Session, budget: Budget, goal: Goal) -> Found:
+    """Return the cheapest assignment within ``max_loss`` and ``max_drop`` and the other budgets.
 
     Raises:
-        InfeasibleBudgetError: Even the most accurate assignment drops more than the limit.
+        InfeasibleBudgetError: The other budgets allow nothing, or nothing was found within the
+            bound: the message says what the least drop was.
     """
-    if objective not in OBJECTIVES:
-        raise PlanError(
-            f"unknown objective {objective!r}",
-            expected=", ".join(OBJECTIVES),
-            found=repr(objective),
-            remedy=nearest(objective, OBJECTIVES),
-        )
     allocation = session.allocation()
-    solve = _solver(session, allocation, budget, objective)
-    low, high = _loss_range(allocation)
-    best = solve(low)
-    if best is None or drop.of(session, allocation.expand(best)) > drop.limit:
-        raise _too_strict(session, allocation, best, drop)
-    high = max(high, low * (1 + 1e-9), 1e-12)
-    for _ in track(range(STEPS), "search the cheapest"):
-        middle = _between(low, high)
-        solution = solve(middle)
-        good = solution is not None and drop.of(session, allocation.expand(solution)) <= drop.limit
-        if good:
-            assert solution is not None
-            best, low = _cheaper(best, solution), middle
-        else:
-            high = middle
-    assignment = allocation.expand(best)
-    value = drop.of(session, assignment)
+    limits = allocation.limits(budget)
+    if goal.judge is None:
+        assert budget.max_loss is not None
+        solution = _solved(allocation, budget, goal, limits, budget.max_loss)
+        if solution.status == "infeasible":
+            raise _too_lossy(allocation, budget, limits)
+        note = f"least {goal.objective} with a {session.metric} loss of at most {budget.max_loss:g}"
+        return Found(assignment=allocation.expand(solution), solution=solution, notes=[note])
+    searched = _Search(allocation, budget, goal, limits)
+    searched.run()
+    if searched.crossing.best is None:
+        raise _too_strict(searched.crossing, budget)
+    point, curve = searched.crossing.best, searched.curve
+    solution = _solved(allocation, budget, goal, limits, float(curve.loss[point]))
+    verified = _verified(searched.crossing, curve, goal.judge, budget)
     return Found(
-        assignment=assignment,
-        solution=best,
-        notes=[f"least {objective} with a measured drop of {value:.3g} (limit {drop.limit:g})"],
+        assignment=allocation.spread(curve.assignment(point)),
+        solution=replace(solution, certificate={**solution.certificate, "drop": verified}),
+        notes=[_note(verified, goal)],
     )
 
 
-def _between(low: float, high: float) -> float:
-    floor = max(low, high * 1e-6)
-    return (floor * high) ** 0.5
+def _peak(budget: Budget) -> float | None:
+    return None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
 
 
-def _cheaper(a: Solution, b: Solution) -> Solution:
-    assert a.loss is not None and b.loss is not None
-    return b if b.loss <= a.loss else a
+def _solved(
+    allocation: Allocation, budget: Budget, goal: Goal, limits: Mapping[str, float], loss: float
+) -> Solution:
+    """Return the proven minimum of the objective with the metric's loss bounded."""
+    # Rounding must not forbid the assignment whose loss is the bound itself.
+    bound = loss * (1 + 1e-9) + 1e-15
+    problem = allocation.inverse_problem(goal.objective, bound, limits, _peak(budget))
+    solution: Solution = SOLVERS.load("exact")(problem)
+    return solution
 
 
-def _loss_range(allocation: Allocation) -> tuple[float, float]:
-    """Return the loss of the most accurate and of the least accurate choice."""
-    lows, highs = 0.0, 0.0
-    for members in allocation.groups().values():
-        losses = [
-            sum(allocation.sensitivity.loss[s.id][n] for s in members)
-            for n in allocation.names_of(members, None)
-        ]
-        lows, highs = lows + min(losses), highs + max(losses)
-    return lows, highs
+class _Search:
+    """Measures points of the frontier; where it has gaps, those around the answer are closed.
+
+    Attributes:
+        curve: The frontier, by ascending cost.
+        crossing: What was found on it.
+    """
+
+    curve: Frontier
+    crossing: Crossing
+
+    def __init__(
+        self, allocation: Allocation, budget: Budget, goal: Goal, limits: Mapping[str, float]
+    ) -> None:
+        assert goal.judge is not None and budget.max_drop is not None
+        self._allocation, self._budget = allocation, budget
+        self._judge, self._limit, self._most = goal.judge, budget.max_drop, goal.evaluations
+        self._axis = OBJECTIVE_AXIS[goal.objective]
+        self._problem = allocation.tradeoff_problem(self._axis, limits, _peak(budget))
+        self._limits = limits
+
+    def run(self) -> None:
+        """Search; raise ``InfeasibleBudgetError`` where the other budgets allow nothing."""
+        self.curve = self._bounded(frontier(self._problem, self._axis))
+        if not len(self.curve):
+            raise infeasible(self._allocation, self._budget, self._limits)
+        with counted(self._most, "search the cheapest") as done:
+            spared = 0 if self.curve.complete else min(_SPARED, self._most // 2)
+            self.crossing = self._cross(self._most - spared, {}, done)
+            if spared and self.crossing.best is None:
+                self.crossing = self._cross(spared, self.crossing.measured, done)
+            if not self.curve.complete and self.crossing.best:
+                self._refine(self.crossing.best, done)
+
+    def _refine(self, best: int, done: Callable[[int], None]) -> None:
+        """Find the breakpoints between the answer and the next cheaper point, and go on there."""
+        old, measured = self.curve, self.crossing.measured
+        narrow = replace(
+            self._problem, budget={**self._problem.budget, self._axis: float(old.cost[best])}
+        )
+        between = frontier(
+            narrow, self._axis, start=old.assignment(best - 1), solves=_REFINING_SOLVES
+        )
+        self.curve = old.merged(between)
+        places = np.searchsorted(self.curve.cost, old.cost).tolist()
+        known = {places[i]: drop for i, drop in measured.items()}
+        self.crossing = self._cross(self._most - len(known), known, done)
+
+    def _bounded(self, curve: Frontier) -> Frontier:
+        """Return the points that lose no more than ``max_loss``."""
+        bound = self._budget.max_loss
+        if bound is None:
+            return curve
+        return curve.take(np.flatnonzero(curve.loss <= bound * (1 + 1e-9)))
+
+    def _cross(
+        self, evaluations: int, known: Mapping[int, float], done: Callable[[int], None]
+    ) -> Crossing:
+        def drop_of(point: int) -> float:
+            drop = self._judge.of(self._allocation.spread(self.curve.assignment(point))).drop
+            done(1)
+            return drop
+
+        found = cheapest_within(self.curve.cost.tolist(), drop_of, self._limit, evaluations, known)
+        return replace(found, exhaustive=found.exhaustive and self.curve.complete)
 
 
-def _solver(
-    session: Session, allocation: Allocation, budget: Budget, objective: str
-) -> Callable[[float], Solution | None]:
-    peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
-    limits = allocation.limits(budget)
-    run = SOLVERS.load(session.solver)
+def _verified(
+    crossing: Crossing, curve: Frontier, judge: Judge, budget: Budget
+) -> dict[str, float | int | str | bool]:
+    """Return what was measured of the plan, and how far the search went."""
+    assert crossing.best is not None and budget.max_drop is not None
+    drops = [crossing.measured[i] for i in sorted(crossing.measured)]
+    return {
+        "measure": judge.name,
+        "unit": judge.unit,
+        "value": crossing.measured[crossing.best],
+        "limit": budget.max_drop,
+        "point": crossing.best,
+        "points": len(curve),
+        "measured": len(drops),
+        "inversions": sum(cheap < dear for cheap, dear in pairwise(drops)),
+        "exhaustive": crossing.exhaustive,
+    }
 
-    def solve(loss: float) -> Solution | None:
-        # Rounding must not forbid the assignment whose loss is the bound itself.
-        bound = loss * (1 + 1e-9) + 1e-15
-        solution = run(allocation.inverse_problem(objective, bound, limits, peak))
-        return None if solution.status == "infeasible" else solution
 
-    return solve
+def _note(verified: Mapping[str, float | int | str | bool], goal: Goal) -> str:
+    inversions = verified["inversions"]
+    order = f"; the metric's order was wrong {inversions} times among them" if inversions else ""
+    every = "every cheaper one was measured too" if verified["exhaustive"] else "not all were"
+    return (
+        f"least {goal.objective} with a measured drop of {verified['value']:.3g} "
+        f"(limit {verified['limit']:g}, {verified['measure']}): point {verified['point']} of "
+        f"{verified['points']} on the frontier, {verified['measured']} measured, {every}{order}"
+    )
 
 
-def _too_strict(
-    session: Session, allocation: Allocation, best: Solution | None, drop: Drop
-) -> InfeasibleBudgetError:
-    found = "no assignment within the other budgets"
-    if best is not None:
-        value = drop.of(session, allocation.expand(best))
-        found = f"{value:.3g}, by the most accurate assignment"
+def _too_strict(crossing: Crossing, budget: Budget) -> InfeasibleBudgetError:
     return InfeasibleBudgetError(
         "the drop cannot be kept within its bound",
-        expected=f"a drop of at most {drop.limit:g}",
-        found=found,
+        expected=f"a drop of at most {budget.max_drop:g}",
+        found=f"{min(crossing.measured.values()):.3g} at the least, in {len(crossing.measured)} "
+        f"assignments measured from the most accurate on",
         remedy="raise max_drop, allow wider candidates, or loosen the other budgets",
+    )
+
+
+def _too_lossy(
+    allocation: Allocation, budget: Budget, limits: Mapping[str, float]
+) -> InfeasibleBudgetError:
+    problem = allocation.problem(limits, _peak(budget))
+    best: Solution = SOLVERS.load("exact")(problem)
+    if best.loss is None:
+        return infeasible(allocation, budget, limits, best)
+    return InfeasibleBudgetError(
+        "the metric's loss cannot be kept within its bound",
+        expected=f"a loss of at most {budget.max_loss:g}",
+        found=f"{best.loss:.4g}, by the most accurate assignment",
+        remedy="raise max_loss, allow wider candidates, or loosen the other budgets",
     )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
-
 from mpq_compile.anchors import LEAST_ERROR
+from mpq_compile.auto import AUTO, plan_auto
 from mpq_compile.cost.latency import Z95, Observation
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError
-from mpq_compile.inverse import Drop, cheapest_within_drop
+from mpq_compile.inverse import EVALUATIONS, Goal, cheapest
+from mpq_compile.judging import Evaluate, Judge
 from mpq_compile.runtime.artifact import write_verification
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.runtime.verify import verify_artifact
@@ -29,7 +29,6 @@ MAX_ROUNDS = 5
 AIM = 1.0
 # An accepted network that leaves more of its latency budget unused may be improved.
 SLACK = 0.05
-Evaluate = Callable[[Callable[..., Any]], float]
 
 
 def _budget(budget: Budget | Mapping[str, float] | None) -> Budget:
@@ -48,26 +47,33 @@ def _budget(budget: Budget | Mapping[str, float] | None) -> Budget:
         ) from error
 
 
-def _drop(session: Session, evaluate: Evaluate | None, limit: float) -> Drop:
-    own = isinstance(session.model, nn.Module)
-    model = session.model if own else session.float_graph()
-    return Drop(limit=limit, evaluate=evaluate, model=model, batches=session.batches)
-
-
-def _plan(
-    session: Session, budget: Budget, minimize: str | None, evaluate: Evaluate | None
-) -> Plan:
-    if budget.max_drop is None and minimize is None:
-        return session.solve(budget)
-    if budget.max_drop is None:
+def _goal(
+    session: Session,
+    budget: Budget,
+    minimize: str | None,
+    evaluate: Evaluate | str | None,
+    evaluations: int,
+) -> Goal | None:
+    """Return what is minimised; None where that is the loss."""
+    if budget.max_drop is None and budget.max_loss is None:
+        if minimize is None:
+            return None
         raise PlanError(
             "minimize needs a bound on the loss",
-            expected="Budget(max_drop=...)",
+            expected="Budget(max_drop=...), or Budget(max_loss=...) in the metric's unit",
             found=f"minimize={minimize!r} alone",
-            remedy="add max_drop to the budget, or leave minimize out",
+            remedy="add max_drop or max_loss to the budget, or leave minimize out",
         )
-    drop = _drop(session, evaluate, budget.max_drop)
-    found = cheapest_within_drop(session, budget, minimize or "latency", drop)
+    judge = None
+    if budget.max_drop is not None:
+        judge = Judge(session, evaluate or "top1", session.batches)
+    return Goal(objective=minimize or "latency", judge=judge, evaluations=evaluations)
+
+
+def _plan(session: Session, budget: Budget, goal: Goal | None) -> Plan:
+    if goal is None:
+        return plan_auto(session, budget) if session.solver == AUTO else session.solve(budget)
+    found = cheapest(session, budget, goal)
     return session.plan_for(found.assignment, budget, found.solution, found.notes)
 
 
@@ -83,7 +89,8 @@ def plan(
     constraints: Mapping[str, str | Sequence[str]] | None = None,
     seed: int = 0,
     minimize: str | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate | str | None = None,
+    evaluations: int = EVALUATIONS,
     allow_float: bool = False,
     observer: str = "mse",
     tuned: bool = True,
@@ -103,9 +110,12 @@ def plan(
         candidates: Names to choose from; None for the profile's defaults.
         constraints: ``{"conv1": "w8a8", "re:.*fc": ["w8a8", "w4a8"]}`` pins sites.
         seed: Recorded; every stage is deterministic.
-        minimize: With ``Budget(max_drop=…)``: "latency", "size", "bops" or "energy".
-        evaluate: ``evaluate(net) -> float``, higher is better; measures ``max_drop``. Without it
-            the drop is the share (%) of calibration samples whose top-1 differs from float.
+        minimize: With ``Budget(max_drop=…)`` or ``Budget(max_loss=…)``: "latency", "size", "bops"
+            or "energy".
+        evaluate: ``evaluate(net) -> float``, higher is better; measures ``max_drop``. Or what to
+            measure on the calibration data: "top1" (the default: share (%) of samples whose
+            top-1 differs from float), "kl", "noise" or, with labels, "accuracy".
+        evaluations: Most assignments that are measured to keep ``max_drop``.
         allow_float: Run operators without a rule in float on TVM; the audit shows them.
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
@@ -133,7 +143,8 @@ def plan(
         tuned,
         measure_s,
     )
-    return _plan(session, _budget(budget), minimize, evaluate)
+    bounds = _budget(budget)
+    return _plan(session, bounds, _goal(session, bounds, minimize, evaluate, evaluations))
 
 
 def compile(  # noqa: A001 - the public name
@@ -149,7 +160,8 @@ def compile(  # noqa: A001 - the public name
     constraints: Mapping[str, str | Sequence[str]] | None = None,
     seed: int = 0,
     minimize: str | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate | str | None = None,
+    evaluations: int = EVALUATIONS,
     allow_float: bool = False,
     observer: str = "mse",
     verify: bool = True,
@@ -187,7 +199,7 @@ def compile(  # noqa: A001 - the public name
     )
     if plan is not None:
         return _build_given(session, plan, verify)
-    return compile_session(session, _budget(budget), minimize, evaluate, verify)
+    return compile_session(session, _budget(budget), minimize, evaluate, verify, evaluations)
 
 
 def _build_given(session: Session, plan: Plan, verify: bool) -> CompiledNetwork:
@@ -202,20 +214,22 @@ def compile_session(
     session: Session,
     budget: Budget,
     minimize: str | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluate | str | None = None,
     verify: bool = True,
+    evaluations: int = EVALUATIONS,
 ) -> CompiledNetwork:
     """The loop: solve, build, measure; what was measured corrects the model of the next round.
 
     It goes on where the budget is missed, and also where the network that keeps it leaves much of
     it unused and a better plan is predicted to keep it too: the last one that does is returned.
     """
+    goal = _goal(session, budget, minimize, evaluate, evaluations)
     timed = not session.analytic and (verify or _bounds_latency(budget))
     least_seen = float("inf")
     best: CompiledNetwork | None = None
     for number in range(1, MAX_ROUNDS + 1):
         try:
-            plan = _aimed_plan(session, budget, minimize, evaluate, timed)
+            plan = _aimed_plan(session, budget, goal, timed)
         except InfeasibleBudgetError as error:
             if best is not None:
                 return best
@@ -226,7 +240,7 @@ def compile_session(
         if not timed:
             return network
         seen = _verify(network, budget.given(), number)
-        if seen.status == "accepted" and _slack(seen, budget) > SLACK and minimize is None:
+        if seen.status == "accepted" and _slack(seen, budget) > SLACK and goal is None:
             best = network
         elif seen.status != "rejected":
             return network if best is None or seen.status == "accepted" else best
@@ -282,13 +296,7 @@ def _verify(network: CompiledNetwork, budget: Mapping[str, float], number: int) 
     return verification
 
 
-def _aimed_plan(
-    session: Session,
-    budget: Budget,
-    minimize: str | None,
-    evaluate: Evaluate | None,
-    timed: bool,
-) -> Plan:
+def _aimed_plan(session: Session, budget: Budget, goal: Goal | None, timed: bool) -> Plan:
     """Return a plan that is likely to be measured within the budget, not just predicted so.
 
     It is solved for a latency that is lower by the error of a prediction. Where nothing is that
@@ -297,9 +305,9 @@ def _aimed_plan(
     if timed and _bounds_latency(budget):
         aim = budget.with_latency_scaled(1 / (1 + AIM * session.costing.prediction_error()))
         with suppress(InfeasibleBudgetError):
-            plan = _plan(session, aim, minimize, evaluate)
+            plan = _plan(session, aim, goal)
             return replace(plan, budget=budget.given())
-    return _plan(session, budget, minimize, evaluate)
+    return _plan(session, budget, goal)
 
 
 def _learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:

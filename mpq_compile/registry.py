@@ -65,6 +65,14 @@ def import_file(path: Path) -> ModuleType:
 METRICS = Registry(
     kind="metric",
     table={
+        # What ranks whole networks best: ``benchmarks/sensitivity.py``.
+        "auto": "mpq_compile.sensitivity.pairwise:PairwiseMetric",
+        "fisher": "mpq_compile.sensitivity.fisher:FisherMetric",
+        "gauss_newton": "mpq_compile.sensitivity.gauss_newton:GaussNewtonMetric",
+        "kl": "mpq_compile.sensitivity.kl:KlMetric",
+        "pairwise": "mpq_compile.sensitivity.pairwise:PairwiseMetric",
+        "roundoff": "mpq_compile.sensitivity.roundoff:RoundoffMetric",
+        "roundoff_relative": "mpq_compile.sensitivity.roundoff:relative",
         "sqnr": "mpq_compile.sensitivity.sqnr:SqnrMetric",
         "taylor": "mpq_compile.sensitivity.taylor:TaylorMetric",
     },
@@ -73,9 +81,25 @@ METRICS = Registry(
 SOLVERS = Registry(
     kind="solver",
     table={
+        # Of a table, the exact one; of a model, ``mpq_compile.auto`` goes on from there.
+        "auto": "mpq_compile.solve.exact:solve_auto",
         "exact": "mpq_compile.solve.exact:solve_exact",
         "greedy": "mpq_compile.solve.greedy:solve_greedy",
         "milp": "mpq_compile.solve.milp:solve_milp",
         "pairwise": "mpq_compile.solve.pairwise:solve_pairwise",
+        "ppso": "mpq_compile.solve.ppso:solve_ppso",
+        "gcpso": "mpq_compile.solve.gcpso:solve_gcpso",
+        "pareto": "mpq_compile.solve.pareto:solve_pareto",
+        "mixquant": "mpq_compile.solve.mixquant:solve_mixquant",
+    },
+)
+
+BLACK_BOX_SOLVERS = Registry(
+    kind="black-box solver",
+    table={
+        "gcpso": "mpq_compile.solve.black_box_solvers:run_gcpso",
+        "ppso": "mpq_compile.solve.black_box_solvers:run_ppso",
+        "greedy": "mpq_compile.solve.black_box_solvers:run_greedy",
+        "exhaustive": "mpq_compile.solve.black_box_solvers:run_exhaustive",
     },
 )

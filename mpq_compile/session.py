@@ -16,7 +16,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from mpq_compile.allocate import Allocation, constrained, solve_allocation
-from mpq_compile.calibrate import Batch, calibrate, read_batches
+from mpq_compile.calibrate import Batch, calibrate, hold_out, read_batches
 from mpq_compile.capture import capture
 from mpq_compile.cost.latency import Prediction
 from mpq_compile.cost.profile import Profile
@@ -70,6 +70,7 @@ class Session:
         tuned: Search schedules and use those that were found; False leaves all to the cost model.
         measure_s: Seconds to spend on kernels that were never measured; what is left is estimated
             from those that were. None measures all.
+        held_out_share: Share of the calibration data that is kept apart, to judge by.
     """
 
     model: Any
@@ -85,6 +86,7 @@ class Session:
     seed: int = 0
     tuned: bool = True
     measure_s: float | None = None
+    held_out_share: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.candidates, str):
@@ -111,9 +113,19 @@ class Session:
         return network
 
     @cached_property
+    def _data(self) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
+        batches = read_batches(self.calibration, self.network)
+        return hold_out(batches, self.held_out_share, self.network)
+
+    @property
     def batches(self) -> tuple[Batch, ...]:
-        """The calibration data, checked."""
-        return read_batches(self.calibration, self.network)
+        """The calibration data, checked, without what is held out."""
+        return self._data[0]
+
+    @property
+    def held_out(self) -> tuple[Batch, ...]:
+        """Data to judge assignments by: all of it where none is held out."""
+        return self._data[1]
 
     @cached_property
     def ranges(self) -> Calibration:
@@ -132,8 +144,24 @@ class Session:
     @cached_property
     def sensitivity(self) -> SensitivityTable:
         """Loss of each (site, candidate)."""
-        metric = METRICS.load(self.metric)()
-        return metric(self.network, self.ranges, self.batches, self.choices)
+        return self.sensitivity_by(self.metric)
+
+    def sensitivity_by(self, metric: str) -> SensitivityTable:
+        """Return the table of any metric; each is computed once."""
+        if metric not in self._tables:
+            measure = METRICS.load(metric)()
+            table = measure(self.network, self.ranges, self.batches, self.choices)
+            self._tables[metric] = table
+        return self._tables[metric]
+
+    @cached_property
+    def _tables(self) -> dict[str, SensitivityTable]:
+        return {}
+
+    @property
+    def target_name(self) -> str:
+        """Name of the target, as plans record it."""
+        return self._found.name
 
     @property
     def analytic(self) -> bool:
@@ -195,9 +223,9 @@ class Session:
             loss=allocation.loss(assignment),
             predicted=self._predicted(usage, peak, self._interval(assignment)),
             budget=budget.given(),
-            target=self._found.name,
+            target=self.target_name,
             metric=self.metric,
-            solver=self.solver if solution else "given",
+            solver=solution.solver if solution else "given",
             certificate=_certificate(solution),
             table=self.rows(assignment, allocation),
             constraints=dict(self.constraints or {}),
@@ -221,7 +249,7 @@ class Session:
             loss=None,
             predicted=self._predicted(totals, max(peaks)),
             budget={},
-            target=self._found.name,
+            target=self.target_name,
             metric="none",
             solver="given",
             certificate={},
@@ -258,6 +286,7 @@ class Session:
                 "site": site.id,
                 "candidate": name,
                 "loss": self.sensitivity.loss[site.id][name],
+                "spread": self.sensitivity.spread.get(site.id, {}).get(name),
                 "latency_us": allocation.costs.costs[site.id][name]["latency_us"],
                 "latency_source": self._source(site.id, name),
                 "size_bytes": allocation.costs.costs[site.id][name]["size_bytes"],
@@ -309,14 +338,14 @@ class Session:
         for _ in range(_SOLVES):
             solution = solve_allocation(allocation, aim, self.solver)
             plan = self.plan_for(allocation.expand(solution), budget, solution)
-            excess = self._excess(plan, budget)
+            excess = self.excess(plan, budget)
             if excess <= 1.0:
                 break
             aim = aim.with_latency_scaled(1 / excess)
         return plan
 
-    def _excess(self, plan: Plan, budget: Budget) -> float:
-        """Return the predicted latency over the budget's."""
+    def excess(self, plan: Plan, budget: Budget) -> float:
+        """Return the predicted latency over the budget's; 0 where none is bounded."""
         limits = [budget.latency_ms]
         if budget.latency_p95_ms is not None:
             limits.append(budget.latency_p95_ms / self.costing.p95_ratio)

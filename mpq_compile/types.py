@@ -176,8 +176,9 @@ class Budget:
     """What the deployed network may cost; any subset of fields.
 
     ``latency_ms`` bounds the median, ``latency_p95_ms`` the 95th percentile, ``avg_bits`` the
-    mean weight bits over quantizable weights, ``max_drop`` the loss of accuracy (in the unit of
-    the user's ``evaluate``, or of the metric where there is none).
+    mean weight bits over quantizable weights. Two bounds turn the question round: ``max_drop`` on
+    the measured loss of accuracy (in the unit of ``evaluate``), ``max_loss`` on the sum of the
+    metric's losses (in the metric's unit).
     """
 
     latency_ms: float | None = None
@@ -188,6 +189,7 @@ class Budget:
     energy_mj: float | None = None
     avg_bits: float | None = None
     max_drop: float | None = None
+    max_loss: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
@@ -230,11 +232,18 @@ class Predicted:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityTable:
-    """``loss[site][candidate]``: loss increase against float, by the metric's own unit."""
+    """``loss[site][candidate]``: loss increase against float, by the metric's own unit.
+
+    ``spread`` is the standard error of each loss over calibration samples; empty where a metric
+    looks at none. ``pairs[(a, b)][(candidate of a, candidate of b)]`` is what two sites lose
+    together beyond the sum of their losses; pairs that are left out add.
+    """
 
     metric: str
     unit: str
     loss: Mapping[str, Mapping[str, float]]
+    spread: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    pairs: Mapping[tuple[str, str], Mapping[tuple[str, str], float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +266,8 @@ class CostTable:
 class Plan:
     """An assignment with all that is needed to rebuild and to audit it.
 
-    ``loss`` is the sum of the metric's losses; None where nothing was measured (``mpq.assign``).
+    ``loss`` is the sum of the metric's losses, those of pairs included; None where nothing was
+    measured (``mpq.assign``).
     """
 
     version: int

@@ -17,6 +17,8 @@ thread_count()
 os.environ["MPQ_TUNE"] = "0"
 # A test's own database decides what is measured, on whatever machine.
 os.environ["MPQ_SHIPPED"] = "0"
+# What a test evaluates is evaluated, not remembered from the last run.
+os.environ["MPQ_EVALUATIONS"] = "0"
 # Benchmarks and tests read the same real networks.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

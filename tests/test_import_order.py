@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mpq_compile"
 # One stage a line, in the order of the design's layout; modules of one line may import each other.
 LINES: tuple[tuple[str, ...], ...] = (
     ("types", "errors"),
-    ("registry", "progress", "lock"),
+    ("registry", "progress", "lock", "memo"),
     ("solve",),
     ("quant",),
     ("kernels",),
@@ -35,6 +35,12 @@ LINES: tuple[tuple[str, ...], ...] = (
         "anchors",
         "costing",
         "inverse",
+        "network_loss",
+        "auto",
+        "digest",
+        "judging",
+        "measuring",
+        "tradeoff",
         "selfcheck",
         "profiling",
     ),

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from mpq_compile.commands import options
+from mpq_compile.commands.evaluation import read_evaluate
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_plan
 from mpq_compile.commands.request import Request, read_budget, read_candidates, read_constraints
@@ -39,7 +40,10 @@ def compile_model(
     energy_mj: options.EnergyMj = None,
     avg_bits: options.AvgBits = None,
     max_drop: options.MaxDrop = None,
+    max_loss: options.MaxLoss = None,
     minimize: options.Minimize = None,
+    evaluate: options.Evaluate = None,
+    evaluations: options.Evaluations = 16,
     target: options.Target = "local",
     metric: options.Metric = "sqnr",
     solver: options.Solver = "exact",
@@ -71,8 +75,11 @@ def compile_model(
             energy_mj=energy_mj,
             avg_bits=avg_bits,
             max_drop=max_drop,
+            max_loss=max_loss,
         ),
         minimize=minimize,
+        evaluate=read_evaluate(evaluate),
+        evaluations=evaluations,
         metric=metric,
         solver=solver,
         candidates=read_candidates(candidates),
@@ -109,6 +116,8 @@ def build(request: Request, plan: Plan | None, verify: bool) -> CompiledNetwork:
         constraints=request.constraints,
         seed=request.seed,
         minimize=request.minimize,
+        evaluate=request.evaluate,
+        evaluations=request.evaluations,
         allow_float=request.allow_float,
         tuned=request.tuned,
         measure_s=request.measure_s,

@@ -96,7 +96,29 @@ MaxDrop = Annotated[
     float | None,
     typer.Option(
         "--max-drop",
-        help="On the share (%) of samples whose top-1 differs from float.",
+        help="On the measured drop: by --evaluate, else % of samples whose top-1 differs.",
+        rich_help_panel=_BUDGET,
+    ),
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option("--max-loss", help="On the loss, in the metric's unit.", rich_help_panel=_BUDGET),
+]
+Evaluate = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluate",
+        metavar="FILE.py:FUNCTION",
+        help="evaluate(net) -> float, higher is better; or top1, kl, noise, accuracy.",
+        rich_help_panel=_BUDGET,
+    ),
+]
+Evaluations = Annotated[
+    int,
+    typer.Option(
+        "--evaluations",
+        min=1,
+        help="Most assignments measured to keep --max-drop.",
         rich_help_panel=_BUDGET,
     ),
 ]
@@ -104,7 +126,7 @@ Minimize = Annotated[
     str | None,
     typer.Option(
         "--minimize",
-        help="With --max-drop: latency, size, bops or energy.",
+        help="With --max-drop or --max-loss: latency, size, bops or energy.",
         rich_help_panel=_BUDGET,
     ),
 ]

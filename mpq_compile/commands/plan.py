@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from mpq_compile.commands import options
+from mpq_compile.commands.evaluation import read_evaluate
 from mpq_compile.commands.outcome import Outcome, json_text
 from mpq_compile.commands.request import Request, read_budget, read_candidates, read_constraints
 from mpq_compile.commands.views import show_plan
@@ -27,7 +28,10 @@ def plan(
     energy_mj: options.EnergyMj = None,
     avg_bits: options.AvgBits = None,
     max_drop: options.MaxDrop = None,
+    max_loss: options.MaxLoss = None,
     minimize: options.Minimize = None,
+    evaluate: options.Evaluate = None,
+    evaluations: options.Evaluations = 16,
     target: options.Target = "local",
     metric: options.Metric = "sqnr",
     solver: options.Solver = "exact",
@@ -56,8 +60,11 @@ def plan(
             energy_mj=energy_mj,
             avg_bits=avg_bits,
             max_drop=max_drop,
+            max_loss=max_loss,
         ),
         minimize=minimize,
+        evaluate=read_evaluate(evaluate),
+        evaluations=evaluations,
         metric=metric,
         solver=solver,
         candidates=read_candidates(candidates),
@@ -97,6 +104,8 @@ def make_plan(request: Request) -> Plan:
         constraints=request.constraints,
         seed=request.seed,
         minimize=request.minimize,
+        evaluate=request.evaluate,
+        evaluations=request.evaluations,
         allow_float=request.allow_float,
         tuned=request.tuned,
         measure_s=request.measure_s,

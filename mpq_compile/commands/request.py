@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Request:
     target: str = "local"
     budget: Budget = field(default_factory=Budget)
     minimize: str | None = None
+    evaluate: Callable[..., float] | str | None = None
+    evaluations: int = 16
     metric: str = "sqnr"
     solver: str = "exact"
     candidates: Sequence[str] | None = None
@@ -88,18 +90,19 @@ def _refuse_float64(data: Data) -> None:
 def read_budget(**bounds: float | None) -> Budget:
     """Return the budget of the options; raise ``PlanError`` for a bound that is not above 0.
 
-    A drop of 0 is allowed: no sample may be classified differently.
+    A drop or a loss of 0 is allowed: nothing may be worse than float.
     """
     for name, value in bounds.items():
-        allowed = value is None or 0 < value < float("inf") or (name == "max_drop" and value == 0)
-        if not allowed:
-            raise PlanError(
-                "a budget must be a positive number",
-                where=f"--{name.replace('_', '-')}",
-                expected="a finite number ≥ 0" if name == "max_drop" else "a finite number above 0",
-                found=value,
-                remedy="correct the number, or leave the option out",
-            )
+        zero = name in ("max_drop", "max_loss")
+        if value is None or 0 < value < float("inf") or (zero and value == 0):
+            continue
+        raise PlanError(
+            "a budget must be a positive number",
+            where=f"--{name.replace('_', '-')}",
+            expected="a finite number ≥ 0" if zero else "a finite number above 0",
+            found=value,
+            remedy="correct the number, or leave the option out",
+        )
     return Budget(**bounds)
 
 

@@ -18,7 +18,8 @@ _UNITS = {
     "size_mb": "MB",
     "peak_activation_mb": "MB",
     "energy_mj": "mJ",
-    "max_drop": "% drop",
+    "max_drop": "drop",
+    "max_loss": "loss",
 }
 
 
@@ -72,7 +73,7 @@ def bounds(budget: Mapping[str, float]) -> str:
 
 
 def candidate_table(plan: Plan) -> Table:
-    """Return site × candidate: loss, latency, size, and what was chosen."""
+    """Return site × candidate: loss ± standard error, latency, size, and what was chosen."""
     table = Table("site", "candidate", "loss", "latency [µs]", "size [kB]", "chosen")
     for column in table.columns[2:5]:
         column.justify = "right"
@@ -87,10 +88,11 @@ def candidate_table(plan: Plan) -> Table:
 
 
 def _cells(row: Mapping[str, Any], first: bool) -> list[str]:
+    spread = row.get("spread")
     return [
         row["site"] if first else "",
         row["candidate"],
-        number(row["loss"]),
+        number(row["loss"]) + (f" ± {number(spread, digits=2)}" if spread else ""),
         number(row["latency_us"]) + (" (est.)" if row["latency_source"] == "estimated" else ""),
         number(row["size_bytes"], 1e-3),
         "●" if row["chosen"] else "",

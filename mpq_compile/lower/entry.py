@@ -25,7 +25,7 @@ from mpq_compile.lower.arena import Span, aligned, offsets_of, place
 from mpq_compile.lower.phases import Kernel, cut
 from mpq_compile.lower.program import Operand, Program
 
-_LAUNCH = "pragma_parallel_launch_point"
+LAUNCH = "pragma_parallel_launch_point"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ class _Builder:
             return
         for task in range(self.tasks):
             T.buffer_store(self.arena, T.int32(0), [task * FLAG_WORDS])
-        with T.attr(T.int32(0), _LAUNCH, 1):
+        with T.attr(T.int32(0), LAUNCH, 1):
             self._rounds(calls)
 
     def _calls(self) -> Iterator[tuple[ir.GlobalVar, list[Any]]]:

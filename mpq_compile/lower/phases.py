@@ -52,18 +52,30 @@ def cut(func: tirx.PrimFunc, target: Target, tasks: int) -> Kernel:
     func = _without_blocks(func)
     imports, body = _unwrapped(func.body)
     statements = list(body.seq) if isinstance(body, tirx.SeqStmt) else [body]
+    scratch, before, groups = _parts(statements)
+    buffers = [*func.params, *scratch]
+    phases = []
+    for group in groups:
+        task = tirx.Var("task", "int32")
+        body = [*before, _share(group, task, tasks)]
+        phases.append(_subroutine(buffers, task, body, imports, target))
+    return Kernel(phases=phases, scratch=[_bytes(buffer) for buffer in scratch])
+
+
+def _parts(statements: Sequence[Any]) -> tuple[list[Any], list[Any], list[list[Any]]]:
+    """Return scratch buffers, what every phase begins with, and the statements of each phase."""
+    if not any(_is_parallel(statement) for statement in statements):
+        # One phase: all that is small stays where it stands.
+        large = [s for s in statements if isinstance(s, tirx.AllocBuffer) and not _is_small(s)]
+        work = [s for s in statements if not any(s.same_as(other) for other in large)]
+        _check_allocations(work)
+        return [s.buffer for s in large], [], [work]
     scratch = [s.buffer for s in statements if isinstance(s, tirx.AllocBuffer)]
     before = [s for s in statements if isinstance(s, (tirx.Bind, tirx.DeclBuffer))]
     work = [s for s in statements if not _prepares(s)]
     _check_allocations(work)
     _check_bindings(statements)
-    buffers = [*func.params, *scratch]
-    phases = []
-    for group in _groups(work):
-        task = tirx.Var("task", "int32")
-        body = [*before, _share(group, task, tasks)]
-        phases.append(_subroutine(buffers, task, body, imports, target))
-    return Kernel(phases=phases, scratch=[_bytes(buffer) for buffer in scratch])
+    return scratch, before, _groups(work)
 
 
 def _without_blocks(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -95,7 +107,7 @@ def _check_allocations(work: Sequence[Any]) -> None:
     for statement in work:
         tvm_ffi.structural_walk(statement, (tirx.AllocBuffer, found.append))
     for allocation in found:
-        if _bytes(allocation.buffer) >= _SMALL:
+        if not _is_small(allocation):
             raise NotAProgram(f"{allocation.buffer.name} is allocated within a loop")
 
 
@@ -144,6 +156,10 @@ def _prepares(statement: Any) -> bool:
 def _bytes(buffer: Any) -> int:
     cells = math.prod(int(size) for size in buffer.ty.shape)
     return cells * np.dtype(str(buffer.ty.dtype)).itemsize
+
+
+def _is_small(allocation: Any) -> bool:
+    return _bytes(allocation.buffer) < _SMALL
 
 
 def _is_parallel(statement: Any) -> bool:

@@ -1,12 +1,16 @@
 """A fixed workload inside every library: whether the cores are as usual, beside the network.
 
-Every task multiplies and adds vectors that stay in registers, so that what it takes depends on
-the clock, and on who else uses the vector units of its core, alone. On a shared machine two
-virtual cores are at times two threads of one core: networks then take up to twice their time,
-while work that waits for its own results (a hash) takes as long as ever.
+Every task multiplies and adds vectors that stay in registers: what that takes depends on the
+clock, and on who else uses the vector units of its core. Then all tasks meet at the barrier of
+networks, many times: what that takes depends on how far apart their cores are. On a shared
+machine two virtual cores are at times two threads of one core, and at times cores of two chips;
+networks then take up to twice their time, while work that waits for its own results (a hash)
+takes as long as ever.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from tvm.ir import IRModule
 from tvm.script import tirx as T
@@ -15,19 +19,22 @@ from tvm.script.ir_builder.tirx import prim_func
 from tvm.target import Target
 from tvm.tirx import PrimFunc
 
+from mpq_compile.kernels.barrier import FLAG_WORDS, arrive, barrier_ir, wait
+from mpq_compile.kernels.emit import llvm_functions
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS
+from mpq_compile.lower.entry import LAUNCH
+from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS, REFERENCE_FLAGS
 
 # Chains that do not wait for each other, enough of them to keep two pipelines of four steps busy,
 # and not more than AVX2 has registers for.
 _LANES = 16
 _CHAINS = REFERENCE_CELLS // _LANES
-# About a tenth of a millisecond.
-_STEPS = 40_000
+# About a tenth of a millisecond, and half of that on cores that share a cache.
+_STEPS, _MEETINGS = 40_000, 500
 
 
 def with_reference(module: IRModule, tier: Tier, tasks: int) -> IRModule:
-    """Return the module with the workload added, a function of float32 cells of every task."""
+    """Return the module with the workload added, a function of cells and flags of every task."""
     return IRModule({**module.functions, REFERENCE: _function(tier, tasks)}, attrs=module.attrs)
 
 
@@ -35,20 +42,42 @@ def _function(tier: Tier, tasks: int) -> PrimFunc:
     with IRBuilder() as builder, prim_func(s_tir=True):
         T.func_name(REFERENCE)
         cells = T.arg("cells", T.buffer((tasks * REFERENCE_CELLS,), "float32"))
-        with T.parallel(tasks) as task:
-            chains = T.alloc_buffer((REFERENCE_CELLS,), "float32")
-            half = T.broadcast(T.float32(0.5), _LANES)
-            at = [T.ramp(chain * _LANES, 1, _LANES) for chain in range(_CHAINS)]
-            own = [
-                T.ramp(task * REFERENCE_CELLS + chain * _LANES, 1, _LANES)
-                for chain in range(_CHAINS)
-            ]
-            for chain in range(_CHAINS):
-                T.buffer_store(chains, cells[own[chain]], [at[chain]])
-            with T.serial(_STEPS):
-                for chain in range(_CHAINS):
-                    T.buffer_store(chains, chains[at[chain]] * half + half, [at[chain]])
-            for chain in range(_CHAINS):
-                T.buffer_store(cells, chains[at[chain]], [own[chain]])
+        flags = T.arg("flags", T.buffer((tasks * REFERENCE_FLAGS,), "int32"))
+        for task in range(tasks):
+            T.buffer_store(flags, T.int32(0), [task * FLAG_WORDS])
+        with llvm_functions(barrier_ir(tier) if tasks > 1 else ""):
+            _body(cells, flags, tasks)
     function = builder.get().with_attr("target", Target(tier.target(tasks)))
     return function.with_attr({"global_symbol": REFERENCE, "tirx.noalias": True})
+
+
+def _body(cells: Any, flags: Any, tasks: int) -> None:
+    if tasks == 1:
+        _multiply(cells, 0)
+        return
+    pointer = flags.access_ptr("rw")
+    with T.attr(T.int32(0), LAUNCH, 1):
+        with T.parallel(tasks) as task:
+            _multiply(cells, task)
+        with T.serial(_MEETINGS) as meeting:
+            # Two loops, as in networks: a pool of fewer threads than tasks must not wait for ever.
+            with T.parallel(tasks) as task:
+                arrive(pointer, task, meeting + 1)
+            with T.parallel(tasks) as task:
+                wait(pointer, tasks, meeting + 1)
+
+
+def _multiply(cells: Any, task: Any) -> None:
+    chains = T.alloc_buffer((REFERENCE_CELLS,), "float32")
+    half = T.broadcast(T.float32(0.5), _LANES)
+    starts = [chain * _LANES for chain in range(_CHAINS)]
+    for start in starts:
+        own = T.ramp(task * REFERENCE_CELLS + start, 1, _LANES)
+        T.buffer_store(chains, cells[own], [T.ramp(start, 1, _LANES)])
+    with T.serial(_STEPS):
+        for start in starts:
+            at = T.ramp(start, 1, _LANES)
+            T.buffer_store(chains, chains[at] * half + half, [at])
+    for start in starts:
+        own = T.ramp(task * REFERENCE_CELLS + start, 1, _LANES)
+        T.buffer_store(cells, chains[T.ramp(start, 1, _LANES)], [own])

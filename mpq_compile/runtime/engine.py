@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mpq_compile.lower.arena import offsets_of
-from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS
+from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS, REFERENCE_FLAGS
 from mpq_compile.runtime.native import (
     as_tensor,
     as_tuple,
@@ -56,9 +57,9 @@ class Program:
         self._main(*inputs, *self._lent, *outputs)
         return outputs
 
-    def reference(self, threads: int) -> Callable[[], Any]:
-        """Return the reference workload of the library, ready to be called."""
-        return _reference(self._library, threads)
+    def reference(self, cells: np.ndarray) -> Callable[[], Any]:
+        """Return the library's reference workload on float32 cells, ready to be called."""
+        return _reference(self._library, cells)
 
 
 class Machine:
@@ -80,14 +81,16 @@ class Machine:
         outputs = self._main(*inputs, self._parameters)
         return [outputs] if is_tensor(outputs) else list(outputs)
 
-    def reference(self, threads: int) -> Callable[[], Any]:
-        """Return the reference workload of the library, ready to be called."""
-        return _reference(self._library, threads)
+    def reference(self, cells: np.ndarray) -> Callable[[], Any]:
+        """Return the library's reference workload on float32 cells, ready to be called."""
+        return _reference(self._library, cells)
 
 
-def _reference(library: Any, threads: int) -> Callable[[], Any]:
-    call, cells = library[REFERENCE], as_tensor(np.ones(threads * REFERENCE_CELLS, np.float32))
-    return lambda: call(cells)
+def _reference(library: Any, cells: np.ndarray) -> Callable[[], Any]:
+    # A virtual machine's library imports the one that holds the functions.
+    function = library.get_function(REFERENCE, query_imports=True)
+    flags = empty(len(cells) // REFERENCE_CELLS * REFERENCE_FLAGS, "int32")
+    return partial(function, as_tensor(cells), flags)
 
 
 def joined(parameters: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
+from mpq_compile.lower.interface import REFERENCE_CELLS
 from mpq_compile.runtime.artifact import LIBRARY, Manifest, kernel_parameters
 from mpq_compile.runtime.engine import Machine, Make, Program
 from mpq_compile.runtime.native import as_array, as_tensor, empty, is_tensor
@@ -55,9 +56,14 @@ class Executor:
         with self._lock:
             return self._engine(tensors, make)
 
-    def reference(self) -> Callable[[], Any]:
-        """Return the fixed workload of the library: whether the machine is as usual."""
-        return self._engine.reference(self.manifest.threads)
+    def reference(self, cells: np.ndarray | None = None) -> Callable[[], Any]:
+        """Return the fixed workload of the library: whether the machine is as usual.
+
+        It works on ``REFERENCE_CELLS`` float32 cells of each thread.
+        """
+        if cells is None:
+            cells = np.ones(self.manifest.threads * REFERENCE_CELLS, np.float32)
+        return self._engine.reference(cells)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.

@@ -7,6 +7,7 @@ and NumPy, no torch.
 from __future__ import annotations
 
 import json
+import math
 import random
 import resource
 import statistics
@@ -24,6 +25,7 @@ from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
 from mpq_compile.runtime.rapl import EnergyMeter
+from mpq_compile.runtime.usual import remember_ms, usual_ms
 
 # Seconds of warming up and of a block, for one network and for each of several in turns.
 _ALONE_S, _IN_TURNS_S = (0.4, 0.12), (0.1, 0.04)
@@ -46,6 +48,7 @@ class Timings:
         latencies_ms: Latency of single calls in ms, by network, block and call.
         reference_ms: The reference workload beside each block in ms, the median over networks.
         usual_ms: Its usual time in this process, in ms: what it is below for a tenth of the time.
+        known_ms: Its usual time in earlier processes on this machine; None if there were none.
         repeated: Blocks that were dropped and measured again because of it.
         energy_mj: Energy of a call in mJ by network, where the processor tells it.
         memory_bytes: What loading and running the networks added to the process's memory.
@@ -57,6 +60,7 @@ class Timings:
     repeated: int
     energy_mj: Sequence[float | None]
     memory_bytes: int
+    known_ms: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -127,8 +131,12 @@ def time_folders(folders: Sequence[Path], blocks: int) -> Timings:
     warm_s, block_s = _ALONE_S if len(executors) == 1 else _IN_TURNS_S
     timers = [_Timer(executor, warm_s, block_s) for executor in executors]
     memory = max(0, _resident_bytes() - before)
+    manifest = executors[0].manifest
+    machine = manifest.tier, manifest.threads
     reference = _timed(executors[0].reference())
-    return time_in_turns(timers, reference, blocks, memory).reordered(order)
+    found = time_in_turns(timers, reference, blocks, memory, usual_ms(*machine))
+    remember_ms(found.usual_ms, *machine)
+    return found.reordered(order)
 
 
 def _timed(call: Callable[[], Any]) -> Callable[[], float]:
@@ -164,13 +172,14 @@ def time_in_turns(
     reference: Callable[[], float],
     blocks: int,
     memory_bytes: int = 0,
+    known_ms: float | None = None,
 ) -> Timings:
     """Time networks so that every round visits all of them, with the reference beside each block.
 
     What disturbs the machine for a while then disturbs all alike, so that ratios hold. A block
     beside which the reference is slow is measured again, a few times at most.
     """
-    beside = _Beside(reference)
+    beside = _Beside(reference, known_ms)
     blocks_of = [_Blocks(timer, beside) for timer in timers]
     reference_ms = [
         statistics.median(found.measure() for found in blocks_of) for _ in range(blocks)
@@ -182,14 +191,16 @@ def time_in_turns(
         repeated=sum(found.repeated for found in blocks_of),
         energy_mj=[found.energy_mj for found in blocks_of],
         memory_bytes=memory_bytes,
+        known_ms=known_ms,
     )
 
 
 class _Beside:
-    """The reference workload: what it takes now, and what it usually takes in this process."""
+    """The reference workload: what it takes now, and what it usually takes."""
 
-    def __init__(self, reference: Callable[[], float]) -> None:
+    def __init__(self, reference: Callable[[], float], known_ms: float | None) -> None:
         self._reference = reference
+        self._known_ms = math.inf if known_ms is None else known_ms
         self._seen: list[float] = []
         for _ in range(_FIRST_LOOKS):
             self._pause()
@@ -197,7 +208,7 @@ class _Beside:
 
     @property
     def usual_ms(self) -> float:
-        """The lower tenth: the least of many is luck, the median may be a busy machine's."""
+        """The lower tenth in this process: the least is luck, the median maybe a busy machine's."""
         return sorted(self._seen)[len(self._seen) // 10]
 
     def look(self) -> float:
@@ -218,7 +229,7 @@ class _Beside:
 
     def is_near(self, found_ms: float) -> bool:
         """Tell whether the machine is no slower than usual."""
-        return found_ms <= self.usual_ms * DRIFT
+        return found_ms <= min(self.usual_ms, self._known_ms) * DRIFT
 
     def _pause(self) -> None:
         time.sleep(_PAUSE_S)

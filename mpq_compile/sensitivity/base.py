@@ -14,7 +14,7 @@ from mpq_compile.passes.base import ValueRecorder, run_passes
 from mpq_compile.passes.insert_quantizers import InsertQuantizers, set_assignment
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.types import SensitivityTable
+from mpq_compile.types import Candidate, SensitivityTable
 
 Choices = Mapping[str, Sequence[str]]
 
@@ -54,46 +54,84 @@ class QuantizedGraph:
     def __post_init__(self) -> None:
         step = InsertQuantizers(network=self.network, calibration=self.calibration)
         self.module = run_passes(self.network.module, [step])
+        self._interpreter = fx.Interpreter(self.module)
         self._nodes = {node.name: node for node in self.module.graph.nodes}
         self._downstream = {
             site.id: _downstream(self._nodes[self.network.node_of[site.id]])
             for site in self.network.sites
         }
 
+    def assign(self, assignment: Mapping[str, str]) -> None:
+        """Switch every quantizer: sites that ``assignment`` leaves out compute in fp32."""
+        set_assignment(self.module, self.network, assignment)
+
     def float_values(self, batch: Batch) -> dict[str, Any]:
         """Run in float; return the value of every node."""
-        set_assignment(self.module, self.network, {})
+        self.assign({})
         recorder = ValueRecorder(self.module, lambda _, value: value)
         with torch.no_grad():
             recorder.run(*batch.inputs)
         return recorder.kept
 
+    def outputs_for(
+        self, values: Mapping[str, Any], site: str, candidates: Sequence[str]
+    ) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+        """Yield each candidate and the outputs with this one site quantized.
+
+        Only what follows the site is computed again.
+        """
+        changed = self._downstream[site]
+        for candidate, environment in self._quantized(values, site, candidates):
+            self._run(environment, [node for node in changed if node not in environment])
+            yield candidate, environment[changed[-1]]
+
     def outputs_with(
         self, values: Mapping[str, Any], site: str, candidate: str
     ) -> tuple[Tensor, ...]:
-        """Return the outputs with one site quantized; only what follows it is computed again."""
-        set_assignment(self.module, self.network, {site: candidate})
-        changed = self._downstream[site]
-        environment = {node: values[name] for name, node in self._nodes.items()}
-        interpreter = fx.Interpreter(self.module)
-        interpreter.env = environment
-        with torch.no_grad():
-            for node in changed:
-                result = interpreter.run_node(node)
-                environment[node] = result
-        return environment[changed[-1]]
+        """Return the outputs with one site quantized."""
+        return next(self.outputs_for(values, site, [candidate]))[1]
+
+    def site_outputs(
+        self, values: Mapping[str, Any], site: str, candidates: Sequence[str]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield each candidate and the site's output with its own weight and input quantized."""
+        node = self._nodes[self.network.node_of[site]]
+        for candidate, environment in self._quantized(values, site, candidates):
+            yield candidate, environment[node]
 
     def site_output(self, values: Mapping[str, Any], site: str, candidate: str) -> Tensor:
         """Return the output of one site with its own weight and input quantized."""
-        set_assignment(self.module, self.network, {site: candidate})
+        return next(self.site_outputs(values, site, [candidate]))[1]
+
+    def _quantized(
+        self, values: Mapping[str, Any], site: str, candidates: Sequence[str]
+    ) -> Iterator[tuple[str, dict[fx.Node, Any]]]:
+        """Yield each candidate and the values that do not depend on the site, and its own.
+
+        Candidates that read their input in one format share its quantized form.
+        """
         node = self._nodes[self.network.node_of[site]]
-        interpreter = fx.Interpreter(self.module)
-        environment = {self._nodes[name]: value for name, value in values.items()}
-        interpreter.env = environment
+        x, weight = node.args[0], node.args[1]
+        changed = set(self._downstream[site])
+        kept = {n: values[name] for name, n in self._nodes.items() if n not in changed}
+        inputs: dict[tuple[str, bool], Any] = {}
+        for candidate in candidates:
+            parsed = Candidate.parse(candidate)
+            form = (parsed.input_format, parsed.dynamic)
+            self.assign({site: candidate})
+            environment = dict(kept)
+            if form in inputs:
+                environment[x] = inputs[form]
+            self._run(environment, [n for n in (x, weight, node) if n not in environment])
+            inputs[form] = environment[x]
+            yield candidate, environment
+
+    def _run(self, environment: dict[fx.Node, Any], nodes: Sequence[fx.Node]) -> None:
+        """Compute ``nodes``, in order, and put their values into ``environment``."""
+        self._interpreter.env = environment
         with torch.no_grad():
-            for argument in (node.args[0], node.args[1]):
-                environment[argument] = interpreter.run_node(argument)
-            return interpreter.run_node(node)
+            for node in nodes:
+                environment[node] = self._interpreter.run_node(node)
 
 
 def _downstream(site: fx.Node) -> list[fx.Node]:
@@ -113,6 +151,36 @@ def pairs(choices: Choices) -> Iterator[tuple[str, str]]:
                 yield site, name
 
 
-def empty_table(choices: Choices) -> dict[str, dict[str, float]]:
-    """Return a table of zeros."""
-    return {site: dict.fromkeys(names, 0.0) for site, names in choices.items()}
+def table_of(
+    metric: str,
+    unit: str,
+    choices: Choices,
+    samples: Tensor,
+    pairs_of: Mapping[tuple[str, str], Mapping[tuple[str, str], float]] | None = None,
+) -> SensitivityTable:
+    """Return the table of means over samples, with their standard errors.
+
+    Args:
+        metric, unit: As in the table.
+        choices: Candidates of each site.
+        samples: Loss of each sample, float64 [(site, candidate) in the order of ``pairs``, N].
+        pairs_of: Cross terms, by pair of sites.
+    """
+    count = samples.shape[1]
+    means = samples.mean(1)
+    errors = (samples - means[:, None]).square().sum(1).div(max(count - 1, 1) * count).sqrt()
+    return SensitivityTable(
+        metric=metric,
+        unit=unit,
+        loss=by_site(choices, means),
+        spread=by_site(choices, errors) if count > 1 else {},
+        pairs=pairs_of or {},
+    )
+
+
+def by_site(choices: Choices, values: Sequence[float] | Tensor) -> dict[str, dict[str, float]]:
+    """Return one value for each (site, candidate), in the order of ``pairs``; zero for fp32."""
+    table = {site: dict.fromkeys(names, 0.0) for site, names in choices.items()}
+    for (site, candidate), value in zip(pairs(choices), values, strict=True):
+        table[site][candidate] = float(value)
+    return table

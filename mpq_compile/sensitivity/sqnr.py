@@ -9,31 +9,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from mpq_compile.calibrate import Batch, spread
+from mpq_compile.calibrate import Batch
 from mpq_compile.passes.network import Network
-from mpq_compile.progress import track
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.sensitivity.base import Choices, QuantizedGraph, empty_table, pairs
+from mpq_compile.sensitivity.base import Choices, QuantizedGraph, by_site, table_of
+from mpq_compile.sensitivity.divergence import output_bytes, per_output
+from mpq_compile.sensitivity.slices import Slice, cut, per_sample
+from mpq_compile.sensitivity.sweep import Advance, Sweep
 from mpq_compile.types import SensitivityTable
+
+_TINY = 1e-30
 
 
 def noise_to_signal(outputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     """Return Σ‖y_q − y‖² / Σ‖y‖², averaged over the outputs; float64."""
-    ratios = []
-    for value, exact in zip(outputs, reference, strict=True):
-        signal = exact.double().square().sum().item()
-        noise = (value.double() - exact.double()).square().sum().item()
-        ratios.append(noise / signal if signal > 0 else float(noise > 0))
-    return sum(ratios) / len(ratios)
+    noise, signal = _noise(1, reference, outputs).sum(1), _signal(1, reference).sum(1)
+    return float(_ratio(noise, signal).mean())
 
 
 def decibels(ratio: float) -> float:
     """Return the SQNR in dB of a noise-to-signal ratio."""
     return math.inf if ratio <= 0 else -10 * math.log10(ratio)
+
+
+def _ratio(noise: Tensor, signal: Tensor) -> Tensor:
+    return torch.where(signal > 0, noise / signal, (noise > 0).double())
+
+
+def _noise(size: int, exact: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
+    """Return ‖y_q − y‖² of each output and sample, float64 [outputs, B]."""
+    differences = [b.double() - a.double() for a, b in zip(exact, found, strict=True)]
+    return _signal(size, differences)
+
+
+def _signal(size: int, outputs: Sequence[Tensor]) -> Tensor:
+    """Return ‖y‖² of each output and sample, float64 [outputs, B].
+
+    Where the rows of an output are not samples, each sample gets an equal part.
+    """
+    powers = []
+    for value in outputs:
+        squares = value.double().square()
+        rows = per_sample(squares, size)
+        powers.append((squares.sum() / size).expand(size) if rows is None else rows.sum(1))
+    return torch.stack(powers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +67,13 @@ class SqnrMetric:
 
     Args:
         samples: Calibration samples that are used.
+        memory_mb: Memory for what is kept of a slice, 10⁶ bytes.
+        resume: Go on where an earlier run was stopped.
     """
 
     samples: int = 64
+    memory_mb: float = 1024.0
+    resume: bool = True
     needs_labels: bool = False
     unit: str = "noise/signal"
 
@@ -56,15 +85,35 @@ class SqnrMetric:
         choices: Choices,
     ) -> SensitivityTable:
         graph = QuantizedGraph(network, calibration)
-        chosen = spread(batches, self.samples)
-        loss = empty_table(choices)
-        work = [(batch, site) for batch in chosen for site in choices]
-        values, current = {}, None
-        for batch, site in track(work, "sensitivity (sqnr)"):
-            if batch is not current:
-                values, current = graph.float_values(batch), batch
-            for _, candidate in pairs({site: choices[site]}):
-                outputs = graph.outputs_with(values, site, candidate)
-                ratio = noise_to_signal(outputs, values["output"])
-                loss[site][candidate] += ratio / len(chosen)
-        return SensitivityTable(metric="sqnr", unit=self.unit, loss=loss)
+        slices = cut(batches, network, self.samples, output_bytes(network), self.memory_mb)
+
+        def compute(part: Slice, advance: Advance) -> dict[str, Tensor]:
+            values = graph.float_values(part.batch)
+            noise = per_output(graph, values, choices, advance, partial(_noise, part.size))
+            return {"noise": noise, "signal": _signal(part.size, values["output"])}
+
+        sweep = Sweep(
+            metric=self,
+            name="sqnr",
+            graph=graph,
+            slices=slices,
+            choices=choices,
+            resume=self.resume,
+        )
+        found = sweep.run(compute)
+        noise, signal = torch.cat(found["noise"], 2), torch.cat(found["signal"], 1)
+        return self._table(choices, noise, signal)
+
+    def _table(self, choices: Choices, noise: Tensor, signal: Tensor) -> SensitivityTable:
+        """Return the ratio of sums over samples; its spread to first order (delta method).
+
+        Args:
+            choices: Candidates of each site.
+            noise: ‖y_q − y‖², float64 [rows, outputs, N].
+            signal: ‖y‖², float64 [outputs, N].
+        """
+        ratio = _ratio(noise.sum(2), signal.sum(1)).mean(1)
+        mean = signal.mean(1, keepdim=True).clamp_min(_TINY)
+        each = noise / mean - (noise.mean(2, keepdim=True) / mean) * (signal / mean - 1)
+        table = table_of("sqnr", self.unit, choices, each.mean(1))
+        return replace(table, loss=by_site(choices, ratio))

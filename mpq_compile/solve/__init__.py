@@ -1,4 +1,6 @@
-"""Choice of one candidate per group under budgets: exact, greedy and by integer programming."""
+"""Choice of one candidate per group under budgets: exactly, by the published methods, or, for any
+objective, by swarms (:func:`minimize_black_box`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mpq_compile.registry import SOLVERS
+from mpq_compile.solve.black_box import BlackBox, Minimum, minimize_black_box
+from mpq_compile.solve.curve import Frontier, frontier
+from mpq_compile.solve.pareto import CurvePoint, pareto_curve
 from mpq_compile.solve.problem import (
     CandidateTerm,
     Group,
@@ -17,13 +22,20 @@ from mpq_compile.solve.problem import (
 )
 
 __all__ = [
+    "BlackBox",
     "CandidateTerm",
+    "CurvePoint",
+    "Frontier",
     "Group",
+    "Minimum",
     "Pair",
     "Problem",
     "Solution",
     "evaluate",
     "fits",
+    "minimize_black_box",
+    "pareto_curve",
+    "frontier",
     "solve",
     "solve_json",
 ]

@@ -15,8 +15,11 @@ import torch
 from torch import nn
 
 import mpq_compile as mpq
+from mpq_compile.lower.interface import REFERENCE_CELLS
 from mpq_compile.lower.program import NotAProgram, read_program
 from mpq_compile.runtime.artifact import MANIFEST
+from mpq_compile.runtime.executor import Executor
+from mpq_compile.runtime.native import empty
 
 
 class Residual(nn.Module):
@@ -44,6 +47,17 @@ def network() -> mpq.CompiledNetwork:
 
 def test_the_network_is_one_function(network: mpq.CompiledNetwork) -> None:
     assert network.manifest.arena is not None and network.manifest.arena > 0
+
+
+@pytest.mark.parametrize("candidate", ["bf16", "fp32", "w4a8"])
+def test_so_it_is_in_every_format(candidate: str) -> None:
+    """Of one window to pool, all loops have one round and vanish."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    module, x = nn.Sequential(*layers, nn.Linear(64, 5)).eval(), torch.randn(4, 3, 8, 8)
+    network = mpq.assign(module, x[:1], [x], candidate)
+    assert network.manifest.arena is not None
+    torch.testing.assert_close(network(x[:1]), network.reference(x[:1]), rtol=0.02, atol=0.02)
 
 
 def test_results_equal_the_oracle(network: mpq.CompiledNetwork) -> None:
@@ -115,3 +129,28 @@ def test_other_modules_are_left_to_the_virtual_machine() -> None:
     module = relax.transform.BundleModelParams()(builder.finalize())
     with pytest.raises(NotAProgram, match="an output is an input"):
         read_program(module)
+
+
+class Twice(nn.Module):
+    """Returns one output twice, which only the virtual machine does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.layer(x)
+        return y, y
+
+
+@pytest.mark.parametrize("module", [nn.Sequential(nn.Linear(8, 4)), Twice()])
+def test_every_library_has_the_reference_workload(module: nn.Module) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 8)
+    network = mpq.assign(module.eval(), x[:1], [x], "w8a8")
+    assert (network.manifest.arena is None) == isinstance(module, Twice)
+    cells = np.from_dlpack(empty(network.manifest.threads * REFERENCE_CELLS, "float32"))
+    cells[:] = 9.0
+    Executor(network.folder, network.manifest).reference(cells)()
+    # Every cell of every thread has gone from 9 to where x = x / 2 + 1 / 2 ends.
+    np.testing.assert_allclose(cells, 1.0)

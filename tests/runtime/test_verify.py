@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,8 @@ import pytest
 
 from mpq_compile.runtime.rapl import EnergyMeter
 from mpq_compile.runtime.timing import Timings, time_in_turns
-from mpq_compile.runtime.verify import bootstrap, judge
+from mpq_compile.runtime.usual import remember_ms, usual_ms
+from mpq_compile.runtime.verify import bootstrap, judge, settled, time_settled
 
 
 def timings(
@@ -125,6 +129,56 @@ def test_a_machine_that_stays_slow_ends_the_repeating() -> None:
     found = time_in_turns([timer], machine, blocks=2)
     assert (found.repeated, found.reference_ms) == (6, [2.0, 2.0])
     assert found.usual_ms == 1.0
+
+
+def test_what_is_usual_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faster quarter of earlier processes; a damaged file, or none at all, is no error."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert usual_ms("vnni", 2) is None
+    for found in (1.0, 2.0, 2.0, 1.0, 0.5, 2.0, 2.0, 2.0):
+        remember_ms(found, "vnni", 2)
+    assert usual_ms("vnni", 2) == 1.0
+    assert usual_ms("vnni", 4) is None
+    for _ in range(40):
+        remember_ms(3.0, "vnni", 2)
+    assert usual_ms("vnni", 2) == 3.0
+    (tmp_path / "mpq_compile" / "usual.json").write_text('{"a": 1')
+    assert usual_ms("vnni", 2) is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    remember_ms(1.0, "vnni", 2)
+    assert usual_ms("vnni", 2) is None
+
+
+def test_a_process_that_is_slow_from_the_start_knows_it_from_before() -> None:
+    machine = Machine()
+    machine.slow = True
+    found = time_in_turns([lambda: [1.0]], machine, blocks=2, known_ms=1.0)
+    assert (found.repeated, found.reference_ms, found.usual_ms) == (6, [2.0, 2.0], 2.0)
+    assert not settled([found])
+    assert settled([time_in_turns([lambda: [1.0]], machine, blocks=2)])
+
+
+class Moody:
+    """A device whose machine is slow in some processes."""
+
+    def __init__(self, slow: str) -> None:
+        self.slow = iter(slow)
+
+    def lock(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
+        return replace(
+            timings([1.0] * blocks, 2.0 if next(self.slow) == "s" else 1.0), known_ms=1.0
+        )
+
+
+@pytest.mark.parametrize(("slow", "kept"), [("ssfff", 3), ("sssfsf", 2), ("ssssss", 0)])
+def test_a_slow_process_is_repeated(slow: str, kept: int) -> None:
+    device = Moody(slow)
+    found = time_settled(device, [Path("net")], 2, 3)
+    assert [settled([timing]) for timing in found] == [True] * kept + [False] * (3 - kept)
+    assert next(device.slow, None) is None
 
 
 def test_rounds_of_several_networks_are_levelled() -> None:

@@ -1,0 +1,190 @@
+"""``mpq frontier``: the whole trade-off between cost and loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mpq_compile.commands import options
+from mpq_compile.commands.evaluation import read_evaluate
+from mpq_compile.commands.outcome import Outcome
+from mpq_compile.commands.request import Request, read_budget, read_candidates, read_constraints
+from mpq_compile.commands.views import number, show_notes
+from mpq_compile.errors import PlanError
+
+if TYPE_CHECKING:
+    from mpq_compile.report.frontier import FrontierReport, Point
+
+_PICTURES = (".png", ".svg", ".pdf", ".html")
+
+
+def frontier(
+    model: options.Model,
+    data: options.DataFile,
+    axis: Annotated[
+        str,
+        typer.Option("--axis", help="size_mb, latency_ms, bops, energy_mj or avg_bits."),
+    ] = "size_mb",
+    points: Annotated[
+        int, typer.Option("--points", min=0, help="Points that are measured on the task.")
+    ] = 12,
+    evaluate: options.Evaluate = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Build these points too, and time them.")
+    ] = False,
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", min=0, help="Differences of drop up to this are noise."),
+    ] = 0.0,
+    plot: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--plot", metavar="FILE", help="Draw: .png, .svg, .pdf, or .html; repeatable."
+        ),
+    ] = None,
+    latency_ms: options.LatencyMs = None,
+    latency_p95_ms: options.LatencyP95Ms = None,
+    size_mb: options.SizeMb = None,
+    bops: options.Bops = None,
+    peak_activation_mb: options.PeakActivationMb = None,
+    energy_mj: options.EnergyMj = None,
+    avg_bits: options.AvgBits = None,
+    target: options.Target = "local",
+    metric: options.Metric = "sqnr",
+    candidates: options.Candidates = None,
+    constraint: options.Constraint = None,
+    allow_float: options.AllowFloat = False,
+    no_tune: options.NoTune = False,
+    measure_s: options.MeasureS = None,
+    as_json: options.Json = False,
+) -> Outcome:
+    """Compute every breakpoint between cost and loss, and measure some of them."""
+    request = Request(
+        model=model,
+        data=data,
+        target=target,
+        budget=read_budget(
+            latency_ms=latency_ms,
+            latency_p95_ms=latency_p95_ms,
+            size_mb=size_mb,
+            bops=bops,
+            peak_activation_mb=peak_activation_mb,
+            energy_mj=energy_mj,
+            avg_bits=avg_bits,
+        ),
+        metric=metric,
+        candidates=read_candidates(candidates),
+        constraints=read_constraints(constraint),
+        allow_float=allow_float,
+        tuned=not no_tune,
+        measure_s=measure_s,
+    )
+    pictures = plot or []
+    for path in pictures:
+        _check_picture(path)
+    report = make_frontier(request, axis, points, evaluate, measure, tolerance)
+    for path in pictures:
+        _draw(report, path)
+    return _outcome(report, pictures)
+
+
+def make_frontier(
+    request: Request,
+    axis: str,
+    points: int,
+    evaluate: str | None,
+    measure: bool,
+    tolerance: float,
+) -> FrontierReport:
+    """Compute what was asked for."""
+    function = read_evaluate(evaluate)
+    loaded = request.load()
+    from mpq_compile import tradeoff
+
+    return tradeoff.frontier(
+        loaded.model,
+        loaded.example_inputs,
+        loaded.calibration,
+        target=request.target,
+        axis=axis,
+        budget=request.budget,
+        metric=request.metric,
+        candidates=request.candidates,
+        constraints=request.constraints,
+        points=points,
+        evaluate=function,
+        measure=measure,
+        tolerance=tolerance,
+        allow_float=request.allow_float,
+        tuned=request.tuned,
+        measure_s=request.measure_s,
+    )
+
+
+def _check_picture(path: Path) -> None:
+    """Refuse what cannot be drawn before minutes are spent."""
+    if path.suffix in _PICTURES and path.absolute().parent.is_dir():
+        return
+    known = path.suffix in _PICTURES
+    raise PlanError(
+        "the picture cannot be written there",
+        where=str(path),
+        expected=f"a file {', '.join(_PICTURES)} in a folder that exists",
+        found=f"no folder {path.parent}" if known else f"suffix {path.suffix!r}",
+        remedy="create the folder" if known else "name it .png, or .html to look into",
+    )
+
+
+def _draw(report: FrontierReport, path: Path) -> None:
+    if path.suffix == ".html":
+        from mpq_compile.report.frontier_page import save_frontier_page
+
+        save_frontier_page(report, path)
+        return
+    from mpq_compile.report.frontier_plot import save_frontier_picture
+
+    save_frontier_picture(report, path)
+
+
+def _outcome(report: FrontierReport, pictures: list[Path]) -> Outcome:
+    def show(console: Console) -> None:
+        kind = "all, proven" if report.complete else "spread over the range"
+        console.print(f"{report.breakpoints} breakpoints ({kind}) on {report.target}")
+        console.print(_table(report))
+        show_notes(console, report.notes)
+        for path in pictures:
+            console.print(f"picture written to {path}")
+
+    return Outcome(data={**report.to_json(), "pictures": pictures}, show=show)
+
+
+def _table(report: FrontierReport) -> Table:
+    columns = [f"{report.axis} [{report.unit}]", f"{report.metric} loss", "candidates"]
+    measured = [] if not report.evaluated else [f"{report.measure} [{report.measure_unit}]"]
+    timed = ["measured [ms]"] if any(p.measured for p in report.points) else []
+    table = Table(*columns, *measured, *timed, "")
+    shown = report.evaluated or report.points[:: max(1, len(report.points) // 12)]
+    for point in sorted([*shown, *report.uniform], key=lambda p: (p.cost, -p.loss)):
+        table.add_row(*_cells(point, bool(measured), bool(timed)))
+    return table
+
+
+def _cells(point: Point, evaluated: bool, timed: bool) -> list[str]:
+    cells = [number(point.cost), number(point.loss), _counts(point)]
+    if evaluated:
+        score = "" if point.score is None else f"{number(point.score)} "
+        cells.append(f"{score}({number(point.drop)} below float)" if score else number(point.drop))
+    if timed:
+        cells.append(number(point.measured.latency_ms if point.measured else None))
+    return [*cells, "worse than a cheaper one" if point.inverted else ""]
+
+
+def _counts(point: Point) -> str:
+    if point.uniform is not None:
+        return f"all {point.uniform}"
+    names = sorted(set(point.candidates), key=point.candidates.count, reverse=True)
+    return ", ".join(f"{point.candidates.count(name)} × {name}" for name in names)

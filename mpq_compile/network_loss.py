@@ -1,0 +1,150 @@
+"""The loss of a whole quantized network as a black box, for the swarms of method 0.
+
+A sensitivity table adds up what each site loses alone. Here an assignment is judged by what the
+network itself loses: all quantizers switch at once, the calibration data run through, and the
+output is compared with the float network's. No labels are needed, and nothing is traced again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mpq_compile.allocate import Allocation, solve_allocation
+from mpq_compile.calibrate import Batch, spread
+from mpq_compile.passes.insert_quantizers import set_assignment
+from mpq_compile.progress import track
+from mpq_compile.sensitivity.base import QuantizedGraph
+from mpq_compile.sensitivity.divergence import divergence, output_bytes
+from mpq_compile.sensitivity.heads import find_heads
+from mpq_compile.sensitivity.slices import cut, size_of
+from mpq_compile.session import Session
+from mpq_compile.solve.black_box import BlackBox, minimize_black_box
+from mpq_compile.solve.tables import Floats, Ints
+from mpq_compile.types import Budget, Plan
+
+# All samples at once: only the shapes of outputs and their power are looked at.
+_ALL, _MEMORY_MB = sys.maxsize, 1e9
+# Loss of the outputs of a batch against the float network's.
+Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
+
+
+class NetworkLoss:
+    """Mean divergence of a quantized network from float on the calibration data.
+
+    Args:
+        session: Gives network, ranges and data.
+        distance: What is measured of outputs and float outputs; None for the divergence that the
+            sensitivity metrics use, which tells class scores from a regression.
+        samples: Calibration samples that are used.
+    """
+
+    def __init__(
+        self, session: Session, distance: Distance | None = None, samples: int = 256
+    ) -> None:
+        self.network = session.network
+        self.graph = QuantizedGraph(session.network, session.ranges)
+        self.batches: tuple[Batch, ...] = spread(session.batches, samples)
+        self.exact = [self.graph.float_values(batch)["output"] for batch in self.batches]
+        self.distance = distance or self._divergence()
+        self.known: dict[tuple[tuple[str, str], ...], float] = {}
+
+    def _divergence(self) -> Distance:
+        slices = cut(self.batches, self.network, _ALL, output_bytes(self.network), _MEMORY_MB)
+        heads = find_heads(self.graph, slices)
+        return lambda outputs, exact: float(divergence(heads, exact, outputs).mean())
+
+    def __call__(self, assignment: Mapping[str, str]) -> float:
+        """Return the loss of a candidate for every site; each assignment is run once."""
+        key = tuple(sorted(assignment.items()))
+        if key not in self.known:
+            self.known[key] = self._run(assignment)
+        return self.known[key]
+
+    def _run(self, assignment: Mapping[str, str]) -> float:
+        set_assignment(self.graph.module, self.network, assignment)
+        total, samples = 0.0, 0
+        with torch.no_grad():
+            for batch, exact in zip(self.batches, self.exact, strict=True):
+                size = size_of(batch)
+                total += size * self.distance(self.graph.module(*batch.inputs), exact)
+                samples += size
+        return total / samples
+
+
+def network_black_box(session: Session, budget: Budget, loss: NetworkLoss) -> BlackBox:
+    """Return the choice of a candidate for each tie of sites within ``budget``, judged by ``loss``.
+
+    The session's sensitivity table is the estimate by which GC-PSO's repair goes.
+    """
+    allocation = session.allocation()
+    peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
+    problem = allocation.problem(allocation.limits(budget), peak)
+    members = allocation.groups()
+
+    def objective(choice: Ints) -> Floats:
+        return np.array([loss(_sites(row)) for row in track(choice.tolist(), "network loss")])
+
+    def _sites(row: Sequence[int]) -> dict[str, str]:
+        return {
+            site.id: group.candidates[c].name
+            for group, c in zip(problem.groups, row, strict=True)
+            for site in members[group.name]
+        }
+
+    return BlackBox(problem=problem, objective=objective)
+
+
+def plan_by_network_loss(
+    session: Session,
+    budget: Budget,
+    solver: str = "gcpso",
+    *,
+    evaluations: int = 200,
+    seed: int = 0,
+    loss: NetworkLoss | None = None,
+) -> Plan:
+    """Return the plan of least loss of the network itself that ``solver`` finds.
+
+    It starts from the plan of the session's own solver, and so is never worse than that.
+
+    Args:
+        solver: A black-box solver: gcpso, ppso, greedy or exhaustive.
+        evaluations: Assignments that are run over the calibration data.
+        loss: What is minimised; by default the divergence from float.
+
+    Raises:
+        InfeasibleBudgetError: No assignment is within the budget.
+    """
+    loss = loss or NetworkLoss(session)
+    allocation = session.allocation()
+    first = solve_allocation(allocation, budget, session.solver)
+    found = minimize_black_box(
+        network_black_box(session, budget, loss),
+        solver,
+        seed=seed,
+        evaluations=evaluations,
+        start=first.assignment,
+    )
+    plan = session.plan_for(expanded(allocation, found.assignment), budget)
+    before = loss(allocation.expand(first))
+    note = (
+        f"{solver} on the network's own loss: {found.loss:.4g} after {found.evaluations} "
+        f"evaluations, {before:.4g} by the table and {session.solver}"
+    )
+    certificate = {"objective": "network", "loss": found.loss, "evaluations": found.evaluations}
+    return replace(plan, solver=solver, certificate=certificate, notes=[*plan.notes, note])
+
+
+def expanded(allocation: Allocation, assignment: Mapping[str, str]) -> dict[str, str]:
+    """Return the candidate of every site, of an assignment by ties."""
+    return {
+        site.id: assignment[name]
+        for name, members in allocation.groups().items()
+        for site in members
+    }

@@ -1,0 +1,69 @@
+"""Kullback–Leibler divergence from the float network, one site quantized at a time.
+
+    loss_l(c) = E_x KL( p(·|x) ‖ p_{l ← c}(·|x) )
+
+It is the increase of the cross-entropy where the float network is right about its own certainty, it
+needs no labels, and it holds at any size of error: no term of a series is dropped [derived]. What
+follows the site is run again for each candidate, as in ``sqnr``; ``gauss_newton`` is its second
+order, from a few backward passes for all candidates at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from mpq_compile.calibrate import Batch
+from mpq_compile.passes.network import Network
+from mpq_compile.quant.calibration import Calibration
+from mpq_compile.sensitivity.base import Choices, QuantizedGraph, table_of
+from mpq_compile.sensitivity.divergence import divergence, output_bytes, per_output
+from mpq_compile.sensitivity.heads import find_heads
+from mpq_compile.sensitivity.slices import Slice, cut
+from mpq_compile.sensitivity.sweep import Advance, Sweep, joined
+from mpq_compile.types import SensitivityTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlMetric:
+    """Divergence of the output from float.
+
+    Args:
+        samples: Calibration samples that are used.
+        memory_mb: Memory for what is kept of a slice, 10⁶ bytes.
+        resume: Go on where an earlier run was stopped.
+    """
+
+    samples: int = 256
+    memory_mb: float = 1024.0
+    resume: bool = True
+    needs_labels: bool = False
+    unit: str = "KL"
+
+    def __call__(
+        self,
+        network: Network,
+        calibration: Calibration,
+        batches: Sequence[Batch],
+        choices: Choices,
+    ) -> SensitivityTable:
+        graph = QuantizedGraph(network, calibration)
+        slices = cut(batches, network, self.samples, output_bytes(network), self.memory_mb)
+        distance = partial(divergence, find_heads(graph, slices))
+
+        def compute(part: Slice, advance: Advance) -> dict[str, Tensor]:
+            values = graph.float_values(part.batch)
+            return {"kl": per_output(graph, values, choices, advance, distance)}
+
+        sweep = Sweep(
+            metric=self,
+            name="kl",
+            graph=graph,
+            slices=slices,
+            choices=choices,
+            resume=self.resume,
+        )
+        return table_of("kl", self.unit, choices, joined(sweep.run(compute)["kl"]))

@@ -1,0 +1,329 @@
+"""The frontier of a network: proven by the solver, then measured on the task and on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from mpq_compile.allocate import Allocation, infeasible
+from mpq_compile.cost.targets import TargetLike
+from mpq_compile.errors import PlanError, nearest
+from mpq_compile.judging import Evaluate, Judge, default_measure
+from mpq_compile.measuring import NetworkTimes
+from mpq_compile.progress import track
+from mpq_compile.report.frontier import (
+    FrontierReport,
+    Point,
+    beaten,
+    concordance,
+    inversions_among,
+)
+from mpq_compile.session import Session
+from mpq_compile.solve.curve import Frontier
+from mpq_compile.solve.curve import frontier as curve_of
+from mpq_compile.types import Budget
+
+POINTS = 12
+# Points that a report lists; the curve looks the same.
+LISTED = 1000
+# Share of the calibration data that named measures are taken on, and nothing else.
+HELD_OUT = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """An axis of a frontier: the field of a budget, its place in the cost table, its unit."""
+
+    name: str
+    column: str
+    factor: float
+    unit: str
+
+
+AXES: Mapping[str, Axis] = {
+    axis.name: axis
+    for axis in (
+        Axis(name="size_mb", column="size_bytes", factor=1e6, unit="MB"),
+        Axis(name="latency_ms", column="latency_us", factor=1e3, unit="ms"),
+        Axis(name="bops", column="bops", factor=1.0, unit="BOPs"),
+        Axis(name="energy_mj", column="energy_mj", factor=1.0, unit="mJ"),
+        Axis(name="avg_bits", column="weight_bits", factor=1.0, unit="bits a weight"),
+    )
+}
+
+
+def frontier(
+    model: Any,
+    example_inputs: Any,
+    calibration: Iterable[Any],
+    target: TargetLike = "local",
+    axis: str = "size_mb",
+    budget: Budget | None = None,
+    metric: str = "sqnr",
+    candidates: Sequence[str] | None = None,
+    constraints: Mapping[str, str | Sequence[str]] | None = None,
+    points: int = POINTS,
+    evaluate: Evaluate | str | None = None,
+    measure: bool = False,
+    tolerance: float = 0.0,
+    allow_float: bool = False,
+    observer: str = "mse",
+    tuned: bool = True,
+    measure_s: float | None = None,
+) -> FrontierReport:
+    """Return the whole trade-off between cost and loss, some of its points measured.
+
+    Every breakpoint of the metric's loss against the cost is computed. ``points`` of them, spread
+    over the frontier, and the uniform assignments are then judged on their oracles, which needs no
+    build. What was judged or measured is kept on disk: an interrupted run goes on where it was.
+
+    Args:
+        model, example_inputs, calibration, target, metric, candidates, constraints, allow_float,
+            observer, tuned, measure_s: As for :func:`mpq_compile.plan`.
+        axis: What the cost is: "size_mb", "latency_ms", "bops", "energy_mj" or "avg_bits".
+        budget: Bounds on other axes that every point must keep, and on the range of this one.
+        points: How many points of the frontier are judged; 0 for none.
+        evaluate: ``evaluate(net) -> float``, higher is better. Or a name: "kl" (the default for
+            classifiers), "noise" (the default for others), "top1" or, with labels, "accuracy":
+            these are taken on every fourth calibration sample, which nothing else then sees.
+        tolerance: Differences of the drop up to this are noise and count as no inversion.
+        measure: Build the judged points too and time them in fresh processes of the target.
+
+    Raises:
+        InfeasibleBudgetError: Nothing keeps ``budget``.
+        PlanError: The axis or the measure is unknown, or nothing can be timed on the target.
+    """
+    named = evaluate is None or isinstance(evaluate, str)
+    session = Session(
+        model,
+        example_inputs,
+        calibration,
+        target,
+        candidates,
+        constraints,
+        metric,
+        observer=observer,
+        allow_float=allow_float,
+        tuned=tuned,
+        measure_s=measure_s,
+        held_out_share=HELD_OUT if named else 0.0,
+    )
+    return frontier_of(
+        session,
+        axis,
+        budget,
+        points=points,
+        evaluate=evaluate,
+        measure=measure,
+        tolerance=tolerance,
+    )
+
+
+def frontier_of(
+    session: Session,
+    axis: str,
+    budget: Budget | None = None,
+    *,
+    points: int = POINTS,
+    evaluate: Evaluate | str | None = None,
+    measure: bool = False,
+    tolerance: float = 0.0,
+) -> FrontierReport:
+    """Return the frontier of a session; see :func:`frontier`."""
+    _check(session, axis, points, budget, measure)
+    budget = budget or Budget()
+    judge = Judge(session, evaluate or default_measure(session), session.held_out)
+    allocation = session.allocation()
+    scale = _Scale(allocation, AXES[axis])
+    curve = _curve(allocation, scale.axis, budget)
+    chosen = set(spread_points(curve, points))
+    listed = sorted({*chosen, *np.linspace(0, len(curve) - 1, min(LISTED, len(curve))).astype(int)})
+    found = [scale.point(curve, i) for i in listed]
+    judged = [k for k, i in enumerate(listed) if i in chosen]
+    uniform = scale.uniforms()
+    work = [*(found[k] for k in judged), *(uniform if points else ())]
+    done = [_judged(judge, scale, p) for p in track(work, f"evaluate ({judge.name})")]
+    if measure:
+        times = NetworkTimes(session)
+        done = [
+            replace(p, measured=times.of(scale.assignment(p)))
+            for p in track(done, "measure on the device")
+        ]
+    for k, point in zip(judged, done, strict=False):
+        found[k] = point
+    marked = _marked(found, tolerance)
+    return FrontierReport(
+        axis=axis,
+        unit=scale.axis.unit,
+        target=session.target_name,
+        metric=session.metric,
+        metric_unit=session.sensitivity.unit,
+        measure=judge.name,
+        measure_unit=judge.unit,
+        sites=scale.sites,
+        points=tuple(marked),
+        breakpoints=len(curve),
+        complete=curve.complete,
+        method=curve.method,
+        uniform=tuple(done[len(judged) :] or uniform),
+        tolerance=tolerance,
+        inversions=inversions_among(marked, tolerance),
+        concordance=concordance(done),
+        float_score=judge.float_score if points else None,
+        budget=budget.given(),
+        notes=_notes(session, judge, curve, marked),
+        provenance=session.provenance(),
+    )
+
+
+def _check(session: Session, axis: str, points: int, budget: Budget | None, measure: bool) -> None:
+    if axis not in AXES:
+        raise PlanError(
+            f"unknown axis {axis!r}",
+            expected=", ".join(AXES),
+            found=repr(axis),
+            remedy=nearest(axis, AXES),
+        )
+    if points < 0:
+        raise PlanError("the number of points is negative", expected="0 or more", found=points)
+    if budget is not None and (budget.max_drop is not None or budget.max_loss is not None):
+        raise PlanError(
+            "a frontier shows every loss",
+            expected="bounds on costs",
+            found="max_drop or max_loss",
+            remedy="ask `plan` for the cheapest network within a drop",
+        )
+    if measure and (session.analytic or not session.device.present):
+        raise PlanError(
+            "no network runs on this target, so none can be timed",
+            where=session.target_name,
+            expected="a target that runs networks, such as local",
+            remedy="leave out the measuring",
+        )
+
+
+def _curve(allocation: Allocation, axis: Axis, budget: Budget) -> Frontier:
+    limits = allocation.limits(budget)
+    peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
+    curve = curve_of(allocation.tradeoff_problem(axis.column, limits, peak), axis.column)
+    if not len(curve):
+        raise infeasible(allocation, budget, limits)
+    return curve
+
+
+def spread_points(curve: Frontier, count: int) -> list[int]:
+    """Return at most ``count`` points at equal distances along the curve, both ends among them.
+
+    Distance is that of a drawing with a linear cost and a logarithmic loss.
+    """
+    if count <= 0 or not len(curve):
+        return []
+    if len(curve) <= count:
+        return list(range(len(curve)))
+    floor = max(float(curve.loss[curve.loss > 0].min(initial=np.inf)), 1e-300)
+    height = -np.log(np.maximum(curve.loss, floor if math.isfinite(floor) else 1.0))
+    steps = np.hypot(_share(curve.cost), _share(height))
+    places = np.append(0.0, np.cumsum(steps))
+    wanted = np.linspace(0.0, places[-1], count)
+    return sorted({int(np.abs(places - at).argmin()) for at in wanted})
+
+
+def _share(values: np.ndarray) -> np.ndarray:
+    """Return steps between neighbours as shares of the range."""
+    span = float(np.ptp(values))
+    steps: np.ndarray = np.abs(np.diff(values)) / (span or 1.0)
+    return steps
+
+
+class _Scale:
+    """Points in the user's units."""
+
+    def __init__(self, allocation: Allocation, axis: Axis) -> None:
+        self.axis = axis
+        self.sites = tuple(site.id for site in allocation.sites)
+        self._allocation = allocation
+        self._weights = sum(site.weight_count for site in allocation.sites)
+
+    def point(self, curve: Frontier, index: int) -> Point:
+        """Return a point of the frontier."""
+        assignment = self._allocation.spread(curve.assignment(index))
+        overhead = self._allocation.costs.overhead.get(self.axis.column, 0.0)
+        return Point(
+            candidates=tuple(assignment[site] for site in self.sites),
+            cost=self._value(self.axis, float(curve.cost[index]) + overhead),
+            loss=float(curve.loss[index]),
+            gap=float(curve.gap[index]),
+            uniform=_only(assignment.values()),
+        )
+
+    def uniforms(self) -> list[Point]:
+        """Return the points that have one candidate everywhere, by ascending cost."""
+        offered = [set(names) for names in self._allocation.choices.values()]
+        names = [n for n in self._allocation.choices[self.sites[0]] if all(n in o for o in offered)]
+        found = []
+        for name in names:
+            assignment = dict.fromkeys(self.sites, name)
+            usage = self._allocation.usage(assignment)
+            found.append(
+                Point(
+                    candidates=(name,) * len(self.sites),
+                    cost=self._value(self.axis, usage[self.axis.column]),
+                    loss=self._allocation.loss(assignment),
+                    uniform=name,
+                )
+            )
+        return sorted(found, key=lambda point: (point.cost, point.loss))
+
+    def assignment(self, point: Point) -> dict[str, str]:
+        """Return site → candidate."""
+        return dict(zip(self.sites, point.candidates, strict=True))
+
+    def costs(self, point: Point) -> dict[str, float]:
+        """Return what a point costs on every axis that the target knows."""
+        usage = self._allocation.usage(self.assignment(point))
+        return {
+            name: self._value(axis, usage[axis.column])
+            for name, axis in AXES.items()
+            if axis.column in usage
+        }
+
+    def _value(self, axis: Axis, usage: float) -> float:
+        return usage / (self._weights if axis.column == "weight_bits" else axis.factor)
+
+
+def _only(names: Iterable[str]) -> str | None:
+    distinct = set(names)
+    return distinct.pop() if len(distinct) == 1 else None
+
+
+def _judged(judge: Judge, scale: _Scale, point: Point) -> Point:
+    judgement = judge.of(scale.assignment(point))
+    return replace(point, drop=judgement.drop, score=judgement.score, costs=scale.costs(point))
+
+
+def _marked(points: Sequence[Point], tolerance: float) -> list[Point]:
+    marks = zip(points, beaten(points, tolerance), strict=True)
+    return [replace(point, inverted=mark) for point, mark in marks]
+
+
+def _notes(session: Session, judge: Judge, curve: Frontier, points: Sequence[Point]) -> list[str]:
+    notes = []
+    if not curve.complete:
+        worst = float(curve.gap.max())
+        notes.append(
+            f"{len(curve)} breakpoints by exact solves, spread over the range: there are more "
+            f"between them (largest gap of a point {worst:.2g})"
+        )
+    if judge.name != "evaluate" and session.held_out is session.batches:
+        notes.append(f"too few samples to hold some out: {judge.name} is of those calibrated on")
+    inverted = sum(point.inverted for point in points)
+    if inverted:
+        notes.append(
+            f"worse than a cheaper one, although {session.metric} says otherwise: {inverted} of "
+            f"{sum(point.drop is not None for point in points)} measured points"
+        )
+    return notes
