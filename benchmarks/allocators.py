@@ -24,9 +24,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from shared_nets import NAMES, SharedNet, data_folder, load_net
+from shared_nets import NAMES, SharedNet, load_net
 
 import mpq_compile as mpq
+from mpq_compile.auto import AUTO, plan_auto
 from mpq_compile.passes.insert_quantizers import set_assignment
 from mpq_compile.progress import track
 from mpq_compile.sensitivity.base import QuantizedGraph
@@ -117,20 +118,9 @@ class Cell:
     plan_s: float
 
 
-def calibration_labels(net: SharedNet) -> torch.Tensor:
-    """Return the labels of the calibration samples."""
-    if net.name.startswith("resnet"):
-        return torch.as_tensor(
-            np.load(data_folder() / "cifar10_calib_a.npz")["labels"][:256]
-        ).long()
-    name = "imagenet_sample_even.npz" if net.name == "squeezenet" else "kws_mfcc_a.npz"
-    return torch.as_tensor(np.load(data_folder() / name)["labels"][:100]).long()
-
-
 def session_of(net: SharedNet, metric: str, solver: str) -> Session:
     """Return a session that measures nothing: only sizes and BOPs are budgeted."""
-    labels = calibration_labels(net)
-    batches = list(zip(net.calibration.split(64), labels.split(64), strict=True))
+    batches = list(zip(net.calibration.split(64), net.calibration_labels.split(64), strict=True))
     return Session(
         net.model,
         net.example,
@@ -202,7 +192,8 @@ def plans(
         start = time.perf_counter()
         session = session_of(net, *METHODS[method])
         for name, budget in budgets_of(session).items():
-            found[method, name] = dict(session.solve(budget).assignment)
+            plan = plan_auto(session, budget) if method == AUTO else session.solve(budget)
+            found[method, name] = dict(plan.assignment)
         seconds[method] = time.perf_counter() - start
     return found, seconds
 
