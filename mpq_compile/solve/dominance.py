@@ -98,15 +98,18 @@ def _convex(cost: Floats, loss: Floats, a: int, b: int, c: int) -> bool:
     return bool(fall > (loss[b] - loss[c]) * (cost[b] - cost[a]))
 
 
-def surviving_states(states: States, key: Ints | None, tolerance: float) -> Ints:
+def surviving_states(
+    states: States, key: Ints | None, tolerance: float, *, ties: bool = True
+) -> Ints:
     """Return the indices of states that no other of the same ``key`` dominates.
 
+    With ``ties`` the earlier of equal choices stays, else whichever comes first.
     Exact for at most one budget; under several, a cheap test that may leave dominated ones.
     """
     if key is None:
         return np.arange(len(states.loss))
     level = _levels(states.loss, tolerance)
-    worth = _break_ties(states, level)
+    worth = _break_ties(states, level) if ties else level * len(level) + np.arange(len(level))
     axes = states.usage.shape[1]
     if axes < 2:
         usage = states.usage[:, 0] if axes else np.zeros(len(worth))

@@ -243,7 +243,8 @@ class Search:
     def _undominated(self, front: Front, depth: int) -> Front:
         if len(front) < 2:
             return front
-        return front.take(surviving_states(front, self._key(front, depth), self.tolerance))
+        key, ties = self._key(front, depth), self.step is None
+        return front.take(surviving_states(front, key, self.tolerance, ties=ties))
 
     def _key(self, front: Front, depth: int) -> Ints | None:
         """Number the open classes of each state; None where no two can be compared cheaply."""
