@@ -22,9 +22,9 @@ class Announcer:
 
     def announce(self, data: Mapping[str, Any]) -> None:
         """Say where the service listens; what is said again after that is dropped."""
-        if self.stream is not None and not self.done:
+        said, self.done = self.done, True  # who reads the line may end the service at once
+        if self.stream is not None and not said:
             print(json_text(data), file=self.stream, flush=True)
-        self.done = True
 
 
 def run_service(outcome: Outcome, announcer: Announcer) -> Outcome:
