@@ -155,7 +155,8 @@ def report(name: str, options: argparse.Namespace) -> None:
         options.keep.mkdir(parents=True, exist_ok=True)
         keep = options.keep / f"{name}_{images}_{options.samples}_{options.seed}.npy"
     true = true_losses(task, drawn, keep)
-    print(f"\n{name}: {len(drawn)} assignments, {images} images, calibrated on {options.samples}")
+    used = sum(len(batch.inputs[0]) for batch in task.batches)
+    print(f"\n{name}: {len(drawn)} assignments, {images} images, calibrated on {used}")
     print(f"{'metric':<30}{'uniform CE':>11}{'mixes CE':>10}{'uniform KL':>12}{'mixes KL':>10}   s")
     names = options.metrics.split(",") if options.metrics else list(METRICS)
     makers = {metric: METRICS.load(metric) for metric in names}
