@@ -8,14 +8,12 @@ divergence from float. No labels are needed, and nothing but the calibration dat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
-from mpq_compile.allocate import solve_allocation
-from mpq_compile.network_loss import NetworkLoss, expanded, network_black_box
+from mpq_compile.allocate import Allocation, solve_allocation
+from mpq_compile.network_loss import NetworkLoss, improve
 from mpq_compile.progress import track
 from mpq_compile.session import Session
-from mpq_compile.solve.black_box import minimize_black_box
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import Budget, Plan
 
@@ -34,39 +32,39 @@ def plan_auto(session: Session, budget: Budget, evaluations: int = EVALUATIONS) 
     Raises:
         InfeasibleBudgetError: No assignment is within the budget.
     """
-    first = session.solve(budget)
-    loss = NetworkLoss(session)
-    proposals = _proposals(session, budget)
-    best = min(track(proposals, "run proposals"), key=lambda n: loss(_sites(session, proposals[n])))
-    before = loss(_sites(session, proposals[best]))
-    found = minimize_black_box(
-        network_black_box(session, budget, loss),
-        "gcpso",
-        seed=session.seed,
+    loss, allocation = NetworkLoss(session), session.allocation()
+    proposals = _proposals(session, allocation, budget)
+    losses = {
+        name: loss(allocation.expand(solution))
+        for name, solution in track(list(proposals.items()), "run proposals")
+    }
+    best = min(losses, key=losses.__getitem__)
+    plan, found = improve(
+        session,
+        budget,
+        loss,
+        proposals[best],
+        solver="gcpso",
         evaluations=evaluations,
-        start=proposals[best].assignment,
+        seed=session.seed,
     )
-    plan = session.plan_for(expanded(session.allocation(), found.assignment), budget)
     if session.excess(plan, budget) > 1.0:
-        # A sum over pairs says less than the prediction: the first plan was solved for both.
+        # A sum over pairs says less than the prediction, which the session's solution heeds.
+        first = session.solve(budget)
         return replace(first, notes=[*first.notes, "what the network prefers is predicted slower"])
     note = (
         f"proposed by {', '.join(proposals)}: {best} is best by the network's own loss, "
-        f"{before:.4g}; {found.loss:.4g} after {found.evaluations} runs"
+        f"{losses[best]:.4g}; {found.loss:.4g} after {found.evaluations} runs"
     )
-    certificate = {"objective": "network", "loss": found.loss, "evaluations": found.evaluations}
-    return replace(plan, solver=AUTO, certificate=certificate, notes=[*plan.notes, note])
+    return replace(plan, solver=AUTO, notes=[*plan.notes, note])
 
 
-def _proposals(session: Session, budget: Budget) -> dict[str, Solution]:
+def _proposals(session: Session, allocation: Allocation, budget: Budget) -> dict[str, Solution]:
     """Return the optimum of each metric within the budget, by its name."""
-    allocation = session.allocation()
-    found: dict[str, Solution] = {}
-    for name in dict.fromkeys((session.metric, *PROPOSERS)):
-        table = session.sensitivity_by(name)
-        found[name] = solve_allocation(replace(allocation, sensitivity=table), budget, "exact")
-    return found
-
-
-def _sites(session: Session, solution: Solution) -> Mapping[str, str]:
-    return session.allocation().expand(solution)
+    tables = {
+        name: session.sensitivity_by(name) for name in dict.fromkeys((session.metric, *PROPOSERS))
+    }
+    return {
+        name: solve_allocation(replace(allocation, sensitivity=table), budget, "exact")
+        for name, table in tables.items()
+    }

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpq_compile.allocate import Allocation, solve_allocation
+from mpq_compile.allocate import solve_allocation
 from mpq_compile.calibrate import Batch, spread
 from mpq_compile.passes.insert_quantizers import set_assignment
 from mpq_compile.progress import track
@@ -24,7 +24,8 @@ from mpq_compile.sensitivity.divergence import divergence, output_bytes
 from mpq_compile.sensitivity.heads import find_heads
 from mpq_compile.sensitivity.slices import cut, size_of
 from mpq_compile.session import Session
-from mpq_compile.solve.black_box import BlackBox, minimize_black_box
+from mpq_compile.solve.black_box import BlackBox, Minimum, minimize_black_box
+from mpq_compile.solve.problem import Solution
 from mpq_compile.solve.tables import Floats, Ints
 from mpq_compile.types import Budget, Plan
 
@@ -85,17 +86,13 @@ def network_black_box(session: Session, budget: Budget, loss: NetworkLoss) -> Bl
     allocation = session.allocation()
     peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
     problem = allocation.problem(allocation.limits(budget), peak)
-    members = allocation.groups()
 
     def objective(choice: Ints) -> Floats:
-        return np.array([loss(_sites(row)) for row in track(choice.tolist(), "network loss")])
+        return np.array([loss(sites(row)) for row in track(choice.tolist(), "network loss")])
 
-    def _sites(row: Sequence[int]) -> dict[str, str]:
-        return {
-            site.id: group.candidates[c].name
-            for group, c in zip(problem.groups, row, strict=True)
-            for site in members[group.name]
-        }
+    def sites(row: Sequence[int]) -> dict[str, str]:
+        chosen = zip(problem.groups, row, strict=True)
+        return allocation.spread({group.name: group.candidates[c].name for group, c in chosen})
 
     return BlackBox(problem=problem, objective=objective)
 
@@ -124,6 +121,27 @@ def plan_by_network_loss(
     loss = loss or NetworkLoss(session)
     allocation = session.allocation()
     first = solve_allocation(allocation, budget, session.solver)
+    plan, found = improve(
+        session, budget, loss, first, solver=solver, evaluations=evaluations, seed=seed
+    )
+    note = (
+        f"{solver} on the network's own loss: {found.loss:.4g} after {found.evaluations} "
+        f"evaluations, {loss(allocation.expand(first)):.4g} by the table and {session.solver}"
+    )
+    return replace(plan, notes=[*plan.notes, note])
+
+
+def improve(
+    session: Session,
+    budget: Budget,
+    loss: NetworkLoss,
+    first: Solution,
+    *,
+    solver: str,
+    evaluations: int,
+    seed: int,
+) -> tuple[Plan, Minimum]:
+    """Return the plan that a black-box solver makes of a first solution, and what it found."""
     found = minimize_black_box(
         network_black_box(session, budget, loss),
         solver,
@@ -131,20 +149,6 @@ def plan_by_network_loss(
         evaluations=evaluations,
         start=first.assignment,
     )
-    plan = session.plan_for(expanded(allocation, found.assignment), budget)
-    before = loss(allocation.expand(first))
-    note = (
-        f"{solver} on the network's own loss: {found.loss:.4g} after {found.evaluations} "
-        f"evaluations, {before:.4g} by the table and {session.solver}"
-    )
+    plan = session.plan_for(session.allocation().spread(found.assignment), budget)
     certificate = {"objective": "network", "loss": found.loss, "evaluations": found.evaluations}
-    return replace(plan, solver=solver, certificate=certificate, notes=[*plan.notes, note])
-
-
-def expanded(allocation: Allocation, assignment: Mapping[str, str]) -> dict[str, str]:
-    """Return the candidate of every site, of an assignment by ties."""
-    return {
-        site.id: assignment[name]
-        for name, members in allocation.groups().items()
-        for site in members
-    }
+    return replace(plan, solver=solver, certificate=certificate), found

@@ -141,7 +141,7 @@ class Session:
         }
         return constrained(self.network.sites, offered, self.constraints)
 
-    @cached_property
+    @property
     def sensitivity(self) -> SensitivityTable:
         """Loss of each (site, candidate)."""
         return self.sensitivity_by(self.metric)
