@@ -321,9 +321,8 @@ def solve_allocation(
     Raises:
         InfeasibleBudgetError: Nothing fits; the message says what each budget could be.
     """
-    peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
     limits = allocation.limits(budget)
-    problem = allocation.problem(limits, peak)
+    problem = allocation.problem(limits, budget.peak_activation_bytes)
     solution: Solution = SOLVERS.load(solver)(problem, time_limit_s=time_limit_s)
     if solution.status == "infeasible":
         raise infeasible(allocation, budget, limits, solution)

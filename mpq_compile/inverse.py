@@ -104,17 +104,15 @@ def cheapest(session: Session, budget: Budget, goal: Goal) -> Found:
     )
 
 
-def _peak(budget: Budget) -> float | None:
-    return None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
-
-
 def _solved(
     allocation: Allocation, budget: Budget, goal: Goal, limits: Mapping[str, float], loss: float
 ) -> Solution:
     """Return the proven minimum of the objective with the metric's loss bounded."""
     # Rounding must not forbid the assignment whose loss is the bound itself.
     bound = loss * (1 + 1e-9) + 1e-15
-    problem = allocation.inverse_problem(goal.objective, bound, limits, _peak(budget))
+    problem = allocation.inverse_problem(
+        goal.objective, bound, limits, budget.peak_activation_bytes
+    )
     solution: Solution = SOLVERS.load("exact")(problem)
     return solution
 
@@ -137,7 +135,9 @@ class _Search:
         self._allocation, self._budget = allocation, budget
         self._judge, self._limit, self._most = goal.judge, budget.max_drop, goal.evaluations
         self._axis = OBJECTIVE_AXIS[goal.objective]
-        self._problem = allocation.tradeoff_problem(self._axis, limits, _peak(budget))
+        self._problem = allocation.tradeoff_problem(
+            self._axis, limits, budget.peak_activation_bytes
+        )
         self._limits = limits
 
     def run(self) -> None:
@@ -229,7 +229,7 @@ def _too_strict(crossing: Crossing, budget: Budget) -> InfeasibleBudgetError:
 def _too_lossy(
     allocation: Allocation, budget: Budget, limits: Mapping[str, float]
 ) -> InfeasibleBudgetError:
-    problem = allocation.problem(limits, _peak(budget))
+    problem = allocation.problem(limits, budget.peak_activation_bytes)
     best: Solution = SOLVERS.load("exact")(problem)
     if best.loss is None:
         return infeasible(allocation, budget, limits, best)

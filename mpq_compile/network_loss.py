@@ -84,8 +84,7 @@ def network_black_box(session: Session, budget: Budget, loss: NetworkLoss) -> Bl
     The session's sensitivity table is the estimate by which GC-PSO's repair goes.
     """
     allocation = session.allocation()
-    peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
-    problem = allocation.problem(allocation.limits(budget), peak)
+    problem = allocation.problem(allocation.limits(budget), budget.peak_activation_bytes)
 
     def objective(choice: Ints) -> Floats:
         return np.array([loss(sites(row)) for row in track(choice.tolist(), "network loss")])

@@ -208,8 +208,9 @@ def _check(session: Session, axis: str, points: int, budget: Budget | None, meas
 
 def _curve(allocation: Allocation, axis: Axis, budget: Budget) -> Frontier:
     limits = allocation.limits(budget)
-    peak = None if budget.peak_activation_mb is None else budget.peak_activation_mb * 1e6
-    curve = curve_of(allocation.tradeoff_problem(axis.column, limits, peak), axis.column)
+    curve = curve_of(
+        allocation.tradeoff_problem(axis.column, limits, budget.peak_activation_bytes), axis.column
+    )
     if not len(curve):
         raise infeasible(allocation, budget, limits)
     return curve

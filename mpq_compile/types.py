@@ -202,6 +202,11 @@ class Budget:
                     remedy=f"give {name} a number, or leave it out",
                 )
 
+    @property
+    def peak_activation_bytes(self) -> float | None:
+        """``peak_activation_mb`` in bytes."""
+        return None if self.peak_activation_mb is None else self.peak_activation_mb * 1e6
+
     def with_latency_scaled(self, factor: float) -> Budget:
         """Return the budget with its bounds on latency multiplied."""
         bounds = {name: getattr(self, name) for name in ("latency_ms", "latency_p95_ms")}
