@@ -23,6 +23,7 @@ from mpq_compile.calibrate import Batch
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.sensitivity.base import Choices, by_site, pairs
+from mpq_compile.solve.mixquant import ErrorMetric, quantize_asymmetric, rounding_error
 from mpq_compile.types import Candidate, SensitivityTable
 
 
@@ -35,7 +36,7 @@ class RoundoffMetric:
         quantizer: ``deployed`` rounds as this package does; ``asymmetric`` as MixQuant does.
     """
 
-    measure: Literal["mse", "relative"] = "mse"
+    measure: ErrorMetric = "mse"
     quantizer: Literal["deployed", "asymmetric"] = "deployed"
     needs_labels: bool = False
 
@@ -71,30 +72,16 @@ class RoundoffMetric:
 relative = partial(RoundoffMetric, measure="relative")
 
 
-def error(weight: Tensor, rounded: Tensor, measure: Literal["mse", "relative"]) -> float:
+def error(weight: Tensor, rounded: Tensor, measure: ErrorMetric) -> float:
     """Return QE of a tensor and what rounding made of it."""
-    difference = weight - rounded
-    if measure == "mse":
-        return float(difference.square().mean())
-    there = weight != 0
-    return float((difference[there] / weight[there]).abs().mean()) if there.any() else 0.0
+    return rounding_error(weight.numpy(), rounded.numpy(), measure)
 
 
 def asymmetric(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return MixQuant's codes of a tensor, and the values they stand for [source].
-
-        s = (max − min) / (qmax − qmin),  z = qmin − int(min / s),  q = round(w / s) + z
-
-    with qmin = −2^(b−1) and qmax = 2^(b−1) − 1; nothing is clamped.
+    """Return MixQuant's codes of a tensor (``quantize_asymmetric``), and the values they stand for.
 
     >>> asymmetric(torch.tensor([-1.0, 0.01, 1.0, 2.0]), 2)
     (tensor([-2., -1.,  0.,  1.]), tensor([-1.,  0.,  1.,  2.]))
     """
-    low, high = float(weight.min()), float(weight.max())
-    qmin, qmax = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    if high == low:
-        return torch.zeros_like(weight), weight.clone()
-    scale = (high - low) / (qmax - qmin)
-    zero_point = qmin - int(low / scale)
-    codes = torch.round(weight / scale) + zero_point
-    return codes, (codes - zero_point) * scale
+    found = quantize_asymmetric(weight.numpy(), bits)
+    return torch.from_numpy(found.codes).to(weight), torch.from_numpy(found.dequantize()).to(weight)

@@ -68,8 +68,15 @@ def roundoff_error(
     weights: NDArray[np.floating], bits: int, metric: ErrorMetric = "relative"
 ) -> float:
     """Return QE(b): the mean of (w − ŵ)², or of |w − ŵ| / |w| over the weights that are not 0."""
+    return rounding_error(weights, quantize_asymmetric(weights, bits).dequantize(), metric)
+
+
+def rounding_error(
+    weights: NDArray[np.floating], rounded: NDArray[np.floating], metric: ErrorMetric
+) -> float:
+    """Return QE of weights and what any rounding made of them; float64."""
     values = np.asarray(weights, dtype=np.float64)
-    error = values - quantize_asymmetric(values, bits).dequantize()
+    error = values - rounded
     if metric == "mse":
         return float(np.square(error).mean())
     nonzero = values != 0
