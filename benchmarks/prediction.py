@@ -35,7 +35,7 @@ from mpq_compile.progress import track
 from mpq_compile.runtime.artifact import VERSION
 from mpq_compile.runtime.device import LocalDevice
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
-from mpq_compile.runtime.timing import levelled
+from mpq_compile.runtime.timing import by_process
 from mpq_compile.runtime.verify import time_settled
 from mpq_compile.session import Session
 
@@ -129,8 +129,7 @@ def medians_of(session: Session, folders: Sequence[Path], rounds: int) -> np.nda
     lasts as long as the process.
     """
     timings = time_settled(session.device, folders, rounds, PROCESSES)
-    table = [[np.median(t.levelled_ms(i)) for t in timings] for i in range(len(folders))]
-    return levelled(table).T
+    return by_process(timings).T
 
 
 def noise_of(medians: np.ndarray) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -19,7 +18,7 @@ from mpq_compile.cost.table import workload_of
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
-from mpq_compile.runtime.timing import levelled
+from mpq_compile.runtime.timing import by_process
 from mpq_compile.runtime.verify import time_settled
 from mpq_compile.types import Candidate, CostTable
 
@@ -64,10 +63,7 @@ def network_anchors(
 def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
     """Time networks in turns, in several fresh processes: one process may be lucky throughout."""
     timings = time_settled(device, folders, BLOCKS, PROCESSES)
-    table = levelled(
-        [[statistics.median(t.levelled_ms(i)) for t in timings] for i in range(len(folders))]
-    )
-    measured = [measurement_of([1e3 * float(ms) for ms in row]) for row in table]
+    measured = [measurement_of([1e3 * float(ms) for ms in row]) for row in by_process(timings)]
     # The range of a few processes is no interval of 95 %, and no outlier shows among them.
     return [replace(value, low_us=None, high_us=None, outliers=None) for value in measured]
 

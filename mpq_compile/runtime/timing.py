@@ -107,6 +107,13 @@ def levelled(table: Sequence[Sequence[float]]) -> np.ndarray:
     return times / speeds * np.median(speeds)
 
 
+def by_process(timings: Sequence[Timings]) -> np.ndarray:
+    """Return the median of each network in each process in ms, drift taken out: [networks,
+    processes]."""
+    networks = range(len(timings[0].latencies_ms))
+    return levelled([[statistics.median(t.levelled_ms(i)) for t in timings] for i in networks])
+
+
 def example_inputs(executor: Executor) -> list[np.ndarray]:
     """Return random inputs of the compiled shapes."""
     generator = np.random.default_rng(0)
