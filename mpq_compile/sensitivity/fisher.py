@@ -55,8 +55,10 @@ class FisherMetric:
         choices: Choices,
     ) -> SensitivityTable:
         passes = self.labels_a_sample
-        quadratic = Quadratic.of(self, network, calibration, batches, choices, passes=passes)
-        return quadratic.table("fisher", self.unit, self._weights)
+        quadratic = Quadratic.of(
+            self, "fisher", network, calibration, batches, choices, passes=passes
+        )
+        return quadratic.table(self.unit, self._weights)
 
     def _weights(
         self, part: Slice, heads: Sequence[Head], scores: Sequence[Tensor]

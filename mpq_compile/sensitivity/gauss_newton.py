@@ -56,9 +56,8 @@ class GaussNewtonMetric:
         batches: Sequence[Batch],
         choices: Choices,
     ) -> SensitivityTable:
-        return self.form(network, calibration, batches, choices).table(
-            "gauss_newton", self.unit, self.weights
-        )
+        form = self.form(network, calibration, batches, choices)
+        return form.table(self.unit, self.weights)
 
     def form(
         self,
@@ -66,10 +65,11 @@ class GaussNewtonMetric:
         calibration: Calibration,
         batches: Sequence[Batch],
         choices: Choices,
+        name: str = "gauss_newton",
     ) -> Quadratic:
         """Return the pass whose inner products with ``weights`` make the quadratic form."""
         passes = max(self.exact, self.projections)
-        return Quadratic.of(self, network, calibration, batches, choices, passes=passes)
+        return Quadratic.of(self, name, network, calibration, batches, choices, passes=passes)
 
     def weights(
         self, part: Slice, heads: Sequence[Head], scores: Sequence[Tensor]

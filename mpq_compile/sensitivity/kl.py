@@ -19,10 +19,10 @@ from torch import Tensor
 from mpq_compile.calibrate import Batch
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.sensitivity.base import Choices, QuantizedGraph, table_of
+from mpq_compile.sensitivity.base import Choices, table_of
 from mpq_compile.sensitivity.divergence import divergence, output_bytes, per_output
 from mpq_compile.sensitivity.heads import find_heads
-from mpq_compile.sensitivity.slices import Slice, cut
+from mpq_compile.sensitivity.slices import Slice
 from mpq_compile.sensitivity.sweep import Advance, Sweep, joined
 from mpq_compile.types import SensitivityTable
 
@@ -50,20 +50,12 @@ class KlMetric:
         batches: Sequence[Batch],
         choices: Choices,
     ) -> SensitivityTable:
-        graph = QuantizedGraph(network, calibration)
-        slices = cut(batches, network, self.samples, output_bytes(network), self.memory_mb)
-        distance = partial(divergence, find_heads(graph, slices))
+        kept = output_bytes(network)
+        sweep = Sweep.of(self, "kl", network, calibration, batches, choices, kept)
+        distance = partial(divergence, find_heads(sweep.graph, sweep.slices))
 
         def compute(part: Slice, advance: Advance) -> dict[str, Tensor]:
-            values = graph.float_values(part.batch)
-            return {"kl": per_output(graph, values, choices, advance, distance)}
+            values = sweep.graph.float_values(part.batch)
+            return {"kl": per_output(sweep.graph, values, choices, advance, distance)}
 
-        sweep = Sweep(
-            metric=self,
-            name="kl",
-            graph=graph,
-            slices=slices,
-            choices=choices,
-            resume=self.resume,
-        )
         return table_of("kl", self.unit, choices, joined(sweep.run(compute)["kl"]))

@@ -36,7 +36,7 @@ from torch import Tensor
 from mpq_compile.calibrate import Batch
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.sensitivity.base import Choices, QuantizedGraph, pairs, table_of
+from mpq_compile.sensitivity.base import Choices, pairs, table_of
 from mpq_compile.sensitivity.divergence import (
     Outputs,
     displacement,
@@ -48,7 +48,7 @@ from mpq_compile.sensitivity.gauss_newton import GaussNewtonMetric
 from mpq_compile.sensitivity.gradients import half_squares
 from mpq_compile.sensitivity.heads import Head, find_heads
 from mpq_compile.sensitivity.neighbours import near_pairs
-from mpq_compile.sensitivity.slices import Slice, cut, example_size
+from mpq_compile.sensitivity.slices import Slice, example_size
 from mpq_compile.sensitivity.sweep import Advance, Sweep, joined
 from mpq_compile.types import SensitivityTable
 
@@ -128,8 +128,8 @@ def _by_gradients(
         memory_mb=metric.memory_mb,
         resume=metric.resume,
     )
-    form = inner.form(network, calibration, batches, choices)
-    products = form.products("pairwise", inner.weights)
+    form = inner.form(network, calibration, batches, choices, name="pairwise")
+    products = form.products(inner.weights)
     samples = joined([half_squares(part) for part in products])
     gram = torch.stack([part.flatten(1) @ part.flatten(1).T for part in products]).sum(0)
     return samples, gram / samples.shape[1]
@@ -143,25 +143,16 @@ def _by_divergence(
     choices: Choices,
 ) -> tuple[Tensor, Tensor]:
     """Return each sample's divergence [rows, N] and the scaled Gram matrix."""
-    graph = QuantizedGraph(network, calibration)
     kept = output_bytes(network) + _displacement_bytes(network, choices)
-    slices = cut(batches, network, metric.samples, kept, metric.memory_mb)
-    both = partial(_divergence_and_displacement, find_heads(graph, slices))
+    sweep = Sweep.of(metric, "pairwise", network, calibration, batches, choices, kept)
+    both = partial(_divergence_and_displacement, find_heads(sweep.graph, sweep.slices))
 
     def compute(part: Slice, advance: Advance) -> dict[str, Tensor]:
-        values = graph.float_values(part.batch)
-        found = per_output(graph, values, choices, advance, both)
+        values = sweep.graph.float_values(part.batch)
+        found = per_output(sweep.graph, values, choices, advance, both)
         moved = found[:, :, 1:].flatten(1)
         return {"kl": found[:, :, 0].contiguous(), "gram": moved @ moved.T}
 
-    sweep = Sweep(
-        metric=metric,
-        name="pairwise",
-        graph=graph,
-        slices=slices,
-        choices=choices,
-        resume=metric.resume,
-    )
     results = sweep.run(compute)
     samples = joined(results["kl"])
     gram = torch.stack(results["gram"]).sum(0) / samples.shape[1]

@@ -18,9 +18,9 @@ from torch import Tensor
 from mpq_compile.calibrate import Batch
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.sensitivity.base import Choices, QuantizedGraph, by_site, table_of
+from mpq_compile.sensitivity.base import Choices, by_site, table_of
 from mpq_compile.sensitivity.divergence import output_bytes, per_output
-from mpq_compile.sensitivity.slices import Slice, cut, per_sample
+from mpq_compile.sensitivity.slices import Slice, per_sample
 from mpq_compile.sensitivity.sweep import Advance, Sweep
 from mpq_compile.types import SensitivityTable
 
@@ -84,22 +84,15 @@ class SqnrMetric:
         batches: Sequence[Batch],
         choices: Choices,
     ) -> SensitivityTable:
-        graph = QuantizedGraph(network, calibration)
-        slices = cut(batches, network, self.samples, output_bytes(network), self.memory_mb)
+        kept = output_bytes(network)
+        sweep = Sweep.of(self, "sqnr", network, calibration, batches, choices, kept)
 
         def compute(part: Slice, advance: Advance) -> dict[str, Tensor]:
-            values = graph.float_values(part.batch)
-            noise = per_output(graph, values, choices, advance, partial(_noise, part.size))
+            values = sweep.graph.float_values(part.batch)
+            of = partial(_noise, part.size)
+            noise = per_output(sweep.graph, values, choices, advance, of)
             return {"noise": noise, "signal": _signal(part.size, values["output"])}
 
-        sweep = Sweep(
-            metric=self,
-            name="sqnr",
-            graph=graph,
-            slices=slices,
-            choices=choices,
-            resume=self.resume,
-        )
         found = sweep.run(compute)
         noise, signal = torch.cat(found["noise"], 2), torch.cat(found["signal"], 1)
         return self._table(choices, noise, signal)

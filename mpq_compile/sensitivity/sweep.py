@@ -5,17 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from mpq_compile.calibrate import Batch
+from mpq_compile.passes.network import Network
 from mpq_compile.progress import counted
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.sensitivity.base import Choices, QuantizedGraph
 from mpq_compile.sensitivity.checkpoint import Checkpoint, run_key
-from mpq_compile.sensitivity.slices import Slice
+from mpq_compile.sensitivity.slices import Slice, cut
 
 Results = Mapping[str, Tensor]
 Advance = Callable[[int], None]
+
+
+class Options(Protocol):
+    """What every metric that looks at data is asked for."""
+
+    @property
+    def samples(self) -> int: ...
+    @property
+    def memory_mb(self) -> float: ...
+    @property
+    def resume(self) -> bool: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,27 +38,46 @@ class Sweep:
     """One pass over the slices.
 
     Args:
-        metric: The metric with its options, which are part of what makes a run the same.
+        metric: The metric with its options, which are part of what makes a run the same. Where it
+            says ``resume``, finished slices stay in the cache folder until the pass is complete.
         name: Its name.
         graph: The quantized graph.
         slices: The data.
         choices: Candidates of each site.
-        resume: Keep finished slices in the cache folder until the pass is complete.
     """
 
-    metric: object
+    metric: Options
     name: str
     graph: QuantizedGraph
     slices: Sequence[Slice]
     choices: Choices
-    resume: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        metric: Options,
+        name: str,
+        network: Network,
+        calibration: Calibration,
+        batches: Sequence[Batch],
+        choices: Choices,
+        sample_bytes: float,
+    ) -> Sweep:
+        """Cut the data so that ``sample_bytes`` of each sample fit into the metric's memory."""
+        return cls(
+            metric=metric,
+            name=name,
+            graph=QuantizedGraph(network, calibration),
+            slices=cut(batches, network, metric.samples, sample_bytes, metric.memory_mb),
+            choices=choices,
+        )
 
     def run(self, compute: Callable[[Slice, Advance], Results]) -> dict[str, list[Tensor]]:
         """Return what ``compute`` gives for each slice, by name, in the order of the slices.
 
         ``compute`` says with each call of its second argument that so many sites are done.
         """
-        store = Checkpoint.open(self._key()) if self.resume else None
+        store = Checkpoint.open(self._key()) if self.metric.resume else None
         found: dict[str, list[Tensor]] = {}
         sites = len(self.choices)
         with counted(len(self.slices) * sites, f"sensitivity ({self.name})") as advance:

@@ -61,8 +61,8 @@ class TaylorMetric:
                     found="inputs only",
                     remedy=f"give labels, or {_REMEDY}",
                 )
-        quadratic = Quadratic.of(self, network, calibration, batches, choices, passes=1)
-        return quadratic.table("taylor", self.unit, _label_weights)
+        quadratic = Quadratic.of(self, "taylor", network, calibration, batches, choices, passes=1)
+        return quadratic.table(self.unit, _label_weights)
 
 
 def _label_weights(
