@@ -76,6 +76,7 @@ def frontier(
             energy_mj=energy_mj,
             avg_bits=avg_bits,
         ),
+        evaluate=read_evaluate(evaluate),
         metric=metric,
         candidates=read_candidates(candidates),
         constraints=read_constraints(constraint),
@@ -86,22 +87,16 @@ def frontier(
     pictures = plot or []
     for path in pictures:
         _check_picture(path)
-    report = make_frontier(request, axis, points, evaluate, measure, tolerance)
+    report = make_frontier(request, axis, points, measure, tolerance)
     for path in pictures:
         _draw(report, path)
     return _outcome(report, pictures)
 
 
 def make_frontier(
-    request: Request,
-    axis: str,
-    points: int,
-    evaluate: str | None,
-    measure: bool,
-    tolerance: float,
+    request: Request, axis: str, points: int, measure: bool, tolerance: float
 ) -> FrontierReport:
     """Compute what was asked for."""
-    function = read_evaluate(evaluate)
     loaded = request.load()
     from mpq_compile import tradeoff
 
@@ -116,7 +111,7 @@ def make_frontier(
         candidates=request.candidates,
         constraints=request.constraints,
         points=points,
-        evaluate=function,
+        evaluate=request.evaluate,
         measure=measure,
         tolerance=tolerance,
         allow_float=request.allow_float,
