@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
+from mpq_compile.infeasibility import UNITS, infeasible
 from mpq_compile.registry import SOLVERS
 from mpq_compile.solve.problem import CandidateTerm, Group, Pair, Problem, Solution
 from mpq_compile.types import Budget, Candidate, CostTable, SensitivityTable, Site
@@ -132,7 +133,7 @@ class Allocation:
         for axis in limits:
             if axis not in known:
                 raise PlanError(
-                    f"the target has no figures for {_UNITS[axis][0]}",
+                    f"the target has no figures for {UNITS[axis][0]}",
                     expected="a target whose profile gives them, such as bit_serial for energy",
                     found=f"a budget on {axis}",
                     remedy="leave this budget out, or add the figures to a profile of your own",
@@ -152,7 +153,7 @@ class Allocation:
         """
         return Problem(
             groups=tuple(
-                Group(name=name, candidates=tuple(self._terms(members, peak_bytes)))
+                Group(name=name, candidates=tuple(self.terms(members, peak_bytes)))
                 for name, members in self.groups().items()
             ),
             budget=dict(limits),
@@ -203,7 +204,8 @@ class Allocation:
             n for n in common if all(table[s.id][n]["peak_bytes"] <= peak_bytes for s in members)
         ]
 
-    def _terms(self, members: Sequence[Site], peak_bytes: float | None) -> list[CandidateTerm]:
+    def terms(self, members: Sequence[Site], peak_bytes: float | None) -> list[CandidateTerm]:
+        """Return what each candidate of a tie loses and costs."""
         names = self.names_of(members, peak_bytes)
         if not names:
             raise InfeasibleBudgetError(
@@ -327,78 +329,3 @@ def solve_allocation(
     if solution.status == "infeasible":
         raise infeasible(allocation, budget, limits, solution)
     return solution
-
-
-_UNITS = {
-    "latency_us": ("latency", 1e-3, "ms"),
-    "size_bytes": ("size", 1e-6, "MB"),
-    "bops": ("BOPs", 1.0, "BOPs"),
-    "energy_mj": ("energy", 1.0, "mJ"),
-    "weight_bits": ("average weight", 1.0, "bits"),
-}
-
-
-def infeasible(
-    allocation: Allocation,
-    budget: Budget,
-    limits: Mapping[str, float],
-    solution: Solution | None = None,
-) -> InfeasibleBudgetError:
-    """Return the error that says, for each budget, the least that would do: alone, and, where a
-    solver's answer tells, beside the other budgets as they are."""
-    parts, alone, beside = [], [], []
-    certificate = {} if solution is None else solution.certificate
-    attainable = certificate.get("attainable", {})
-    needed = certificate.get("least_budget", {})
-    for axis, limit in limits.items():
-        least, assignment = _cheapest(allocation, axis)
-        least = max(least, attainable.get(axis, least))  # changes of format cost as well
-        shown = _figure(allocation, axis, least)
-        alone.append(f"{_UNITS[axis][0]} {shown}")
-        if needed.get(axis) is not None:
-            beside.append(f"{_UNITS[axis][0]} {_figure(allocation, axis, needed[axis])}")
-        if least > limit:
-            bound = f"{_UNITS[axis][0]} budget {_figure(allocation, axis, limit)}"
-            if axis == "latency_us" and allocation.p95_binds(budget):
-                bound = _p95_bound(bound, budget, allocation.p95_ratio)
-            parts.append(
-                f"{bound} is below {shown}, the cheapest assignment ({_described(assignment)})"
-            )
-    reason = "; ".join(parts) or "each budget can be met alone, but not all of them together"
-    enough = "; beside the other budgets at least: " + " or ".join(beside) if beside else ""
-    return InfeasibleBudgetError(
-        f"no assignment fits the budget: {reason}",
-        expected=f"each alone at least: {', '.join(alone)}{enough}",
-        found=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
-        remedy="raise the budget, or allow cheaper candidates (candidates=[...])",
-    )
-
-
-def _figure(allocation: Allocation, axis: str, value: float) -> str:
-    """Return a usage without overhead in the budget's unit, overhead included."""
-    _, factor, unit = _UNITS[axis]
-    if axis == "weight_bits":  # the budget names their mean
-        factor = 1 / sum(site.weight_count for site in allocation.sites)
-    return f"{(value + allocation.costs.overhead.get(axis, 0.0)) * factor:.4g} {unit}"
-
-
-def _p95_bound(bound: str, budget: Budget, ratio: float) -> str:
-    """Name the budget that was given, and how a bound on the median comes of it."""
-    return (
-        f"latency_p95_ms budget {budget.latency_p95_ms:g} ms, over {ratio:.3g} (95th percentile "
-        f"over median) a {bound} for the median,"
-    )
-
-
-def _cheapest(allocation: Allocation, axis: str) -> tuple[float, dict[str, str]]:
-    assignment = {}
-    for members in allocation.groups().values():
-        terms = allocation._terms(members, None)
-        best = min(terms, key=lambda term: term.costs[axis])
-        assignment.update({site.id: best.name for site in members})
-    return sum(allocation.costs.costs[s][n][axis] for s, n in assignment.items()), assignment
-
-
-def _described(assignment: Mapping[str, str]) -> str:
-    names = sorted(set(assignment.values()))
-    return f"all {names[0]}" if len(names) == 1 else "a mix of " + ", ".join(names)

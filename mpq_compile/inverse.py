@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpq_compile.allocate import OBJECTIVE_AXIS, OBJECTIVES, Allocation, infeasible
+from mpq_compile.allocate import OBJECTIVE_AXIS, OBJECTIVES, Allocation
 from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
+from mpq_compile.infeasibility import infeasible
 from mpq_compile.judging import Judge
 from mpq_compile.progress import counted
 from mpq_compile.registry import SOLVERS

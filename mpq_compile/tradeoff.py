@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mpq_compile.allocate import Allocation, infeasible
+from mpq_compile.allocate import Allocation
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.errors import PlanError, nearest
+from mpq_compile.infeasibility import infeasible
 from mpq_compile.judging import Evaluate, Judge, default_measure
 from mpq_compile.measuring import NetworkTimes
 from mpq_compile.progress import track

@@ -31,6 +31,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "pipeline",
         "session",
         "allocate",
+        "infeasibility",
         "deploy",
         "anchors",
         "costing",

@@ -1,0 +1,88 @@
+"""What is said where no assignment is within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mpq_compile.errors import InfeasibleBudgetError
+from mpq_compile.solve.problem import Solution
+from mpq_compile.types import Budget
+
+if TYPE_CHECKING:
+    from mpq_compile.allocate import Allocation
+
+# Axis of the cost table → its name, the factor to the budget's unit, and that unit.
+UNITS = {
+    "latency_us": ("latency", 1e-3, "ms"),
+    "size_bytes": ("size", 1e-6, "MB"),
+    "bops": ("BOPs", 1.0, "BOPs"),
+    "energy_mj": ("energy", 1.0, "mJ"),
+    "weight_bits": ("average weight", 1.0, "bits"),
+}
+
+
+def infeasible(
+    allocation: Allocation,
+    budget: Budget,
+    limits: Mapping[str, float],
+    solution: Solution | None = None,
+) -> InfeasibleBudgetError:
+    """Return the error that says, for each budget, the least that would do: alone, and, where a
+    solver's answer tells, beside the other budgets as they are."""
+    parts, alone, beside = [], [], []
+    certificate = {} if solution is None else solution.certificate
+    attainable = certificate.get("attainable", {})
+    needed = certificate.get("least_budget", {})
+    for axis, limit in limits.items():
+        least, assignment = _cheapest(allocation, axis)
+        least = max(least, attainable.get(axis, least))  # changes of format cost as well
+        shown = _figure(allocation, axis, least)
+        alone.append(f"{UNITS[axis][0]} {shown}")
+        if needed.get(axis) is not None:
+            beside.append(f"{UNITS[axis][0]} {_figure(allocation, axis, needed[axis])}")
+        if least > limit:
+            bound = f"{UNITS[axis][0]} budget {_figure(allocation, axis, limit)}"
+            if axis == "latency_us" and allocation.p95_binds(budget):
+                bound = _p95_bound(bound, budget, allocation.p95_ratio)
+            parts.append(
+                f"{bound} is below {shown}, the cheapest assignment ({_described(assignment)})"
+            )
+    reason = "; ".join(parts) or "each budget can be met alone, but not all of them together"
+    enough = "; beside the other budgets at least: " + " or ".join(beside) if beside else ""
+    return InfeasibleBudgetError(
+        f"no assignment fits the budget: {reason}",
+        expected=f"each alone at least: {', '.join(alone)}{enough}",
+        found=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
+        remedy="raise the budget, or allow cheaper candidates (candidates=[...])",
+    )
+
+
+def _figure(allocation: Allocation, axis: str, value: float) -> str:
+    """Return a usage without overhead in the budget's unit, overhead included."""
+    _, factor, unit = UNITS[axis]
+    if axis == "weight_bits":  # the budget names their mean
+        factor = 1 / sum(site.weight_count for site in allocation.sites)
+    return f"{(value + allocation.costs.overhead.get(axis, 0.0)) * factor:.4g} {unit}"
+
+
+def _p95_bound(bound: str, budget: Budget, ratio: float) -> str:
+    """Name the budget that was given, and how a bound on the median comes of it."""
+    return (
+        f"latency_p95_ms budget {budget.latency_p95_ms:g} ms, over {ratio:.3g} (95th percentile "
+        f"over median) a {bound} for the median,"
+    )
+
+
+def _cheapest(allocation: Allocation, axis: str) -> tuple[float, dict[str, str]]:
+    assignment = {}
+    for members in allocation.groups().values():
+        terms = allocation.terms(members, None)
+        best = min(terms, key=lambda term: term.costs[axis])
+        assignment.update({site.id: best.name for site in members})
+    return sum(allocation.costs.costs[s][n][axis] for s, n in assignment.items()), assignment
+
+
+def _described(assignment: Mapping[str, str]) -> str:
+    names = sorted(set(assignment.values()))
+    return f"all {names[0]}" if len(names) == 1 else "a mix of " + ", ".join(names)

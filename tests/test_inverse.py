@@ -1,0 +1,195 @@
+"""The inverse problem: the cheapest network within a bound on the loss or on the drop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from tradeoff_net import ANALYTIC, NAMES, X, all_assignments, model, session
+
+import mpq_compile as mpq
+from mpq_compile.inverse import Goal, cheapest
+from mpq_compile.judging import Judge, Judgement
+from mpq_compile.session import Session
+from mpq_compile.solve import evaluate as worth
+from mpq_compile.solve import frontier as solved_frontier
+from mpq_compile.solve import solve
+from mpq_compile.tradeoff import frontier_of
+
+
+class TableJudge(Judge):
+    """A judge whose drops are known beforehand."""
+
+    def __init__(self, drop_of: Any) -> None:
+        super().__init__(session(), lambda network: 0.0, ())
+        self.asked: list[dict[str, str]] = []
+        self._drop_of = drop_of
+
+    def of(self, assignment: Any) -> Judgement:
+        self.asked.append(dict(assignment))
+        return Judgement(drop=self._drop_of(assignment))
+
+
+def size(assignment: dict[str, str]) -> float:
+    return session().allocation().usage(assignment)["size_bytes"]
+
+
+def frontier_assignments() -> list[dict[str, str]]:
+    found = frontier_of(session(), "size_mb", points=0)
+    return [found.assignment(point) for point in found.points]
+
+
+def test_the_smallest_within_a_right_proxy() -> None:
+    """The drop is the metric's loss: the answer is the exact inverse."""
+    allocation = session().allocation()
+    points = frontier_assignments()
+    limit = allocation.loss(points[len(points) // 3])
+    judge = TableJudge(allocation.loss)
+    budget = mpq.Budget(max_drop=limit * (1 + 1e-9))
+    found = cheapest(session(), budget, Goal(objective="size", judge=judge))
+    best = min(size(a) for a in all_assignments() if allocation.loss(a) <= limit * (1 + 1e-9))
+    assert size(found.assignment) == best
+    assert found.assignment in judge.asked and len(judge.asked) <= 16
+    verified = found.solution.certificate["drop"]
+    assert verified["value"] <= verified["limit"] and verified["inversions"] == 0
+
+
+def test_the_smallest_within_an_inverted_proxy() -> None:
+    """The drop rises with the bits: the cheapest point is the answer, which bisection misses."""
+    points = frontier_assignments()
+    judge = TableJudge(lambda a: size(a))
+    limit = size(points[2])
+    found = cheapest(
+        session(),
+        mpq.Budget(max_drop=limit),
+        Goal(objective="size", judge=judge, evaluations=len(points)),
+    )
+    assert found.assignment == points[0]
+    assert "order was wrong" in " ".join(found.notes)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_proxy_with_enough_evaluations(seed: int) -> None:
+    points = frontier_assignments()
+    drops = torch.rand(len(points), generator=torch.Generator().manual_seed(seed)).tolist()
+    judge = TableJudge(lambda a: drops[points.index(dict(a))])
+    found = cheapest(
+        session(),
+        mpq.Budget(max_drop=0.3),
+        Goal(objective="size", judge=judge, evaluations=len(points)),
+    )
+    assert found.assignment == points[next(i for i, drop in enumerate(drops) if drop <= 0.3)]
+    assert found.solution.certificate["drop"]["exhaustive"]
+
+
+def test_gaps_around_the_answer_are_closed() -> None:
+    """With another budget the frontier has gaps; the answer hardly has."""
+    layers = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(7)]
+    torch.manual_seed(3)
+    deep = Session(
+        nn.Sequential(*layers).eval(),
+        torch.randn(1, 4, 6, 6),
+        [torch.randn(16, 4, 6, 6)],
+        ANALYTIC,
+        candidates=[f"w{bits}a8" for bits in (8, 6, 5, 4, 3, 2)],
+    )
+    allocation = deep.allocation()
+    bound = allocation.usage(dict.fromkeys(allocation.choices, "w6a8"))["bops"]
+    curve = solved_frontier(allocation.tradeoff_problem("energy_mj", {"bops": bound}), "energy_mj")
+    assert not curve.complete
+    limit = float(curve.loss[20] * 0.6 + curve.loss[21] * 0.4)
+    judge = TableJudge(allocation.loss)
+    found = cheapest(
+        deep,
+        mpq.Budget(max_drop=limit, bops=bound),
+        Goal(objective="energy", judge=judge, evaluations=16),
+    )
+    exact = solve(allocation.inverse_problem("energy", limit, {"bops": bound}, None)).loss
+    coarse = curve.cost[curve.within_loss(limit)]
+    energy = allocation.usage(found.assignment)["energy_mj"]
+    assert len(judge.asked) <= 16
+    assert energy <= coarse and energy <= exact * 1.002
+
+
+def test_evaluations_are_bounded_and_the_least_drop_is_named() -> None:
+    judge = TableJudge(lambda a: 5.0)
+    with pytest.raises(mpq.InfeasibleBudgetError, match="drop cannot be kept") as caught:
+        cheapest(
+            session(),
+            mpq.Budget(max_drop=1.0),
+            Goal(objective="size", judge=judge, evaluations=4),
+        )
+    assert len(judge.asked) == 4 and "5 at the least" in str(caught.value.found)
+
+
+@pytest.mark.parametrize("objective", ["size", "latency", "bops", "energy"])
+def test_a_bound_on_the_loss_is_solved_exactly(objective: str) -> None:
+    allocation = session().allocation()
+    axis = {"size": "size_bytes", "latency": "latency_us", "bops": "bops", "energy": "energy_mj"}
+    limit = allocation.loss(dict.fromkeys((s.id for s in session().network.sites), "w4a8"))
+    plan = mpq.plan(
+        model(),
+        X[:1],
+        [X],
+        target=ANALYTIC,
+        candidates=NAMES,
+        minimize=objective,
+        budget=mpq.Budget(max_loss=limit),
+    )
+    best = min(
+        allocation.usage(a)[axis[objective]]
+        for a in all_assignments()
+        if allocation.loss(a) <= limit * (1 + 1e-9)
+    )
+    assert allocation.usage(plan.assignment)[axis[objective]] == pytest.approx(best)
+    assert plan.loss <= limit * (1 + 1e-9) and plan.certificate["status"] == "optimal"
+
+
+def test_a_loss_that_cannot_be_kept() -> None:
+    with pytest.raises(mpq.InfeasibleBudgetError, match="loss cannot be kept") as caught:
+        mpq.plan(model(), X[:1], [X], target=ANALYTIC, candidates=NAMES, budget={"max_loss": 1e-12})
+    assert "most accurate" in str(caught.value.found)
+
+
+def test_both_bounds_at_once() -> None:
+    """The loss bounds the frontier, on which the drop is searched."""
+    allocation = session().allocation()
+    points = frontier_assignments()
+    middle = points[len(points) // 2]
+    found = cheapest(
+        session(),
+        mpq.Budget(max_drop=1e9, max_loss=allocation.loss(middle)),
+        Goal(objective="size", judge=TableJudge(lambda a: 0.0)),
+    )
+    assert found.assignment == middle
+
+
+def test_the_drop_of_a_named_measure() -> None:
+    plan = mpq.plan(
+        model(),
+        X[:1],
+        [X],
+        target=ANALYTIC,
+        candidates=NAMES,
+        minimize="bops",
+        evaluate="noise",
+        budget=mpq.Budget(max_drop=0.01),
+    )
+    judge = Judge(session(), "noise", session().batches)
+    assert judge.of(plan.assignment).drop <= 0.01
+    assert plan.certificate["drop"]["value"] == pytest.approx(judge.of(plan.assignment).drop)
+
+
+def test_pairs_and_the_problem_agree() -> None:
+    """The trade-off's problem counts what the allocation counts."""
+    allocation = session().allocation()
+    problem = allocation.tradeoff_problem("latency_us", {})
+    assignment = all_assignments()[17]
+    loss, usage = worth(problem, {g.name: assignment[g.name] for g in problem.groups})
+    assert loss == pytest.approx(allocation.loss(assignment))
+    overhead = allocation.costs.overhead.get("latency_us", 0.0)
+    assert usage["latency_us"] + overhead == pytest.approx(
+        allocation.usage(assignment)["latency_us"]
+    )
