@@ -96,8 +96,9 @@ def test_what_is_no_export(mpq: Mpq, tmp_path: Path) -> None:
 def test_a_sweep_needs_no_model(mpq: Mpq, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPQ_DB", str(tmp_path / "sweep.sqlite"))
     result = mpq("profile", "--sweep", "--candidates", "w4a8", "--budget-s", "1e-9", "--json")
-    assert (result.code, result.json["complete"], result.json["new"]) == (1, False, 0)
-    assert result.json["needed"] > 50
+    assert (result.code, result.json["complete"]) == (1, False)
+    # The first kernels are built and measured whatever the time, the rest are left for another run.
+    assert result.json["needed"] > 50 > result.json["new"]
 
 
 def test_list_and_prune(
