@@ -202,7 +202,7 @@ def run(net: SharedNet, methods: Sequence[str], draws: int, folder: Path | None)
     """Plan with every method, evaluate, compare."""
     found, seconds = plans(net, methods)
     session = session_of(net, "sqnr", "exact")
-    judge = Judge(net, QuantizedGraph(session.network, session.ranges), folder)
+    judge = Judge(net, session.graph, folder)
     exact = judge.score({})
     print(f"{net.name}: float {100 * exact.right.mean():.2f} %, entropy {exact.entropy.mean():.4f}")
     cells = []

@@ -56,9 +56,10 @@ def budgets_of(session: Session, count: int) -> list[float]:
         name: session.costing.latency.predict({site.id: name for site in session.network.sites})
         for name in CANDIDATES
     }
-    fastest, slowest = min(p.mean_us for p in totals.values()), totals["fp32"].mean_us
+    fastest = min(totals.values(), key=lambda p: p.mean_us)
+    slowest = totals["fp32"].mean_us
     # The fastest network itself must fit with its interval, or no budget could be kept.
-    low = fastest * (1 + 2 * session.costing.prediction_error())
+    low = fastest.interval_us[1]
     step = (slowest - low) / max(count - 1, 1)
     return [(low + number * step) / 1e3 for number in range(count)]
 

@@ -99,7 +99,11 @@ def engines(name: str, folder: str) -> tuple[list[Any], Any]:
     example = net.samples(1, seed=3)
     session = Session(net.build(), example, [net.samples(4, seed=4)])
     assignment = complete_assignment(session.network, "w8a8")
-    materialized = materialize(session.network, session.ranges, assignment)
+    materialized = materialize(
+        session.network,
+        session.calibration_for({}),
+        assignment,
+    )
     lowered = lower(materialized, session.network.captured.example_inputs, TIER, THREADS)
     module = lower_pipeline(lowered.module, TIER, THREADS)
     entry = build_entry(module, read_program(module), TIER, THREADS)

@@ -43,7 +43,7 @@ def compile_network(network: str, folder: Path) -> dict[str, Any]:
     imported = time.perf_counter()
     task = NetTask(NETWORKS[network], 1, thread_count(), folder)
     session = Session(task.module, task.example, task.calibration, candidates=["w8a8", "w4a8"])
-    assert session.ranges and session.sensitivity
+    assert session.graph and session.sensitivity
     calibrated = time.perf_counter()
     net = compile_session(session, Budget(), verify=False)
     compiled = time.perf_counter()

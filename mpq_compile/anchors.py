@@ -17,7 +17,7 @@ from mpq_compile.cost.summary import measurement_of
 from mpq_compile.cost.table import workload_of
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
-from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
+from mpq_compile.runtime.fingerprint import kernel_hash, lowering_hash, toolchain_hash
 from mpq_compile.runtime.timing import by_process
 from mpq_compile.runtime.verify import time_settled
 from mpq_compile.types import Candidate, CostTable
@@ -134,18 +134,18 @@ def _key(session: Session, name: str, assignment: dict[str, str]) -> Measurement
     others = "".join(sorted(f"{s}={c};" for s, c in assignment.items() if c != name))
     if name not in assignment.values():
         others = hashlib.sha256(others.encode()).hexdigest()[:16]
-    tuned = _tuned(session, assignment)
+    parts = session.digest(), others, lowering_hash(), schedules_digest(session, assignment)
     return MeasurementKey(
         device=session.device.fingerprint,
         toolchain=toolchain_hash(),
         kernels=kernel_hash(),
         operator="network",
-        shape="/".join(part for part in (session.digest(), others, tuned) if part),
+        shape="/".join(part for part in parts if part),
         candidate=name,
     )
 
 
-def _tuned(session: Session, assignment: dict[str, str]) -> str:
+def schedules_digest(session: Session, assignment: Mapping[str, str]) -> str:
     """Return a digest of the schedules that differ from the cost model's; empty without any."""
     sites = session.network.sites
     workloads = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -142,13 +143,9 @@ class Costing:
         self.p95_ratio = P95_RATIO
         self.__dict__.pop("_table", None)
 
-    def prediction_error(self) -> float:
-        """Return the relative standard deviation of predictions for assignments never measured."""
-        names = {
-            site: choice[number % len(choice)]
-            for number, (site, choice) in enumerate(self._session.choices.items())
-        }
-        prediction = self.latency.predict(names)
+    def prediction_error(self, assignment: Mapping[str, str]) -> float:
+        """Return the relative standard deviation of the prediction for an assignment."""
+        prediction = self.latency.predict(assignment)
         return prediction.sd_us / prediction.mean_us
 
     def tune(self, store: Store, limit_s: float = math.inf) -> None:

@@ -130,11 +130,12 @@ class Judge:
         """Hash of all that a result follows from but the assignment; None where it is not known."""
         session = self._session
         found = content_digest(
-            [kernel_hash(_PACKAGE / folder) for folder in ("quant", "passes")],
+            [kernel_hash(_PACKAGE / folder) for folder in ("quant", "passes", "reconstruct")],
             session.digest(),
             _constants(session.network.module),
             [batch.inputs for batch in session.batches],
             session.observer,
+            session.correction,
             session.allow_float,
             self.name,
             self._function,

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mpq_compile.anchors import schedules_digest
 from mpq_compile.digest import content_digest
 from mpq_compile.memo import Memo, evaluations_dir
 from mpq_compile.report.frontier import Measured
-from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
+from mpq_compile.runtime.fingerprint import kernel_hash, lowering_hash, toolchain_hash
 from mpq_compile.runtime.verify import PROCESSES, verify_artifact
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class NetworkTimes:
     """Times of a session's assignments, each taken once; what was taken is kept on disk.
 
     A time that is kept was found on another occasion than those taken now: the key holds device,
-    toolchain and kernels, but no hour.
+    toolchain, kernels, lowering and schedules, but no hour.
 
     Args:
         session: Builds the networks.
@@ -49,7 +50,8 @@ class NetworkTimes:
             session.device.fingerprint,
             toolchain_hash(),
             kernel_hash(),
-            session.tuned,
+            lowering_hash(),
+            schedules_digest(session, assignment),
         )
         assert key is not None
         return key

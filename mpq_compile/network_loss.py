@@ -19,7 +19,6 @@ from mpq_compile.allocate import solve_allocation
 from mpq_compile.calibrate import Batch, spread
 from mpq_compile.passes.insert_quantizers import set_assignment
 from mpq_compile.progress import track
-from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.sensitivity.divergence import divergence, output_bytes
 from mpq_compile.sensitivity.heads import find_heads
 from mpq_compile.sensitivity.slices import cut, size_of
@@ -49,7 +48,7 @@ class NetworkLoss:
         self, session: Session, distance: Distance | None = None, samples: int = 256
     ) -> None:
         self.network = session.network
-        self.graph = QuantizedGraph(session.network, session.ranges)
+        self.graph = session.graph
         self.batches: tuple[Batch, ...] = spread(session.batches, samples)
         self.exact = [self.graph.float_values(batch)["output"] for batch in self.batches]
         self.distance = distance or self._divergence()

@@ -28,7 +28,7 @@ MAX_ROUNDS = 5
 # A plan is solved for a latency this many standard deviations of its prediction below the budget.
 AIM = 1.0
 # An accepted network that leaves more of its latency budget unused may be improved.
-SLACK = 0.05
+SLACK = 0.03
 
 
 def _budget(budget: Budget | Mapping[str, float] | None) -> Budget:
@@ -93,6 +93,7 @@ def plan(
     evaluations: int = EVALUATIONS,
     allow_float: bool = False,
     observer: str = "mse",
+    correction: str = "affine",
     tuned: bool = True,
     measure_s: float | None = None,
 ) -> Plan:
@@ -118,6 +119,8 @@ def plan(
         evaluations: Most assignments that are measured to keep ``max_drop``.
         allow_float: Run operators without a rule in float on TVM; the audit shows them.
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
+        correction: What is fitted to each output channel of rounded weights in closed form: its
+            gain and shift ("affine"), its shift ("bias", empirical bias correction), or "none".
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
             the cost model.
         measure_s: Seconds to spend on what was never measured on the target: tuning, kernels,
@@ -135,13 +138,14 @@ def plan(
         target,
         candidates,
         constraints,
-        metric,
-        solver,
-        observer,
-        allow_float,
-        seed,
-        tuned,
-        measure_s,
+        metric=metric,
+        solver=solver,
+        observer=observer,
+        correction=correction,
+        allow_float=allow_float,
+        seed=seed,
+        tuned=tuned,
+        measure_s=measure_s,
     )
     bounds = _budget(budget)
     return _plan(session, bounds, _goal(session, bounds, minimize, evaluate, evaluations))
@@ -164,6 +168,7 @@ def compile(  # noqa: A001 - the public name
     evaluations: int = EVALUATIONS,
     allow_float: bool = False,
     observer: str = "mse",
+    correction: str = "affine",
     verify: bool = True,
     tuned: bool = True,
     measure_s: float | None = None,
@@ -189,13 +194,14 @@ def compile(  # noqa: A001 - the public name
         target,
         candidates,
         constraints,
-        metric,
-        solver,
-        observer,
-        allow_float,
-        seed,
-        tuned,
-        measure_s,
+        metric=metric,
+        solver=solver,
+        observer=observer,
+        correction=correction,
+        allow_float=allow_float,
+        seed=seed,
+        tuned=tuned,
+        measure_s=measure_s,
     )
     if plan is not None:
         return _build_given(session, plan, verify)
@@ -299,12 +305,14 @@ def _verify(network: CompiledNetwork, budget: Mapping[str, float], number: int) 
 def _aimed_plan(session: Session, budget: Budget, goal: Goal | None, timed: bool) -> Plan:
     """Return a plan that is likely to be measured within the budget, not just predicted so.
 
-    It is solved for a latency that is lower by the error of a prediction. Where nothing is that
-    fast, the budget itself is tried.
+    It is solved for a latency that is lower by the error of the prediction near the budget. Where
+    nothing is that fast, the budget itself is tried.
     """
     if timed and _bounds_latency(budget):
-        aim = budget.with_latency_scaled(1 / (1 + AIM * session.costing.prediction_error()))
         with suppress(InfeasibleBudgetError):
+            near = session.solve(budget).assignment
+            error = session.costing.prediction_error(near)
+            aim = budget.with_latency_scaled(1 / (1 + AIM * error))
             plan = _plan(session, aim, goal)
             return replace(plan, budget=budget.given())
     return _plan(session, budget, goal)
@@ -345,6 +353,7 @@ def assign(
     target: TargetLike = "local",
     allow_float: bool = False,
     observer: str = "mse",
+    correction: str = "affine",
     verify: bool = False,
     tuned: bool = True,
 ) -> CompiledNetwork:
@@ -360,6 +369,7 @@ def assign(
         target,
         allow_float=allow_float,
         observer=observer,
+        correction=correction,
         tuned=tuned,
     )
     return assign_session(session, assignment, verify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,11 +34,13 @@ from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import Materialized, materialize
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
+from mpq_compile.reconstruct.correction import check_correction, fit_channels
 from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.selfcheck import check_against_oracle
+from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import (
     PLAN_VERSION,
@@ -65,6 +67,8 @@ class Session:
         constraints: Site → candidates.
         metric, solver: Names in the registries.
         observer: How activation ranges are chosen: mse, minmax, percentile or entropy.
+        correction: What is fitted to channels with rounded weights: affine, bias or none; see
+            ``reconstruct.correction``.
         allow_float: Run operators without integer rule in float instead of refusing them.
         seed: Recorded in the plan; every stage is deterministic.
         tuned: Search schedules and use those that were found; False leaves all to the cost model.
@@ -82,6 +86,7 @@ class Session:
     metric: str = "sqnr"
     solver: str = "exact"
     observer: str = "mse"
+    correction: str = "affine"
     allow_float: bool = False
     seed: int = 0
     tuned: bool = True
@@ -94,6 +99,7 @@ class Session:
         # Names are checked before anything that takes time.
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
+        check_correction(self.correction)
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self._found: Target = resolve_target(self.target)
         self.profile: Profile = self._found.profile
@@ -128,9 +134,19 @@ class Session:
         return self._data[1]
 
     @cached_property
-    def ranges(self) -> Calibration:
+    def _ranges(self) -> Calibration:
         """Observed ranges."""
         return calibrate(self.network, self.batches, self.observer)
+
+    def calibration_for(self, choices: Mapping[str, Iterable[str]]) -> Calibration:
+        """Return ranges, with fits for these candidates of sites at least."""
+        fit_channels(self.network, self._ranges, self.batches, choices, self.correction)
+        return self._ranges
+
+    @cached_property
+    def graph(self) -> QuantizedGraph:
+        """The float graph with quantizers that can be switched to any of the choices."""
+        return QuantizedGraph(self.network, self.calibration_for(self.choices))
 
     @cached_property
     def choices(self) -> dict[str, list[str]]:
@@ -150,7 +166,8 @@ class Session:
         """Return the table of any metric; each is computed once."""
         if metric not in self._tables:
             measure = METRICS.load(metric)()
-            table = measure(self.network, self.ranges, self.batches, self.choices)
+            calibration = self.calibration_for(self.choices)
+            table = measure(self.network, calibration, self.batches, self.choices)
             self._tables[metric] = table
         return self._tables[metric]
 
@@ -325,6 +342,8 @@ class Session:
             "device": self.device.fingerprint,
             "reached": self.device.name,
             "network": self.digest(),
+            "observer": self.observer,
+            "correction": self.correction,
         }
 
     def solve(self, budget: Budget) -> Plan:
@@ -365,7 +384,7 @@ class Session:
         folder = Path(owner.name) / "artifact"
         materialized = write_artifact(
             self.network,
-            self.ranges,
+            self.calibration_for(_one_each(plan.assignment)),
             plan,
             folder,
             self.device,
@@ -391,7 +410,12 @@ class Session:
 
     def reference(self, assignment: Mapping[str, str]) -> fx.GraphModule:
         """Return the oracle of an assignment, without building anything."""
-        return reference_of(materialize(self.network, self.ranges, assignment, self.allow_float))
+        calibration = self.calibration_for(_one_each(assignment))
+        return reference_of(materialize(self.network, calibration, assignment, self.allow_float))
+
+
+def _one_each(assignment: Mapping[str, str]) -> dict[str, list[str]]:
+    return {site: [name] for site, name in assignment.items()}
 
 
 def reference_of(materialized: Materialized) -> fx.GraphModule:

@@ -73,6 +73,7 @@ def frontier(
     tolerance: float = 0.0,
     allow_float: bool = False,
     observer: str = "mse",
+    correction: str = "affine",
     tuned: bool = True,
     measure_s: float | None = None,
 ) -> FrontierReport:
@@ -84,7 +85,7 @@ def frontier(
 
     Args:
         model, example_inputs, calibration, target, metric, candidates, constraints, allow_float,
-            observer, tuned, measure_s: As for :func:`mpq_compile.plan`.
+            observer, correction, tuned, measure_s: As for :func:`mpq_compile.plan`.
         axis: What the cost is: "size_mb", "latency_ms", "bops", "energy_mj" or "avg_bits".
         budget: Bounds on other axes that every point must keep, and on the range of this one.
         points: How many points of the frontier are judged; 0 for none.
@@ -108,6 +109,7 @@ def frontier(
         constraints,
         metric,
         observer=observer,
+        correction=correction,
         allow_float=allow_float,
         tuned=tuned,
         measure_s=measure_s,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from mpq_compile import anchors
 from mpq_compile.anchors import MIXED, _occasions, anchor_assignments, network_anchors
 from mpq_compile.cost.measurement import Measurement
 from mpq_compile.cost.store import Store
@@ -56,6 +57,15 @@ def test_they_are_measured_once_and_may_be_left_out() -> None:
         assert len(first) == 1 and first[0].latency_us > 0
         assert network_anchors(found, costs, store) == first
         assert network_anchors(found, costs, store, measured=False) == first
+
+
+def test_other_code_that_lowers_makes_them_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = session("w8a8")
+    costs = found.costing.measured.costs
+    with Store() as store:
+        network_anchors(found, costs, store)
+        monkeypatch.setattr(anchors, "lowering_hash", lambda: "other")
+        assert network_anchors(found, costs, store, measured=False) == []
 
 
 def test_occasions_are_numbered_by_time() -> None:

@@ -1,4 +1,4 @@
-"""The pass this project is named for: switchable quantizers at each site's weight and input.
+"""The pass this project is named for: switchable quantizers at each site's weight, bias and input.
 
 Changing an assignment flips the quantizers; nothing is traced again.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from mpq_compile.errors import PlanError, nearest
 from mpq_compile.passes.formats import kinds, quantizer_roots
 from mpq_compile.passes.network import Network
+from mpq_compile.passes.rounding import fitted_bias, fitted_weight
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.observers import fake_quantize
 from mpq_compile.quant.reference import fake_quantize_rows
@@ -22,18 +23,31 @@ from mpq_compile.types import Candidate
 class WeightQuantizer(nn.Module):
     """Returns the site's weight as its candidate rounds it, in float32."""
 
-    def __init__(self, network: Network, site_id: str) -> None:
+    def __init__(self, network: Network, calibration: Calibration, site_id: str) -> None:
         super().__init__()
         self.candidate = Candidate.parse("fp32")
-        self._network = network
-        self._site_id = site_id
+        self._where = network, calibration, site_id
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.candidate.weight_bits == 32:
             return weight
         if self.candidate.weight_bits == 16:
             return weight.bfloat16().float()
-        return self._network.rounded(self._site_id, self.candidate).dequantize()
+        return fitted_weight(*self._where, self.candidate).dequantize()
+
+
+class BiasQuantizer(nn.Module):
+    """Returns the site's bias with the shift that goes with its candidate, in float32."""
+
+    def __init__(self, network: Network, calibration: Calibration, site_id: str) -> None:
+        super().__init__()
+        self.candidate = Candidate.parse("fp32")
+        self._where = network, calibration, site_id
+
+    def forward(self, bias: Tensor) -> Tensor:
+        if self.candidate.is_float:
+            return bias
+        return fitted_bias(*self._where, self.candidate)
 
 
 class ActivationQuantizer(nn.Module):
@@ -60,7 +74,7 @@ class ActivationQuantizer(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class InsertQuantizers:
-    """Put an activation quantizer before and a weight quantizer beside every site."""
+    """Put an activation quantizer before every site, and those of weight and bias beside it."""
 
     network: Network
     calibration: Calibration
@@ -72,19 +86,22 @@ class InsertQuantizers:
         by_name = {node.name: node for node in module.graph.nodes}
         for index, site in enumerate(self.network.sites):
             node = by_name[self.network.node_of[site.id]]
-            x, weight = node.args[0], node.args[1]
+            x, weight, bias = node.args[:3]
             name = f"quantizer_{index}"
-            pair = nn.ModuleDict(
-                {
-                    "input": ActivationQuantizer(self.calibration, roots[x.name]),
-                    "weight": WeightQuantizer(self.network, site.id),
-                }
-            )
-            module.add_submodule(name, pair)
+            where = self.network, self.calibration, site.id
+            quantizers = {
+                "input": ActivationQuantizer(self.calibration, roots[x.name]),
+                "weight": WeightQuantizer(*where),
+            }
+            if bias is not None:
+                quantizers["bias"] = BiasQuantizer(*where)
+            module.add_submodule(name, nn.ModuleDict(quantizers))
             with module.graph.inserting_before(node):
-                quantized_x = module.graph.call_module(f"{name}.input", (x,))
-                quantized_weight = module.graph.call_module(f"{name}.weight", (weight,))
-            node.args = (quantized_x, quantized_weight, *node.args[2:])
+                x = module.graph.call_module(f"{name}.input", (x,))
+                weight = module.graph.call_module(f"{name}.weight", (weight,))
+                if bias is not None:
+                    bias = module.graph.call_module(f"{name}.bias", (bias,))
+            node.args = (x, weight, bias, *node.args[3:])
         return module
 
 
@@ -101,6 +118,5 @@ def set_assignment(module: fx.GraphModule, network: Network, assignment: Mapping
             )
     for index, site in enumerate(network.sites):
         candidate = Candidate.parse(assignment.get(site.id, "fp32"))
-        pair = module.get_submodule(f"quantizer_{index}")
-        pair["input"].candidate = candidate
-        pair["weight"].candidate = candidate
+        for quantizer in module.get_submodule(f"quantizer_{index}").values():
+            quantizer.candidate = candidate

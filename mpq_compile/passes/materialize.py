@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from mpq_compile.passes.formats import (
 )
 from mpq_compile.passes.materialize_attention import attention
 from mpq_compile.passes.network import Network
+from mpq_compile.passes.rounding import fitted_bias, fitted_weight
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.multipliers import (
@@ -96,14 +97,12 @@ class Materialize:
         calibration: Ranges of its tensors.
         assignment: Site id to candidate name; every site.
         allow_float: Run operators without a rule in float instead of refusing them.
-        rounded: Better-rounded weights by (site, candidate); plain rounding where absent.
     """
 
     network: Network
     calibration: Calibration
     assignment: Mapping[str, str]
     allow_float: bool = False
-    rounded: Mapping[tuple[str, str], QuantizedWeight] = field(default_factory=dict)
 
     def __call__(self) -> Materialized:
         return _Builder(self).build()
@@ -228,7 +227,8 @@ class _Builder:
         x, residual = node.args[0], node.args[3]
         fmt = self.stored(node)
         before, after = self.qparams(x, candidate.input_format), self.qparams(node, fmt)
-        weight, bias = self._weight(site, candidate), self.network.bias(site.id)
+        weight = self._weight(site, candidate)
+        bias = fitted_bias(self.network, self.task.calibration, site.id, candidate)
         codes, weight_scale = _codes_and_scale(weight, candidate)
         _check_accumulator(site, codes, candidate)
         scale, shift = channel_multipliers(
@@ -274,8 +274,7 @@ class _Builder:
         weight = self.network.weight(site.id).float()
         if candidate.is_float:
             return weight if candidate.weight_bits == 32 else weight.bfloat16()
-        made = self.task.rounded.get((site.id, candidate.name))
-        return made or self.network.rounded(site.id, candidate)
+        return fitted_weight(self.network, self.task.calibration, site.id, candidate)
 
     def _rows(self, x: fx.Node) -> tuple[fx.Node, ...]:
         """Codes and row scales of a tensor; sites that read the same tensor share them."""

@@ -1,4 +1,4 @@
-"""What calibration found: the range of every tensor, and its qparams at any width."""
+"""What calibration found: ranges of tensors with their qparams at any width, fits of channels."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mpq_compile.quant.observers import Histogram, activation_qparams
-from mpq_compile.types import QParams
+from mpq_compile.quant.weights import ChannelFit
+from mpq_compile.types import QParams, QSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What calibration saw: one histogram a tensor, by node name of the float graph."""
+    """What calibration saw: one histogram a tensor, by node name of the float graph.
+
+    ``fits`` holds what was fitted to a site's rounded weights so far, by site and weight spec;
+    see ``reconstruct.correction``.
+    """
 
     histograms: Mapping[str, Histogram]
     observer: str
     samples: int
+    fits: dict[tuple[str, QSpec], ChannelFit] = field(default_factory=dict, repr=False)
     _cache: dict[tuple[str, int], QParams] = field(default_factory=dict, repr=False)
 
     def qparams(self, node: str, bits: int) -> QParams:

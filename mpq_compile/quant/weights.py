@@ -37,6 +37,19 @@ class QuantizedWeight:
         return real.reshape(self.codes.shape)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChannelFit:
+    """What brings a site with a rounded weight closest to float: its output · gain + shift.
+
+    Args:
+        gain: float32 [N], of the weight's scales.
+        shift: float32 [N], of the bias; zero where the site has none.
+    """
+
+    gain: Tensor
+    shift: Tensor
+
+
 def weight_spec(candidate: Candidate) -> QSpec:
     """Return the weight QSpec of an integer-weight candidate."""
     return QSpec(

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from mpq_compile.kernels.tier import detect_tier, host_flags
 
-_KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# What makes a library of a graph, beside the kernels.
+_LOWERING = ("passes", "lower")
 _DISTRIBUTIONS = ("apache-tvm", "apache-tvm-ffi", "mpq-compile")
 _SOURCES = frozenset({".py", ".c", ".cc", ".cpp", ".h", ".hpp", ".s", ".S", ".ll"})
 
@@ -63,7 +65,13 @@ def kernel_hash(folder: Path | None = None) -> str:
 
     The sources are read once a process: a running process has the kernels that it imported.
     """
-    return _folder_hash((folder or _KERNELS).resolve())
+    return _folder_hash((folder or _PACKAGE / "kernels").resolve())
+
+
+def lowering_hash() -> str:
+    """Return 16 hex digits over the sources that put a network together of its kernels."""
+    text = "".join(_folder_hash(_PACKAGE / name) for name in _LOWERING)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @cache

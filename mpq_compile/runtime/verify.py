@@ -17,6 +17,9 @@ from mpq_compile.types import Verification
 
 PROCESSES, BLOCKS = 5, 6
 REPEATS = 2
+# While the interval is wider than this share of the estimate, more processes follow, up to so many
+# times as many.
+WIDE, MOST = 0.03, 3
 _RESAMPLES = 4000
 # The share of blocks beside which the reference may be slow before nothing can be concluded, and
 # the spread of blocks that says the same.
@@ -27,12 +30,25 @@ Statistic = Callable[[np.ndarray], float]
 
 
 def measure_artifact(folder: Path, device: Device, processes: int = PROCESSES) -> list[Timings]:
-    """Time ``folder`` in fresh processes of the device, one after the other."""
+    """Time ``folder`` in fresh processes of the device, one after the other.
+
+    Processes are added while their median is uncertain. The width alone tells when to stop, the
+    budget does not, so that no lucky moment is waited for.
+    """
     with device.lock():
-        return [
+        timings = [
             device.time_networks([folder], BLOCKS)
             for _ in track(range(processes), "verify latency")
         ]
+        while len(timings) < MOST * processes and _width(timings) > WIDE:
+            timings.append(device.time_networks([folder], BLOCKS))
+    return timings
+
+
+def _width(timings: Sequence[Timings]) -> float:
+    """Return the width of the median's interval as a share of it."""
+    found = _median(timings)
+    return (found.upper - found.lower) / found.value
 
 
 def time_settled(
@@ -93,6 +109,11 @@ def bootstrap(
     return Interval(value=value, lower=min(float(low), value), upper=max(float(high), value))
 
 
+def _median(timings: Sequence[Timings]) -> Interval:
+    """Return the interval of the median latency in ms."""
+    return bootstrap([t.latencies_ms[0] for t in timings], lambda block: float(np.median(block)))
+
+
 def judge(
     timings: Sequence[Timings],
     budget: Mapping[str, float],
@@ -107,7 +128,7 @@ def judge(
     is inconclusive, unless even the lower end is above the budget.
     """
     runs = [timing.latencies_ms[0] for timing in timings]
-    median = bootstrap(runs, lambda block: float(np.median(block)))
+    median = _median(timings)
     p95 = bootstrap(runs, lambda block: float(np.percentile(block, 95)))
     calls = np.concatenate([np.asarray(block) for run in runs for block in run])
     blocks = [float(np.median(block)) for run in runs for block in run]

@@ -111,7 +111,8 @@ class QuantizedGraph:
         Candidates that read their input in one format share its quantized form.
         """
         node = self._nodes[self.network.node_of[site]]
-        x, weight = node.args[0], node.args[1]
+        own = [n for n in node.args[:3] if isinstance(n, fx.Node)]
+        x = own[0]
         changed = set(self._downstream[site])
         kept = {n: values[name] for name, n in self._nodes.items() if n not in changed}
         inputs: dict[tuple[str, bool], Any] = {}
@@ -122,7 +123,7 @@ class QuantizedGraph:
             environment = dict(kept)
             if form in inputs:
                 environment[x] = inputs[form]
-            self._run(environment, [n for n in (x, weight, node) if n not in environment])
+            self._run(environment, [n for n in (*own, node) if n not in environment])
             inputs[form] = environment[x]
             yield candidate, environment
 
@@ -136,7 +137,7 @@ class QuantizedGraph:
 
 def _downstream(site: fx.Node) -> list[fx.Node]:
     """The site's quantizers, the site, and every node that depends on it, in order."""
-    affected = {site.args[0], site.args[1], site}
+    affected = {site, *site.args[:3]}
     for node in site.graph.nodes:
         if any(source in affected for source in node.all_input_nodes):
             affected.add(node)

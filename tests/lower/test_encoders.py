@@ -86,7 +86,7 @@ def inputs(batch: int = 6, rows: int = 9) -> Tensor:
 def lowered(model: nn.Module, x: Tensor, candidate: str) -> tuple[Materialized, Lowered]:
     session = Session(model.eval(), x[:1], [x])
     assignment = {site.id: candidate for site in session.network.sites}
-    graph = materialize(session.network, session.ranges, assignment)
+    graph = materialize(session.network, session.calibration_for({}), assignment)
     return graph, lower(graph, [x[:1]], detect_tier(), 2)
 
 

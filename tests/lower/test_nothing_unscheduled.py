@@ -88,7 +88,7 @@ def batch_of(session: Session) -> int:
 def lowered_session(session: Session, candidate: str, tier) -> list[str]:
     """Return the functions of a network that run large loops plainly."""
     assignment = {site.id: candidate for site in session.network.sites}
-    materialized = materialize(session.network, session.ranges, assignment)
+    materialized = materialize(session.network, session.calibration_for({}), assignment)
     inputs = session.network.captured.example_inputs
     module = lower_pipeline(lower(materialized, inputs, tier, THREADS).module, tier, THREADS)
     return unscheduled(module, LARGE)

@@ -16,7 +16,7 @@ import pytest
 from mpq_compile.runtime.rapl import EnergyMeter
 from mpq_compile.runtime.timing import Timings, time_in_turns
 from mpq_compile.runtime.usual import remember_ms, usual_ms
-from mpq_compile.runtime.verify import bootstrap, judge, settled, time_settled
+from mpq_compile.runtime.verify import bootstrap, judge, measure_artifact, settled, time_settled
 
 
 def timings(
@@ -159,7 +159,7 @@ def test_a_process_that_is_slow_from_the_start_knows_it_from_before() -> None:
 
 
 class Moody:
-    """A device whose machine is slow in some processes."""
+    """A device whose machine is slow in some processes: s with its reference, n the network."""
 
     def __init__(self, slow: str) -> None:
         self.slow = iter(slow)
@@ -168,9 +168,9 @@ class Moody:
         return nullcontext()
 
     def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
-        return replace(
-            timings([1.0] * blocks, 2.0 if next(self.slow) == "s" else 1.0), known_ms=1.0
-        )
+        mood = next(self.slow)
+        latency_ms = 1.1 if mood == "n" else 1.0
+        return replace(timings([latency_ms] * blocks, 2.0 if mood == "s" else 1.0), known_ms=1.0)
 
 
 @pytest.mark.parametrize(("slow", "kept"), [("ssfff", 3), ("sssfsf", 2), ("ssssss", 0)])
@@ -178,6 +178,22 @@ def test_a_slow_process_is_repeated(slow: str, kept: int) -> None:
     device = Moody(slow)
     found = time_settled(device, [Path("net")], 2, 3)
     assert [settled([timing]) for timing in found] == [True] * kept + [False] * (3 - kept)
+    assert next(device.slow, None) is None
+
+
+@pytest.mark.parametrize(
+    ("moods", "processes"),
+    [
+        ("fffff", 5),
+        ("nnnnn", 5),
+        ("fnfff" + "ff", 7),  # one that differs may be the usual one: the others tell
+        ("fnnfn" + "f" * 8, 13),
+        ("fnfnnfnfnnfnfnn", 15),  # it does not become certain
+    ],
+)
+def test_processes_follow_while_the_median_is_uncertain(moods: str, processes: int) -> None:
+    device = Moody(moods)
+    assert len(measure_artifact(Path("net"), device, 5)) == processes
     assert next(device.slow, None) is None
 
 

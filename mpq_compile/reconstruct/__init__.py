@@ -1,0 +1,1 @@
+"""Better quantized weights than rounding alone gives, from calibration data."""
