@@ -10,12 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mpq_compile.building import build_plans
 from mpq_compile.cost.latency import Observation
 from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.summary import measurement_of
 from mpq_compile.cost.table import workload_of
-from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, lowering_hash, toolchain_hash
 from mpq_compile.runtime.timing import by_process
@@ -46,10 +46,7 @@ def network_anchors(
     keys = {name: _key(session, name, chosen) for name, chosen in assignments.items()}
     known = store.get_many(keys.values())
     missing = [name for name in assignments if keys[name] not in known] if measured else []
-    networks = [
-        session.build(session.bare_plan(assignments[name]))
-        for name in track(missing, "build networks to time")
-    ]
+    networks = build_plans(session, [session.bare_plan(assignments[name]) for name in missing])
     if networks:
         found = _timed(session.device, [network.folder for network in networks])
         rows = [(keys[name], value) for name, value in zip(missing, found, strict=True)]

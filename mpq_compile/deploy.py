@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from mpq_compile.runtime.artifact import (
 )
 from mpq_compile.runtime.device import Device
 from mpq_compile.types import AuditRow, Candidate, Plan
+
+# Relax has one stack of block builders a process. What takes long is compiling, outside of it.
+_LOWERING = threading.Lock()
 
 
 def complete_assignment(network: Network, assignment: str | Mapping[str, str]) -> dict[str, str]:
@@ -92,8 +96,9 @@ def write_artifact(
     from mpq_compile.lower.build import build_library
     from mpq_compile.lower.lowering import lower
 
-    materialized = materialize(network, calibration, plan.assignment, allow_float)
-    lowered = lower(materialized, network.captured.example_inputs, tier, threads, choice_of)
+    with _LOWERING:
+        materialized = materialize(network, calibration, plan.assignment, allow_float)
+        lowered = lower(materialized, network.captured.example_inputs, tier, threads, choice_of)
     folder.mkdir(parents=True, exist_ok=True)
     library = build_library(lowered, tier, threads, folder / LIBRARY)
     index = write_weights(folder / WEIGHTS, lowered.arrays)

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, shown only where somebody looks."""
+"""Progress bars on standard error, one at a time, shown only where somebody looks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import Progress
 T = TypeVar("T")
 
 console = Console(stderr=True)
+_open = Lock()
 
 
 def shown() -> bool:
@@ -21,22 +23,35 @@ def shown() -> bool:
     return sys.stderr.isatty() and os.environ.get("MPQ_PROGRESS", "1") != "0"
 
 
+@contextmanager
+def _bar() -> Iterator[Progress | None]:
+    """Open a bar; None where nobody looks, or where this is work within what has a bar."""
+    if not shown() or not _open.acquire(blocking=False):
+        yield None
+        return
+    try:
+        with Progress(console=console, transient=True) as progress:
+            yield progress
+    finally:
+        _open.release()
+
+
 def track(items: Sequence[T] | Iterable[T], title: str) -> Iterator[T]:
     """Iterate over ``items`` with a bar and the time that is left."""
-    if not shown():
-        yield from items
-        return
     total = len(items) if isinstance(items, Sequence) else None
-    with Progress(console=console, transient=True) as progress:
-        yield from progress.track(items, total=total, description=title)
+    with _bar() as progress:
+        if progress is None:
+            yield from items
+        else:
+            yield from progress.track(items, total=total, description=title)
 
 
 @contextmanager
 def counted(total: int, title: str) -> Iterator[Callable[[int], None]]:
     """Show a bar with the time that is left; what is yielded moves it on, from any thread."""
-    if not shown():
-        yield lambda done: None
-        return
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.advance(task, done)
+    with _bar() as progress:
+        if progress is None:
+            yield lambda done: None
+        else:
+            task = progress.add_task(title, total=total)
+            yield lambda done: progress.advance(task, done)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from mpq_compile.allocate import Allocation, constrained, solve_allocation
+from mpq_compile.building import build_plan, reference_of, structured
 from mpq_compile.calibrate import Batch, calibrate, hold_out, read_batches
 from mpq_compile.capture import capture
 from mpq_compile.cost.latency import Prediction
@@ -27,11 +26,10 @@ from mpq_compile.cost.table import (
 from mpq_compile.cost.targets import Target, TargetLike, resolve_target
 from mpq_compile.cost.tune import tuning_budget_s
 from mpq_compile.costing import Costing
-from mpq_compile.deploy import write_artifact
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.formats import kinds
-from mpq_compile.passes.materialize import Materialized, materialize
+from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.reconstruct.correction import check_correction, fit_channels
@@ -39,7 +37,6 @@ from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
-from mpq_compile.selfcheck import check_against_oracle
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import (
@@ -138,7 +135,7 @@ class Session:
         """Observed ranges."""
         return calibrate(self.network, self.batches, self.observer)
 
-    def calibration_for(self, choices: Mapping[str, Iterable[str]]) -> Calibration:
+    def calibration_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
         """Return ranges, with fits for these candidates of sites at least."""
         fit_channels(self.network, self._ranges, self.batches, choices, self.correction)
         return self._ranges
@@ -380,29 +377,7 @@ class Session:
         self, plan: Plan, owner: tempfile.TemporaryDirectory[str] | None = None
     ) -> CompiledNetwork:
         """Write the artifact of ``plan`` to a temporary folder and load it."""
-        owner = owner or tempfile.TemporaryDirectory(prefix="mpq-")
-        folder = Path(owner.name) / "artifact"
-        materialized = write_artifact(
-            self.network,
-            self.calibration_for(_one_each(plan.assignment)),
-            plan,
-            folder,
-            self.device,
-            self.allow_float,
-            self.costing.choice_of,
-        )
-        network = CompiledNetwork(folder, reference_of(materialized), owner, self.device)
-        if self.device.present:
-            check_against_oracle(network, self._first_inputs())
-        return network
-
-    def _first_inputs(self) -> list[Any]:
-        """Return calibration inputs of the compiled shapes."""
-        sizes = [len(e) if e.dim() else 0 for e in self.network.captured.example_inputs]
-        values = self.batches[0].inputs
-        if not self.network.captured.dynamic_batch or len(values[0]) < sizes[0]:
-            return list(self.network.captured.example_inputs)
-        return [value[:size] for value, size in zip(values, sizes, strict=True)]
+        return build_plan(self, plan, owner)
 
     def float_graph(self) -> fx.GraphModule:
         """Return the float network, called like the model."""
@@ -410,25 +385,8 @@ class Session:
 
     def reference(self, assignment: Mapping[str, str]) -> fx.GraphModule:
         """Return the oracle of an assignment, without building anything."""
-        calibration = self.calibration_for(_one_each(assignment))
+        calibration = self.calibration_for(assignment)
         return reference_of(materialize(self.network, calibration, assignment, self.allow_float))
-
-
-def _one_each(assignment: Mapping[str, str]) -> dict[str, list[str]]:
-    return {site: [name] for site, name in assignment.items()}
-
-
-def reference_of(materialized: Materialized) -> fx.GraphModule:
-    """Return the materialized graph with the structure of outputs that the model returns."""
-    return structured(materialized.module, materialized.network.captured.out_spec)
-
-
-def structured(module: fx.GraphModule, spec: pytree.TreeSpec) -> fx.GraphModule:
-    """Return a graph with flat outputs so that it returns them in the structure of ``spec``."""
-    graph = fx.Graph()
-    outputs = graph.graph_copy(module.graph, val_map={})
-    graph.output(pytree.tree_unflatten(list(outputs), spec))
-    return fx.GraphModule(module, graph)
 
 
 def _certificate(solution: Solution | None) -> dict[str, Any]:

@@ -33,6 +33,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "allocate",
         "infeasibility",
         "deploy",
+        "building",
         "anchors",
         "costing",
         "inverse",

@@ -15,7 +15,7 @@ the width of its weight, whatever other sites have.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -53,7 +53,7 @@ def fit_channels(
     network: Network,
     calibration: Calibration,
     batches: Sequence[Batch],
-    choices: Mapping[str, Iterable[str]],
+    choices: Mapping[str, str | Sequence[str]],
     correction: str = "affine",
 ) -> None:
     """Add to ``calibration`` the fits of these candidates that it lacks, in one pass over the data.
@@ -64,7 +64,7 @@ def fit_channels(
         network: The prepared network.
         calibration: Its ``fits`` are filled.
         batches: Calibration data; only as much as is needed is run.
-        choices: Candidates by site.
+        choices: A candidate, or several, by site.
         correction: affine, bias or none.
     """
     check_correction(correction)
@@ -84,11 +84,12 @@ def fit_channels(
 
 
 def _missing(
-    network: Network, calibration: Calibration, choices: Mapping[str, Iterable[str]]
+    network: Network, calibration: Calibration, choices: Mapping[str, str | Sequence[str]]
 ) -> dict[str, list[QuantizedWeight]]:
     """Return the rounded weights that are to be fitted, by site."""
     wanted: dict[str, list[QuantizedWeight]] = {}
     for site, names in choices.items():
+        names = [names] if isinstance(names, str) else names
         candidates = [Candidate.parse(name) for name in names]
         rounded = {weight_spec(c): c for c in candidates if c.weight_bits < 8}
         new = [c for spec, c in rounded.items() if (site, spec) not in calibration.fits]
