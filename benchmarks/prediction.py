@@ -28,18 +28,20 @@ from peer_nets import NETWORKS
 from scipy.stats import spearmanr
 
 from mpq_compile.anchors import anchor_assignments
+from mpq_compile.building import build_plans
 from mpq_compile.cost.estimate import ESTIMATORS, Table
 from mpq_compile.cost.latency import Observation
 from mpq_compile.cost.store import Store
 from mpq_compile.progress import track
-from mpq_compile.runtime.artifact import VERSION
 from mpq_compile.runtime.device import LocalDevice
-from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
+from mpq_compile.runtime.fingerprint import kernel_hash, lowering_hash, toolchain_hash
 from mpq_compile.runtime.timing import by_process
 from mpq_compile.runtime.verify import time_settled
 from mpq_compile.session import Session
 
 PROCESSES = 3
+# Networks that are built before the first of them is saved.
+_AT_ONCE = 8
 CANDIDATES = ("fp32", "bf16", "w8a8", "w4a8")
 # The goals: mean error, error relative to the repeat noise, rank correlation; shapes left out.
 MEAN_ERROR, NOISE_FACTOR, RANK, SHAPE_ERROR = 0.03, 1.5, 0.98, 0.15
@@ -112,14 +114,20 @@ def build_all(
     session: Session, assignments: Sequence[Mapping[str, str]], folder: Path
 ) -> list[Path]:
     """Build the networks into folders named by what they are, unless they are there already."""
-    folders = []
-    for assignment in track(assignments, "build networks"):
-        text = f"{session.digest()}{sorted(assignment.items())}{kernel_hash()}{VERSION}"
-        place = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
-        folders.append(place)
-        if not place.exists():
-            session.build(session.bare_plan(dict(assignment))).save(place)
-    return folders
+    places = [folder / _digest(session, assignment) for assignment in assignments]
+    pairs = zip(places, assignments, strict=True)
+    new = [(place, assignment) for place, assignment in pairs if not place.exists()]
+    for start in track(range(0, len(new), _AT_ONCE), "build networks"):
+        some = new[start : start + _AT_ONCE]
+        plans = [session.bare_plan(dict(assignment)) for _, assignment in some]
+        for (place, _), network in zip(some, build_plans(session, plans), strict=True):
+            network.save(place)
+    return places
+
+
+def _digest(session: Session, assignment: Mapping[str, str]) -> str:
+    text = f"{session.digest()}{sorted(assignment.items())}{kernel_hash()}{lowering_hash()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def medians_of(session: Session, folders: Sequence[Path], rounds: int) -> np.ndarray:
