@@ -12,7 +12,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from mpq_compile.deploy import write_artifact
-from mpq_compile.passes.materialize import Materialized
+from mpq_compile.passes.materialized import Materialized
 from mpq_compile.progress import counted
 from mpq_compile.runtime.fingerprint import default_threads
 from mpq_compile.runtime.network import CompiledNetwork

@@ -13,7 +13,8 @@ from mpq_compile.errors import LoweringError, PlanError, nearest
 from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.base import target_name
-from mpq_compile.passes.materialize import Materialized, materialize
+from mpq_compile.passes.materialize import materialize
+from mpq_compile.passes.materialized import Materialized
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.runtime.artifact import (

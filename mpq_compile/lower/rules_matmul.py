@@ -14,7 +14,7 @@ from mpq_compile.lower.borders import border_for, workload_of
 from mpq_compile.lower.emit import Value
 from mpq_compile.lower.parameters import StoredSite, stored_arrays
 from mpq_compile.lower.workloads import linear_workload
-from mpq_compile.passes.materialize import SiteRecord
+from mpq_compile.passes.materialized import SiteRecord
 from mpq_compile.quant.weights import QuantizedWeight
 from mpq_compile.types import Candidate
 

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from mpq_compile.passes.base import argument
-from mpq_compile.passes.network import Network
+from mpq_compile.passes.materialized import Builder
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.multipliers import bounds_of, f32, scale_of, zero_point_of
-from mpq_compile.types import QParams, storage
+from mpq_compile.types import storage
 
 aten = torch.ops.aten
-
-
-class Builder(Protocol):
-    """What this rule needs of the materializer."""
-
-    network: Network
-    native: dict[str, str]
-    graph: fx.Graph
-    floats: list[str]
-
-    def stored(self, node: fx.Node) -> str: ...
-
-    def qparams(self, node: fx.Node, fmt: str) -> QParams | None: ...
-
-    def operand(self, node: fx.Node, fmt: str) -> fx.Node: ...
-
-    def raw(self, node: fx.Node) -> fx.Node: ...
-
-    def attribute(self, name: str, value: Tensor) -> fx.Node: ...
 
 
 def attention(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:

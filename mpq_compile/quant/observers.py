@@ -154,7 +154,7 @@ def activation_qparams(histogram: Histogram, bits: int, observer: str = "mse") -
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Round float values to the codes of ``qparams`` and back; float32 in and out."""
-    codes = torch.clamp(
-        torch.round(x * (1.0 / qparams.scale)) + qparams.zero_point, 0, qparams.spec.qmax
-    )
-    return (codes - qparams.zero_point) * qparams.scale
+    zero_point = qparams.zero_point
+    # In place: such tensors are large, and memory is what this costs.
+    codes = (x * (1.0 / qparams.scale)).round_().add_(zero_point).clamp_(0, qparams.spec.qmax)
+    return codes.sub_(zero_point).mul_(qparams.scale)

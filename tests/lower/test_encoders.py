@@ -14,7 +14,8 @@ from mpq_compile.capture import capture
 from mpq_compile.kernels.tier import detect_tier
 from mpq_compile.lower.lowering import Lowered, lower
 from mpq_compile.passes.base import is_call
-from mpq_compile.passes.materialize import Materialized, materialize
+from mpq_compile.passes.materialize import materialize
+from mpq_compile.passes.materialized import Materialized
 from mpq_compile.passes.network import prepare
 from mpq_compile.quant import ops as qops
 from mpq_compile.selfcheck import agreement_decibels

@@ -16,7 +16,9 @@ from mpq_compile.errors import LoweringError, PlanError, UnsupportedOpError
 from mpq_compile.passes.base import run_passes
 from mpq_compile.passes.formats import kinds, quantizer_roots, stored_formats
 from mpq_compile.passes.insert_quantizers import InsertQuantizers, set_assignment
-from mpq_compile.passes.materialize import MAX_INPUTS, Materialized, materialize
+from mpq_compile.passes.materialize import materialize
+from mpq_compile.passes.materialize_site import MAX_INPUTS
+from mpq_compile.passes.materialized import Materialized
 from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.calibration import Calibration
