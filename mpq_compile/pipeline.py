@@ -178,7 +178,8 @@ def compile(  # noqa: A001 - the public name
     Arguments are those of :func:`plan`, and:
 
     Args:
-        plan: Build this plan instead of making one; its budget is checked, not solved for.
+        plan: Build this plan instead of making one, with the observer and the correction that it
+            was made with; its budget is checked, not solved for.
         verify: Measure latency in fresh processes (always done where the budget bounds it).
 
     Returns:
@@ -187,6 +188,9 @@ def compile(  # noqa: A001 - the public name
     Raises:
         InfeasibleBudgetError: No assignment was measured within the budget.
     """
+    if plan is not None:
+        observer = plan.provenance.get("observer", observer)
+        correction = plan.provenance.get("correction", correction)
     session = Session(
         model,
         example_inputs,

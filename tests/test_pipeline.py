@@ -176,6 +176,16 @@ def test_a_given_plan_is_built_as_it_is() -> None:
     assert torch.equal(network(X), network.reference(X))
 
 
+def test_a_given_plan_keeps_its_correction() -> None:
+    outputs = {}
+    for correction in ("affine", "none"):
+        given = plan(budget={"avg_bits": 4}, correction=correction)
+        outputs[correction] = mpq.compile(model(), X[:1], [X], plan=given, verify=False)(X)
+        expected = assign(given.assignment, correction=correction)(X)
+        assert torch.equal(outputs[correction], expected)
+    assert not torch.equal(outputs["affine"], outputs["none"])
+
+
 def test_a_plan_of_another_model_is_refused() -> None:
     given = plan()
     other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 81, 2)).eval()

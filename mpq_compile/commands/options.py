@@ -134,6 +134,14 @@ Metric = Annotated[
     str, typer.Option("--metric", help="Sensitivity metric.", rich_help_panel=_CHOICE)
 ]
 Solver = Annotated[str, typer.Option("--solver", help="Solver.", rich_help_panel=_CHOICE)]
+Correction = Annotated[
+    str,
+    typer.Option(
+        "--correction",
+        help="What is fitted to channels of rounded weights: affine, bias or none.",
+        rich_help_panel=_CHOICE,
+    ),
+]
 Candidates = Annotated[
     str | None,
     typer.Option(

@@ -44,6 +44,7 @@ class Request:
     evaluations: int = 16
     metric: str = "sqnr"
     solver: str = "exact"
+    correction: str = "affine"
     candidates: Sequence[str] | None = None
     constraints: Mapping[str, Sequence[str]] = field(default_factory=dict)
     allow_float: bool = False
@@ -53,9 +54,12 @@ class Request:
 
     def load(self) -> Loaded:
         """Check the names and reach the device first, then read the data and the model."""
+        from mpq_compile.reconstruct.correction import check_correction
+
         resolve_target(self.target)
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
+        check_correction(self.correction)
         data = read_data(self.data)
         model, example = read_model(self.model)
         return _loaded(data, model, example)

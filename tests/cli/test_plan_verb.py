@@ -41,6 +41,13 @@ def test_constraints_and_drop(mpq: Mpq, job: tuple[str, ...]) -> None:
     assert names["conv"] != "w8a8"
 
 
+@pytest.mark.parametrize("name", ["affine", "none"])
+def test_a_plan_records_its_correction(mpq: Mpq, job: tuple[str, ...], name: str) -> None:
+    result = mpq("plan", *job, *ANALYTIC, "--correction", name, "--json")
+    assert result.code == 0
+    assert result.json["provenance"]["correction"] == name
+
+
 def test_exported_program(mpq: Mpq, place: Path, job: tuple[str, ...], tmp_path: Path) -> None:
     import torch
 
@@ -74,6 +81,7 @@ def test_infeasible_says_what_is_attainable(mpq: Mpq, job: tuple[str, ...]) -> N
         (("--target", "bit_serail"), "'bit_serial'"),
         ((*ANALYTIC, "--metric", "sqrn"), "'sqnr'"),
         ((*ANALYTIC, "--solver", "greedi"), "'greedy'"),
+        ((*ANALYTIC, "--correction", "afine"), "'affine'"),
         ((*ANALYTIC, "--constraint", "con=w8a8"), "'conv'"),
         ((*ANALYTIC, "--max-drop", "1", "--minimize", "sise"), "'size'"),
     ],
