@@ -46,7 +46,12 @@ def verify(
     latency_ms: options.LatencyMs = None,
     latency_p95_ms: options.LatencyP95Ms = None,
     processes: Annotated[
-        int, typer.Option("--processes", min=2, help="Fresh processes to measure in.")
+        int,
+        typer.Option(
+            "--processes",
+            min=2,
+            help="Fresh processes, up to three times as many while the median is uncertain.",
+        ),
     ] = PROCESSES,
     as_json: options.Json = False,
 ) -> Outcome:

@@ -13,6 +13,7 @@ from verbs import Mpq
 from mpq_compile.commands.verify import Checked
 from mpq_compile.runtime.artifact import open_artifact, seal
 from mpq_compile.runtime.timing import Timings
+from mpq_compile.runtime.verify import MOST
 
 
 def runs(*blocks_ms: float) -> list[Timings]:
@@ -74,7 +75,8 @@ def test_verify_measures(mpq: Mpq, artifact: Path) -> None:
     result = mpq("verify", artifact, "--processes", "2", "--latency-ms", "1e-9", "--json")
     assert result.code == 1
     assert result.json["status"] == "rejected"
-    assert result.json["processes"] == 2
+    # More may follow, on a machine that is not quiet.
+    assert 2 <= result.json["processes"] <= 2 * MOST
 
 
 @pytest.mark.parametrize(
