@@ -34,6 +34,8 @@ from mpq_compile.types import Candidate
 CORRECTIONS = ("affine", "bias", "none")
 # Each channel is fitted on so many values where the data has them, and on so many samples.
 _VALUES, _SAMPLES = 16384, 32
+# Two numbers fitted to fewer values would follow their noise: such sites are left as they are.
+_FEWEST = 64
 # A channel that rounding left without signal is not blown up, nor turned over.
 _LEAST, _MOST = 0.25, 4.0
 
@@ -58,7 +60,8 @@ def fit_channels(
 ) -> None:
     """Add to ``calibration`` the fits of these candidates that it lacks, in one pass over the data.
 
-    Weights of 8 bits and floats are left as they are.
+    Weights of 8 bits and floats are left as they are, and so are sites that see fewer than 64
+    values of a channel: a linear layer on less than 64 samples.
 
     Args:
         network: The prepared network.
@@ -112,7 +115,10 @@ class _Moments:
         self.count += exact.shape[1]
 
     def fit(self, biased: bool, gained: bool) -> ChannelFit:
-        """Return the least-squares gain and shift."""
+        """Return the least-squares gain and shift; those that change nothing for few values."""
+        if self.count < _FEWEST:
+            ones = torch.ones(self.sums.shape[1])
+            return ChannelFit(gain=ones, shift=torch.zeros_like(ones))
         y, z, yz, zz = self.sums / self.count
         above, below = (yz - y * z, zz - z * z) if biased else (yz, zz)
         gain = torch.ones_like(y)

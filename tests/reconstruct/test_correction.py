@@ -30,7 +30,7 @@ SITES = {
     "linear of tokens": nn.Linear(7, 5),
     "without bias": nn.Conv2d(4, 6, 1, bias=False),
 }
-SAMPLES = 40
+SAMPLES = 80
 
 
 def fitted(
@@ -137,6 +137,13 @@ def test_groups_of_a_channel_share_its_gain() -> None:
     gain = calibration.fits[site, plain.spec].gain
     assert found.scale.shape == (5, 9)
     assert torch.allclose(found.scale, plain.scale * gain[:, None])
+
+
+@pytest.mark.parametrize(("samples", "is_fitted"), [(63, False), (64, True)])
+def test_few_values_are_not_fitted(samples: int, is_fitted: bool) -> None:
+    network, calibration, _ = fitted(SITES["linear"], "w2a8", samples=samples)
+    (fit,) = calibration.fits.values()
+    assert bool((fit.gain != 1).any()) == bool(fit.shift.any()) == is_fitted
 
 
 def test_a_channel_without_signal_keeps_its_gain() -> None:
