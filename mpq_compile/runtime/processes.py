@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import IO, Any, TypeVar
 
@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
 _TIMEOUT_S = 300
+_LOOK_S = 0.5
 # Turns JSON data into JSON data, in a process of its own.
 Work = Callable[[Any], Any]
 
@@ -55,6 +56,9 @@ def until_ended(work: Callable[[], None]) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         threading.Thread(target=settle, args=(future, work), daemon=True).start()
+        # A signal that comes just before a wait without limit begins is seen when the wait ends.
+        while not wait([future], _LOOK_S).done:
+            pass
         future.result()
     finally:
         end_children()
