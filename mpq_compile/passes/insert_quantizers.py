@@ -20,13 +20,17 @@ from mpq_compile.quant.reference import fake_quantize_rows
 from mpq_compile.types import Candidate
 
 
-class WeightQuantizer(nn.Module):
-    """Returns the site's weight as its candidate rounds it, in float32."""
+class _SiteQuantizer(nn.Module):
+    """Knows its site and the candidate that it is switched to."""
 
     def __init__(self, network: Network, calibration: Calibration, site_id: str) -> None:
         super().__init__()
         self.candidate = Candidate.parse("fp32")
         self._where = network, calibration, site_id
+
+
+class WeightQuantizer(_SiteQuantizer):
+    """Returns the site's weight as its candidate rounds it, in float32."""
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.candidate.weight_bits == 32:
@@ -36,13 +40,8 @@ class WeightQuantizer(nn.Module):
         return fitted_weight(*self._where, self.candidate).dequantize()
 
 
-class BiasQuantizer(nn.Module):
+class BiasQuantizer(_SiteQuantizer):
     """Returns the site's bias with the shift that goes with its candidate, in float32."""
-
-    def __init__(self, network: Network, calibration: Calibration, site_id: str) -> None:
-        super().__init__()
-        self.candidate = Candidate.parse("fp32")
-        self._where = network, calibration, site_id
 
     def forward(self, bias: Tensor) -> Tensor:
         if self.candidate.is_float:
