@@ -107,6 +107,10 @@ def run_key(metric: str, graph: QuantizedGraph, slices: Sequence[Slice], choices
     digest.update(repr((torch.__version__, *text)).encode())
     for value in graph.network.module.state_dict().values():
         _update(digest, value)
+    for where, fit in sorted(graph.calibration.fits.items(), key=lambda item: repr(item[0])):
+        digest.update(repr(where).encode())
+        for value in (fit.gain, fit.shift):
+            _update(digest, value)
     for part in slices:
         for value in (*part.batch.inputs, part.batch.labels):
             _update(digest, value)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mpq_compile.calibrate import Batch
 from mpq_compile.errors import CalibrationError
+from mpq_compile.reconstruct.correction import fit_channels
 from mpq_compile.registry import METRICS
 from mpq_compile.sensitivity import checkpoint
 from mpq_compile.sensitivity.base import QuantizedGraph
@@ -66,7 +67,7 @@ def test_what_was_stopped_goes_on(name: str, cache: Path, monkeypatch: pytest.Mo
 
 
 def test_other_data_or_options_do_not_go_on(cache: Path) -> None:
-    net = chain()
+    net = chain(80)
     graph = QuantizedGraph(net.network, net.calibration)
     slices = cut(net.batches, net.network, 40, 1.0, 1.0)
     choices = dict.fromkeys(net.sites, ("w8a8",))
@@ -79,6 +80,12 @@ def test_other_data_or_options_do_not_go_on(cache: Path) -> None:
     }
     assert len(keys) == 4
     assert checkpoint.run_key("a", graph, slices, choices) in keys
+    fit_channels(net.network, net.calibration, net.batches, other, "bias")
+    keys.add(checkpoint.run_key("a", graph, slices, choices))
+    net.calibration.fits.clear()
+    fit_channels(net.network, net.calibration, net.batches, other, "affine")
+    keys.add(checkpoint.run_key("a", graph, slices, choices))
+    assert len(keys) == 6
 
 
 def test_a_damaged_slice_is_computed_again(cache: Path) -> None:
