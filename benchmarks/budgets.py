@@ -22,8 +22,8 @@ from pathlib import Path
 
 from shared_nets import load_net
 
+from mpq_compile.closed_loop import compile_session
 from mpq_compile.errors import InfeasibleBudgetError
-from mpq_compile.pipeline import compile_session
 from mpq_compile.runtime.verify import BLOCKS, settled
 from mpq_compile.session import Session
 from mpq_compile.types import Budget

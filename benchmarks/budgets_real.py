@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from shared_nets import NAMES, SharedNet, load_net, paired_standard_error, top1
 
-from mpq_compile.pipeline import compile_session
+from mpq_compile.closed_loop import compile_session
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.session import Session
 from mpq_compile.types import Budget

@@ -35,7 +35,7 @@ def compile_network(network: str, folder: Path) -> dict[str, Any]:
     from contenders.task import NetTask
     from peer_nets import NETWORKS
 
-    from mpq_compile.pipeline import compile_session
+    from mpq_compile.closed_loop import compile_session
     from mpq_compile.runtime.threads import thread_count
     from mpq_compile.session import Session
     from mpq_compile.types import Budget

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mpq_compile.closed_loop import compile_session
 from mpq_compile.errors import InfeasibleBudgetError
-from mpq_compile.pipeline import assign_session, compile_session
+from mpq_compile.pipeline import assign_session
 from mpq_compile.progress import track
 from mpq_compile.report.demo_table import print_plan, print_title
 from mpq_compile.report.plot import save_plan_picture

@@ -29,6 +29,8 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("report",),
     (
         "pipeline",
+        "closed_loop",
+        "attempts",
         "session",
         "allocate",
         "infeasibility",

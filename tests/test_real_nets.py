@@ -9,7 +9,8 @@ import shared_nets
 import torch
 
 import mpq_compile as mpq
-from mpq_compile.pipeline import assign_session, compile_session
+from mpq_compile.closed_loop import compile_session
+from mpq_compile.pipeline import assign_session
 from mpq_compile.session import Session
 
 pytestmark = pytest.mark.skipif(

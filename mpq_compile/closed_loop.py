@@ -1,0 +1,164 @@
+"""The loop of a budget: solve, build, measure; what was measured corrects the next plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from mpq_compile.anchors import LEAST_ERROR
+from mpq_compile.attempts import Attempts
+from mpq_compile.auto import AUTO, plan_auto
+from mpq_compile.cost.latency import Z95, Observation
+from mpq_compile.errors import InfeasibleBudgetError, PlanError
+from mpq_compile.inverse import EVALUATIONS, Goal, cheapest
+from mpq_compile.judging import Evaluate, Judge
+from mpq_compile.runtime.artifact import write_verification
+from mpq_compile.runtime.network import CompiledNetwork
+from mpq_compile.runtime.verify import verify_artifact
+from mpq_compile.session import Session
+from mpq_compile.types import Budget, Plan, Verification
+
+log = logging.getLogger(__name__)
+
+MAX_ROUNDS = 5
+
+
+def goal_of(
+    session: Session,
+    budget: Budget,
+    minimize: str | None,
+    evaluate: Evaluate | str | None,
+    evaluations: int,
+) -> Goal | None:
+    """Return what is minimised; None where that is the loss."""
+    if budget.max_drop is None and budget.max_loss is None:
+        if minimize is None:
+            return None
+        raise PlanError(
+            "minimize needs a bound on the loss",
+            expected="Budget(max_drop=...), or Budget(max_loss=...) in the metric's unit",
+            found=f"minimize={minimize!r} alone",
+            remedy="add max_drop or max_loss to the budget, or leave minimize out",
+        )
+    judge = None
+    if budget.max_drop is not None:
+        judge = Judge(session, evaluate or "top1", session.batches)
+    return Goal(objective=minimize or "latency", judge=judge, evaluations=evaluations)
+
+
+def plan_within(session: Session, budget: Budget, goal: Goal | None) -> Plan:
+    """Return the best plan that is predicted to keep the budget."""
+    if goal is None:
+        return plan_auto(session, budget) if session.solver == AUTO else session.solve(budget)
+    found = cheapest(session, budget, goal)
+    return session.plan_for(found.assignment, budget, found.solution, found.notes)
+
+
+def compile_session(
+    session: Session,
+    budget: Budget,
+    minimize: str | None = None,
+    evaluate: Evaluate | str | None = None,
+    verify: bool = True,
+    evaluations: int = EVALUATIONS,
+) -> CompiledNetwork:
+    """Plan, build and measure until a network keeps the budget.
+
+    It goes on where the budget is missed, and also where the network that keeps it leaves no room
+    for the drift of the device, or much more than that: see :mod:`attempts`.
+
+    Raises:
+        InfeasibleBudgetError: No assignment was measured within the budget.
+    """
+    goal = goal_of(session, budget, minimize, evaluate, evaluations)
+    timed = not session.analytic and (verify or _bounds_latency(budget))
+    if not timed:
+        return session.build(plan_within(session, budget, goal))
+    attempts = Attempts(budget, session.costing.latency.errors.drift)
+    for number in range(1, MAX_ROUNDS + 1):
+        try:
+            plan = _aimed_plan(session, attempts, goal)
+        except InfeasibleBudgetError as error:
+            if attempts.any:
+                break
+            raise _attainable(error, attempts.least_seen_ms) from error
+        if not attempts.is_worth_building(plan):
+            break
+        network = session.build(plan)
+        seen = verified(network, budget.given(), number)
+        attempts.add(network, seen)
+        if seen.status in ("inconclusive", "unbounded"):
+            return attempts.best if attempts.any else network
+        if attempts.enough or (attempts.any and goal is not None):
+            break
+        if number < MAX_ROUNDS:
+            _learn(session, plan, seen, budget)
+    if attempts.any:
+        return attempts.best
+    raise InfeasibleBudgetError(
+        f"no assignment was measured within the budget in {MAX_ROUNDS} rounds",
+        expected=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
+        found=f"{attempts.least_seen_ms:.4g} ms at the least",
+        remedy="raise the latency budget, or free the machine of other work",
+    )
+
+
+def _bounds_latency(budget: Budget) -> bool:
+    return budget.latency_ms is not None or budget.latency_p95_ms is not None
+
+
+def verified(network: CompiledNetwork, budget: Mapping[str, float], number: int) -> Verification:
+    """Measure a network, judge it, and write the verdict into its artifact."""
+    verification = verify_artifact(
+        network.folder,
+        network.device,
+        budget,
+        rounds=number,
+        profile_energy_mj=network.plan.predicted.energy_mj,
+    )
+    network.verification = verification
+    write_verification(network.folder, verification)
+    return verification
+
+
+def _aimed_plan(session: Session, attempts: Attempts, goal: Goal | None) -> Plan:
+    """Return a plan that is likely to be measured within the budget, not just predicted so.
+
+    Where nothing is as fast as what is aimed at, the budget itself is tried.
+    """
+    budget = attempts.budget
+    if _bounds_latency(budget):
+        with suppress(InfeasibleBudgetError):
+            near = session.solve(budget).assignment
+            aim = attempts.aimed(session.costing.prediction_error(near))
+            return replace(plan_within(session, aim, goal), budget=budget.given())
+    return plan_within(session, budget, goal)
+
+
+def _learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:
+    """Let the latency model know what was measured; the next plan follows from it."""
+    half_width = (seen.latency_ms_upper95 - seen.latency_ms_lower95) / (2 * Z95 * seen.latency_ms)
+    session.costing.learn(
+        Observation(
+            assignment=plan.assignment,
+            latency_us=1e3 * seen.latency_ms,
+            error=max(LEAST_ERROR, half_width),
+            run=session.costing.latency.next_run,
+        )
+    )
+    if budget.latency_p95_ms is not None:
+        session.costing.p95_ratio = max(1.0, seen.latency_p95_ms_upper95 / seen.latency_ms)
+    log.info("measured %.4g ms, predicted %.4g", seen.latency_ms, plan.predicted.latency_ms)
+
+
+def _attainable(error: InfeasibleBudgetError, least_seen: float) -> InfeasibleBudgetError:
+    if least_seen == float("inf"):
+        return error
+    return InfeasibleBudgetError(
+        error.message,
+        expected=error.expected,
+        found=f"{error.found}; the fastest network built measured {least_seen:.4g} ms",
+        remedy=error.remedy,
+    )
