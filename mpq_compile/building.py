@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from mpq_compile.deploy import write_artifact
 from mpq_compile.passes.materialized import Materialized
 from mpq_compile.progress import counted
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.runtime.fingerprint import default_threads
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.selfcheck import check_against_oracle
@@ -28,20 +29,23 @@ def build_plan(
 ) -> CompiledNetwork:
     """Write the artifact of a plan to ``owner``, or to a temporary folder, and load it."""
     owner = owner or tempfile.TemporaryDirectory(prefix="mpq-")
-    return _loaded(session, _written(session, plan, owner), owner)
+    calibration = session.rounded_for(plan.assignment)
+    return _loaded(session, _written(session, plan, calibration, owner), owner)
 
 
 def build_plans(session: Session, plans: Sequence[Plan]) -> list[CompiledNetwork]:
-    """Build several plans; LLVM compiles as many at a time as there are cores."""
-    for plan in plans:
-        session.calibration_for(plan.assignment)
+    """Build several plans to be timed; LLVM compiles as many at a time as there are cores.
+
+    Their weights are rounded to nearest: the time does not depend on it.
+    """
+    found = [session.calibration_for(plan.assignment) for plan in plans]
     owners = [tempfile.TemporaryDirectory(prefix="mpq-") for _ in plans]
     with (
         counted(len(plans), "build networks") as advance,
         ThreadPoolExecutor(default_threads()) as pool,
     ):
-        pairs = zip(plans, owners, strict=True)
-        jobs = [pool.submit(_written, session, plan, owner) for plan, owner in pairs]
+        tasks = zip(plans, found, owners, strict=True)
+        jobs = [pool.submit(_written, session, *task) for task in tasks]
         for job in jobs:
             job.add_done_callback(lambda _: advance(1))
         materialized = [job.result() for job in jobs]
@@ -54,10 +58,15 @@ def _folder(owner: tempfile.TemporaryDirectory[str]) -> Path:
     return Path(owner.name) / "artifact"
 
 
-def _written(session: Session, plan: Plan, owner: tempfile.TemporaryDirectory[str]) -> Materialized:
+def _written(
+    session: Session,
+    plan: Plan,
+    calibration: Calibration,
+    owner: tempfile.TemporaryDirectory[str],
+) -> Materialized:
     return write_artifact(
         session.network,
-        session.calibration_for(plan.assignment),
+        calibration,
         plan,
         _folder(owner),
         session.device,

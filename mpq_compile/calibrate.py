@@ -159,11 +159,24 @@ def _fixed_pieces(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
 
 
 def calibrate(network: Network, batches: Sequence[Batch], observer: str = "mse") -> Calibration:
-    """Observe every float tensor of the prepared graph over all batches."""
+    """Observe every float tensor of the prepared graph over all batches.
+
+    Raises:
+        CalibrationError: The output of a site is not finite.
+    """
     histograms: dict[str, Histogram] = {}
+    site_of = network.site_of
 
     def observe(node, value) -> None:
         seen = node.op == "get_attr" and node.name in histograms  # constants are seen once
+        if node.name in site_of and not value.isfinite().all():
+            raise CalibrationError(
+                "the output of a site is not finite",
+                where=site_of[node.name].id,
+                expected="finite numbers on the calibration data",
+                found=f"{int((~value.isfinite()).sum())} NaN or infinite values",
+                remedy="look for samples, or for a layer before it, that overflow in float",
+            )
         if isinstance(value, Tensor) and value.is_floating_point() and not seen:
             histograms.setdefault(node.name, Histogram()).observe(value)
 

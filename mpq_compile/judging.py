@@ -136,6 +136,7 @@ class Judge:
             [batch.inputs for batch in session.batches],
             session.observer,
             session.correction,
+            session.rounding,
             session.allow_float,
             self.name,
             self._function,

@@ -50,6 +50,7 @@ def plan(
     allow_float: bool = False,
     observer: str = "mse",
     correction: str = "affine",
+    rounding: str = "gptq",
     tuned: bool = True,
     measure_s: float | None = None,
 ) -> Plan:
@@ -77,6 +78,9 @@ def plan(
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
         correction: What is fitted to each output channel of rounded weights in closed form: its
             gain and shift ("affine"), its shift ("bias", empirical bias correction), or "none".
+        rounding: How codes of weights below 8 bits are found for the network that is built, and
+            for those whose drop is measured: "gptq", integer least squares on what the quantized
+            network computes, site after site; or "nearest", which costs nothing.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
             the cost model.
         measure_s: Seconds to spend on what was never measured on the target: tuning, kernels,
@@ -98,6 +102,7 @@ def plan(
         solver=solver,
         observer=observer,
         correction=correction,
+        rounding=rounding,
         allow_float=allow_float,
         seed=seed,
         tuned=tuned,
@@ -126,6 +131,7 @@ def compile(  # noqa: A001 - the public name
     allow_float: bool = False,
     observer: str = "mse",
     correction: str = "affine",
+    rounding: str = "gptq",
     verify: bool = True,
     tuned: bool = True,
     measure_s: float | None = None,
@@ -135,8 +141,8 @@ def compile(  # noqa: A001 - the public name
     Arguments are those of :func:`plan`, and:
 
     Args:
-        plan: Build this plan instead of making one, with the observer and the correction that it
-            was made with; its budget is checked, not solved for.
+        plan: Build this plan instead of making one, with the observer, the correction and the
+            rounding that it was made with; its budget is checked, not solved for.
         verify: Measure latency in fresh processes (always done where the budget bounds it).
 
     Returns:
@@ -148,6 +154,7 @@ def compile(  # noqa: A001 - the public name
     if plan is not None:
         observer = plan.provenance.get("observer", observer)
         correction = plan.provenance.get("correction", correction)
+        rounding = plan.provenance.get("rounding", "nearest")
     session = Session(
         model,
         example_inputs,
@@ -159,6 +166,7 @@ def compile(  # noqa: A001 - the public name
         solver=solver,
         observer=observer,
         correction=correction,
+        rounding=rounding,
         allow_float=allow_float,
         seed=seed,
         tuned=tuned,
@@ -186,6 +194,7 @@ def assign(
     allow_float: bool = False,
     observer: str = "mse",
     correction: str = "affine",
+    rounding: str = "gptq",
     verify: bool = False,
     tuned: bool = True,
 ) -> CompiledNetwork:
@@ -202,6 +211,7 @@ def assign(
         allow_float=allow_float,
         observer=observer,
         correction=correction,
+        rounding=rounding,
         tuned=tuned,
     )
     return assign_session(session, assignment, verify)

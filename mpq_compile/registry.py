@@ -94,6 +94,14 @@ SOLVERS = Registry(
     },
 )
 
+ROUNDINGS = Registry(
+    kind="rounding",
+    table={
+        "gptq": "mpq_compile.reconstruct.gptq:reconstruct_gptq",
+        "nearest": "mpq_compile.reconstruct.rounding:keep_nearest",
+    },
+)
+
 BLACK_BOX_SOLVERS = Registry(
     kind="black-box solver",
     table={

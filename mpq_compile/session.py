@@ -33,7 +33,8 @@ from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.reconstruct.correction import check_correction, fit_channels
-from mpq_compile.registry import METRICS, SOLVERS
+from mpq_compile.reconstruct.rounding import with_rounding
+from mpq_compile.registry import METRICS, ROUNDINGS, SOLVERS
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
@@ -51,6 +52,8 @@ from mpq_compile.types import (
 
 # Solves until the prediction of a plan is within the budget too.
 _SOLVES = 4
+# Assignments whose searched roundings are remembered.
+_KEPT = 8
 
 
 @dataclass
@@ -66,6 +69,8 @@ class Session:
         observer: How activation ranges are chosen: mse, minmax, percentile or entropy.
         correction: What is fitted to channels with rounded weights: affine, bias or none; see
             ``reconstruct.correction``.
+        rounding: How codes of weights below 8 bits are found for the network that is built: gptq
+            or nearest; see ``reconstruct``.
         allow_float: Run operators without integer rule in float instead of refusing them.
         seed: Recorded in the plan; every stage is deterministic.
         tuned: Search schedules and use those that were found; False leaves all to the cost model.
@@ -84,6 +89,7 @@ class Session:
     solver: str = "exact"
     observer: str = "mse"
     correction: str = "affine"
+    rounding: str = "gptq"
     allow_float: bool = False
     seed: int = 0
     tuned: bool = True
@@ -97,6 +103,7 @@ class Session:
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
         check_correction(self.correction)
+        ROUNDINGS.load(self.rounding)
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self._found: Target = resolve_target(self.target)
         self.profile: Profile = self._found.profile
@@ -139,6 +146,22 @@ class Session:
         """Return ranges, with fits for these candidates of sites at least."""
         fit_channels(self.network, self._ranges, self.batches, choices, self.correction)
         return self._ranges
+
+    def rounded_for(self, assignment: Mapping[str, str]) -> Calibration:
+        """Return ranges and weights of the network that is built for an assignment."""
+        key = tuple(assignment[site.id] for site in self.network.sites)
+        if key not in self._rounded:
+            while len(self._rounded) >= _KEPT:
+                self._rounded.pop(next(iter(self._rounded)))
+            calibration = self.calibration_for(assignment)
+            self._rounded[key] = with_rounding(
+                self.network, calibration, self.batches, assignment, self.rounding
+            )
+        return self._rounded[key]
+
+    @cached_property
+    def _rounded(self) -> dict[tuple[str, ...], Calibration]:
+        return {}
 
     @cached_property
     def graph(self) -> QuantizedGraph:
@@ -341,6 +364,7 @@ class Session:
             "network": self.digest(),
             "observer": self.observer,
             "correction": self.correction,
+            "rounding": self.rounding,
         }
 
     def solve(self, budget: Budget) -> Plan:
@@ -385,7 +409,7 @@ class Session:
 
     def reference(self, assignment: Mapping[str, str]) -> fx.GraphModule:
         """Return the oracle of an assignment, without building anything."""
-        calibration = self.calibration_for(assignment)
+        calibration = self.rounded_for(assignment)
         return reference_of(materialize(self.network, calibration, assignment, self.allow_float))
 
 

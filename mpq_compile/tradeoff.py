@@ -74,6 +74,7 @@ def frontier(
     allow_float: bool = False,
     observer: str = "mse",
     correction: str = "affine",
+    rounding: str = "gptq",
     tuned: bool = True,
     measure_s: float | None = None,
 ) -> FrontierReport:
@@ -85,7 +86,7 @@ def frontier(
 
     Args:
         model, example_inputs, calibration, target, metric, candidates, constraints, allow_float,
-            observer, correction, tuned, measure_s: As for :func:`mpq_compile.plan`.
+            observer, correction, rounding, tuned, measure_s: As for :func:`mpq_compile.plan`.
         axis: What the cost is: "size_mb", "latency_ms", "bops", "energy_mj" or "avg_bits".
         budget: Bounds on other axes that every point must keep, and on the range of this one.
         points: How many points of the frontier are judged; 0 for none.
@@ -110,6 +111,7 @@ def frontier(
         metric,
         observer=observer,
         correction=correction,
+        rounding=rounding,
         allow_float=allow_float,
         tuned=tuned,
         measure_s=measure_s,

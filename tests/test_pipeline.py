@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from functools import cache
 from typing import Any
@@ -176,14 +177,16 @@ def test_a_given_plan_is_built_as_it_is() -> None:
     assert torch.equal(network(X), network.reference(X))
 
 
-def test_a_given_plan_keeps_its_correction() -> None:
-    outputs = {}
-    for correction in ("affine", "none"):
-        given = plan(budget={"avg_bits": 4}, correction=correction)
-        outputs[correction] = mpq.compile(model(), X[:1], [X], plan=given, verify=False)(X)
-        expected = assign(given.assignment, correction=correction)(X)
-        assert torch.equal(outputs[correction], expected)
-    assert not torch.equal(outputs["affine"], outputs["none"])
+def test_a_given_plan_keeps_how_its_weights_are_quantized() -> None:
+    ways = [("affine", "gptq"), ("affine", "nearest"), ("none", "nearest")]
+    outputs = []
+    for correction, rounding in ways:
+        how = {"correction": correction, "rounding": rounding}
+        given = plan(budget={"avg_bits": 4}, **how)
+        outputs.append(mpq.compile(model(), X[:1], [X], plan=given, verify=False)(X))
+        assert torch.equal(outputs[-1], assign(given.assignment, **how)(X))
+    for one, other in itertools.combinations(outputs, 2):
+        assert not torch.equal(one, other)
 
 
 def test_a_plan_of_another_model_is_refused() -> None:

@@ -47,7 +47,8 @@ def compile_model(
     target: options.Target = "local",
     metric: options.Metric = "sqnr",
     solver: options.Solver = "exact",
-    correction: options.Correction = "affine",
+    correction: options.Correction = None,
+    rounding: options.Rounding = None,
     candidates: options.Candidates = None,
     constraint: options.Constraint = None,
     allow_float: options.AllowFloat = False,
@@ -84,6 +85,7 @@ def compile_model(
         metric=metric,
         solver=solver,
         correction=correction,
+        rounding=rounding,
         candidates=read_candidates(candidates),
         constraints=read_constraints(constraint),
         allow_float=allow_float,
@@ -114,7 +116,7 @@ def build(request: Request, plan: Plan | None, verify: bool) -> CompiledNetwork:
         plan=plan,
         metric=request.metric,
         solver=request.solver,
-        correction=request.correction,
+        **request.weights,
         candidates=request.candidates,
         constraints=request.constraints,
         seed=request.seed,
@@ -135,6 +137,7 @@ def _given(path: Path, request: Request) -> Plan:
         "--minimize": request.minimize is not None,
         "--candidates": request.candidates is not None,
         "--constraint": bool(request.constraints),
+        **{f"--{name}": True for name in request.weights},
     }
     also = [name for name, given in decided.items() if given]
     if also:

@@ -135,10 +135,20 @@ Metric = Annotated[
 ]
 Solver = Annotated[str, typer.Option("--solver", help="Solver.", rich_help_panel=_CHOICE)]
 Correction = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--correction",
         help="What is fitted to channels of rounded weights: affine, bias or none.",
+        show_default="affine",
+        rich_help_panel=_CHOICE,
+    ),
+]
+Rounding = Annotated[
+    str | None,
+    typer.Option(
+        "--rounding",
+        help="How weights below 8 bits are rounded in the end: gptq or nearest.",
+        show_default="gptq",
         rich_help_panel=_CHOICE,
     ),
 ]

@@ -11,7 +11,7 @@ from mpq_compile.commands.model import read_model
 from mpq_compile.commands.reading import Data, read_data
 from mpq_compile.cost.targets import resolve_target
 from mpq_compile.errors import CalibrationError, PlanError
-from mpq_compile.registry import METRICS, SOLVERS
+from mpq_compile.registry import METRICS, ROUNDINGS, SOLVERS
 from mpq_compile.types import Budget, Candidate
 
 
@@ -44,13 +44,20 @@ class Request:
     evaluations: int = 16
     metric: str = "sqnr"
     solver: str = "exact"
-    correction: str = "affine"
+    correction: str | None = None
+    rounding: str | None = None
     candidates: Sequence[str] | None = None
     constraints: Mapping[str, Sequence[str]] = field(default_factory=dict)
     allow_float: bool = False
     seed: int = 0
     tuned: bool = True
     measure_s: float | None = None
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """How weights are quantized: what was given, where it was."""
+        given = {"correction": self.correction, "rounding": self.rounding}
+        return {name: value for name, value in given.items() if value is not None}
 
     def load(self) -> Loaded:
         """Check the names and reach the device first, then read the data and the model."""
@@ -59,7 +66,10 @@ class Request:
         resolve_target(self.target)
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
-        check_correction(self.correction)
+        if self.correction is not None:
+            check_correction(self.correction)
+        if self.rounding is not None:
+            ROUNDINGS.load(self.rounding)
         data = read_data(self.data)
         model, example = read_model(self.model)
         return _loaded(data, model, example)

@@ -12,11 +12,19 @@ from mpq_compile.quant.weights import QuantizedWeight, weight_spec
 from mpq_compile.types import Candidate
 
 
+def rounded_weight(
+    network: Network, calibration: Calibration, site_id: str, candidate: Candidate
+) -> QuantizedWeight:
+    """Return a site's rounded weight: what was searched for it, or the nearest codes."""
+    found = calibration.weights.get((site_id, weight_spec(candidate)))
+    return network.rounded(site_id, candidate) if found is None else found
+
+
 def fitted_weight(
     network: Network, calibration: Calibration, site_id: str, candidate: Candidate
 ) -> QuantizedWeight:
     """Return a site's rounded weight, its scales times the gains that calibration found."""
-    weight = network.rounded(site_id, candidate)
+    weight = rounded_weight(network, calibration, site_id, candidate)
     fit = calibration.fits.get((site_id, weight.spec))
     if fit is None:
         return weight

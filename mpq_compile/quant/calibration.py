@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mpq_compile.quant.observers import Histogram, activation_qparams
-from mpq_compile.quant.weights import ChannelFit
+from mpq_compile.quant.weights import ChannelFit, QuantizedWeight
 from mpq_compile.types import QParams, QSpec
 
 
@@ -14,13 +14,14 @@ from mpq_compile.types import QParams, QSpec
 class Calibration:
     """What calibration saw: one histogram a tensor, by node name of the float graph.
 
-    ``fits`` holds what was fitted to a site's rounded weights so far, by site and weight spec;
-    see ``reconstruct.correction``.
+    By site and weight spec, ``weights`` holds roundings that were searched (``reconstruct``), where
+    there are better ones than to nearest, and ``fits`` what was fitted to a site's rounded weights.
     """
 
     histograms: Mapping[str, Histogram]
     observer: str
     samples: int
+    weights: dict[tuple[str, QSpec], QuantizedWeight] = field(default_factory=dict, repr=False)
     fits: dict[tuple[str, QSpec], ChannelFit] = field(default_factory=dict, repr=False)
     _cache: dict[tuple[str, int], QParams] = field(default_factory=dict, repr=False)
 

@@ -201,7 +201,9 @@ def test_what_runs_is_what_was_fitted(correction: str) -> None:
         nn.Linear(8 * 16, 4),
     ).eval()
     x = torch.randn(64, 3, 8, 8)
-    session = Session(model, x[:4], [x], candidates=["w3a8"], correction=correction)
+    session = Session(
+        model, x[:4], [x], candidates=["w3a8"], correction=correction, rounding="nearest"
+    )
     assignment = {site.id: "w3a8" for site in session.network.sites}
     plan = session.bare_plan(assignment)
     network = session.build(plan)

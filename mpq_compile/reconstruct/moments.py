@@ -1,0 +1,125 @@
+"""Second moments of a site's inputs and of the outputs that it should have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor, fx
+
+from mpq_compile.passes import ops
+from mpq_compile.passes.base import is_call
+from mpq_compile.quant.reference import stuff_and_pad
+
+# Values of an output channel that the moments are taken of: this many, or so many for each input.
+_VALUES, _VALUES_AN_INPUT = 16384, 8
+
+
+@dataclass
+class Moments:
+    """Sums over positions of inputs x [G, K], targets t [G, n] and their products, float64.
+
+    G is the number of groups of the convolution, K the inputs of an output, n the outputs of a
+    group.
+    """
+
+    count: int = 0
+    inputs: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    targets: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    squares: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    crosses: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Add positions: inputs float32 [G, K, T], targets float32 [G, n, T]."""
+        self.count += inputs.shape[-1]
+        self.inputs = self.inputs + inputs.sum(-1, dtype=torch.float64)
+        self.targets = self.targets + targets.sum(-1, dtype=torch.float64)
+        self.squares = self.squares + (inputs @ inputs.mT).double()
+        self.crosses = self.crosses + (targets @ inputs.mT).double()
+
+    @property
+    def finite(self) -> bool:
+        """Tell whether all that was seen was a number."""
+        return bool(self.squares.isfinite().all() and self.crosses.isfinite().all())
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Return the means of inputs and targets."""
+        return self.inputs / self.count, self.targets / self.count
+
+    def centred(self, about_mean: bool) -> tuple[Tensor, Tensor]:
+        """Return E[x xᵀ] [G, K, K] and E[t xᵀ] [G, n, K], about the means or about zero."""
+        squares, crosses = self.squares / self.count, self.crosses / self.count
+        if not about_mean:
+            return squares, crosses
+        x, t = self.means()
+        return squares - x[..., None] * x[:, None], crosses - t[..., None] * x[:, None]
+
+
+def positions_wanted(inputs: int) -> int:
+    """Return how many positions tell the moments of so many inputs."""
+    return max(_VALUES, _VALUES_AN_INPUT * inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """Reads what a site's outputs depend on, at chosen positions.
+
+    Positions number the rows of a linear layer, and the cells of a convolution's output, by row
+    and column, the same ones in each sample of a batch.
+
+    Args:
+        node: The site.
+        weight: Its float weight [N, ...].
+    """
+
+    node: fx.Node
+    weight: Tensor
+
+    @property
+    def linear(self) -> bool:
+        """Tell a linear layer from a convolution."""
+        return is_call(self.node, ops.site_linear)
+
+    @property
+    def groups(self) -> int:
+        """Groups of the convolution."""
+        return 1 if self.linear else int(self.node.args[7])
+
+    @property
+    def rows(self) -> Tensor:
+        """The float weight, [G, n, K]."""
+        return self.weight.flatten(1).unflatten(0, (self.groups, -1))
+
+    def count(self, y_shape: tuple[int, ...]) -> tuple[int, int]:
+        """Return how many samples and positions an output of that shape has."""
+        if self.linear:
+            return 1, prod(y_shape[:-1])
+        return y_shape[0], prod(y_shape[2:])
+
+    def inputs(self, x: Tensor, y_shape: tuple[int, ...], positions: Tensor) -> Tensor:
+        """Return what the outputs at ``positions`` read, float32 [G, K, values]."""
+        if self.linear:
+            return x.reshape(-1, x.shape[-1])[positions].T[None]
+        stride, padding, dilation, groups, input_dilation = self.node.args[4:9]
+        spread = stuff_and_pad(x, padding, input_dilation, 0.0)
+        width = spread.shape[-1]
+        taps = [
+            ky * dilation[0] * width + kx * dilation[1]
+            for ky in range(self.weight.shape[2])
+            for kx in range(self.weight.shape[3])
+        ]
+        row, column = positions // y_shape[3], positions % y_shape[3]
+        corner = row * stride[0] * width + column * stride[1]
+        cells = torch.tensor(taps)[:, None] + corner[None, :]
+        found = spread.flatten(2)[:, :, cells.flatten()]
+        found = found.unflatten(2, cells.shape).unflatten(1, (groups, -1))
+        # [B, G, C/G, taps, P] → [G, C/G · taps, B · P]
+        return found.permute(1, 2, 3, 0, 4).flatten(3).flatten(1, 2)
+
+    def outputs(self, y: Tensor, positions: Tensor) -> Tensor:
+        """Return outputs at ``positions``, float32 [G, n, values]."""
+        if self.linear:
+            return y.reshape(-1, y.shape[-1])[positions].T[None]
+        found = y.flatten(2)[:, :, positions].unflatten(1, (self.groups, -1))
+        return found.permute(1, 2, 0, 3).flatten(2)
