@@ -116,7 +116,9 @@ def measured_again(session: Session, rows: Sequence[Row], folders: Sequence[Path
 def run(name: str, count: int) -> list[Row]:
     """Run all budgets of a network."""
     net = load_net(name)
-    session = Session(net.model, net.example, [net.calibration[:64]], candidates=CANDIDATES)
+    session = Session(
+        net.model, net.example, [net.calibration[:64]], candidates=CANDIDATES, rounding="nearest"
+    )
     with tempfile.TemporaryDirectory(prefix="mpq-budgets-") as folder:
         folders = [Path(folder) / str(number) for number in range(count)]
         rows = []

@@ -53,12 +53,13 @@ def _module(name: str) -> ModuleType:
         sys.path.remove(folder)
 
 
-def load_net(name: str, evaluation: int | None = None) -> SharedNet:
+def load_net(name: str, evaluation: int | None = None, calibration: int = 256) -> SharedNet:
     """Load a network: CIFAR has its own calibration set, the others give up their first 100.
 
     Args:
         name: One of ``NAMES``.
         evaluation: Number of evaluation samples; None for 1,000 (CIFAR) or 400.
+        calibration: Number of calibration samples of CIFAR, 1,024 at most.
     """
     models, evaluate = _module("models"), _module("evaluate")
     folder = data_folder()
@@ -67,8 +68,8 @@ def load_net(name: str, evaluation: int | None = None) -> SharedNet:
             lambda: models.CifarResNet(int(name[6:])), f"{folder}/{name}.safetensors"
         )
         stored = np.load(folder / "cifar10_calib_a.npz")
-        calibration = models.prep_cifar(stored["images"][:256])
-        calibration_labels = stored["labels"][:256]
+        samples = models.prep_cifar(stored["images"][:calibration])
+        calibration_labels = stored["labels"][:calibration]
         test = np.load(folder / "cifar10_test_a.npz")
         count = evaluation or 1000
         images = models.prep_cifar(test["images"][:count])
@@ -78,17 +79,17 @@ def load_net(name: str, evaluation: int | None = None) -> SharedNet:
         raw, labels = evaluate.jpegs(f"{folder}/imagenet_sample_even.npz", 227)
         images = models.prep_squeezenet(raw)
         calibration_labels = labels[:100]
-        calibration, images, labels = _split(images, labels, evaluation)
+        samples, images, labels = _split(images, labels, evaluation)
     else:
         model = evaluate.build(models.DSCNN, f"{folder}/kws_dscnn.safetensors")
         stored = np.load(folder / "kws_mfcc_a.npz")
         images = evaluate.kws_prep(stored)(stored["mfcc_int8"])
         calibration_labels = stored["labels"][:100]
-        calibration, images, labels = _split(images, stored["labels"], evaluation)
+        samples, images, labels = _split(images, stored["labels"], evaluation)
     return SharedNet(
         name=name,
         model=model,
-        calibration=calibration,
+        calibration=samples,
         calibration_labels=_labels(calibration_labels),
         images=images,
         labels=_labels(labels),

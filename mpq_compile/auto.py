@@ -15,7 +15,7 @@ from mpq_compile.network_loss import NetworkLoss, improve
 from mpq_compile.progress import track
 from mpq_compile.session import Session
 from mpq_compile.solve.problem import Solution
-from mpq_compile.types import Budget, Plan
+from mpq_compile.types import Budget, Plan, SensitivityTable
 
 AUTO = "auto"
 # What proposes beside the session's own metric.
@@ -61,10 +61,17 @@ def plan_auto(session: Session, budget: Budget, evaluations: int = EVALUATIONS) 
 
 def _proposals(session: Session, allocation: Allocation, budget: Budget) -> dict[str, Solution]:
     """Return the optimum of each metric within the budget, by its name."""
-    tables = {
-        name: session.sensitivity_by(name) for name in dict.fromkeys((session.metric, *PROPOSERS))
-    }
+    names = dict.fromkeys((session.metric, *PROPOSERS))
+    tables = {name: _table(session, name) for name in names}
     return {
         name: solve_allocation(replace(allocation, sensitivity=table), budget, "exact")
         for name, table in tables.items()
     }
+
+
+def _table(session: Session, name: str) -> SensitivityTable:
+    """Return the table of a metric; ``kl``'s is what ``pairwise`` has of single sites."""
+    own = session.sensitivity
+    if name == "kl" and own.metric == "pairwise":
+        return replace(own, metric="kl", pairs={})
+    return session.sensitivity_by(name)

@@ -57,7 +57,9 @@ def test_a_rejected_network_exits_with_one(
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize("option", [("--size-mb", "1"), ("--candidates", "w8a8")])
+@pytest.mark.parametrize(
+    "option", [("--size-mb", "1"), ("--candidates", "w8a8"), ("--correction", "bias")]
+)
 def test_a_plan_has_decided_already(
     mpq: Mpq, job: tuple[str, ...], plan_file: Path, tmp_path: Path, option: tuple[str, str]
 ) -> None:
