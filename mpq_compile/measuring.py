@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mpq_compile.anchors import schedules_digest
+from mpq_compile.building import build_plans
 from mpq_compile.digest import content_digest
 from mpq_compile.memo import Memo, evaluations_dir
 from mpq_compile.report.frontier import Measured
@@ -57,7 +58,7 @@ class NetworkTimes:
         return key
 
     def _measured(self, assignment: Mapping[str, str], key: str) -> Measured:
-        network = self._session.build(self._session.bare_plan(assignment))
+        (network,) = build_plans(self._session, [self._session.bare_plan(assignment)])
         seen = verify_artifact(network.folder, network.device, {}, self._processes)
         measured = Measured(
             latency_ms=seen.latency_ms,
