@@ -28,7 +28,7 @@ from torch import Tensor
 FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1)
 # Columns that are rounded before the rest hears of it in one product of matrices.
 _BLOCK = 64
-_SWEEPS, _REFITS = 20, 4
+_SWEEPS, _REFITS = 5, 2
 # Rows, times the scales tried, that are worked on at a time.
 _VALUES = 2**24
 
@@ -93,7 +93,7 @@ def _solve_rows(
     factors = torch.tensor(FACTORS).repeat(target.shape[1])[None, :, None]
     scales = scale.repeat_interleave(count, 1) * factors
     every = grid.expand(scales, width)
-    codes = descend(feedback(wide, every, grid), every, wide, moments, grid, sweeps=2)
+    codes = descend(feedback(wide, every, grid), every, wide, moments, grid, sweeps=1)
     losses = loss(codes, every, wide, moments).unflatten(1, (-1, count))
     best = losses.argmin(-1, keepdim=True)
     pick = _picker(best, count)
@@ -149,22 +149,22 @@ class _Feedback:
 
     def __call__(self, target: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         order = self._order[:, None, :].expand_as(target)
-        left, steps = target.gather(2, order), scale.expand_as(target).gather(2, order)
+        left = target.gather(2, order).mT.contiguous()
+        scales = scale.expand_as(target).gather(2, order).mT.contiguous()
         codes = torch.empty_like(left)
-        width = left.shape[-1]
+        width = left.shape[1]
         for start in range(0, width, _BLOCK):
-            span = slice(start, min(start + _BLOCK, width))
-            block, errors = left[..., span].clone(), torch.empty_like(left[..., span])
-            within = self._factor[:, span, span]
-            for j in range(block.shape[-1]):
-                step = steps[..., start + j]
-                code = grid.round(block[..., j], step)
-                codes[..., start + j] = code
-                error = (block[..., j] - code * step) / within[:, None, j, j]
-                block[..., j:] -= error[..., None] * within[:, None, j, j:]
-                errors[..., j] = error
-            left[..., span.stop :] -= errors @ self._factor[:, span, span.stop :]
-        return torch.empty_like(codes).scatter_(2, order, codes)
+            stop = min(start + _BLOCK, width)
+            block, errors = left[:, start:stop].clone(), torch.empty_like(left[:, start:stop])
+            within = self._factor[:, start:stop, start:stop]
+            for j in range(stop - start):
+                step = scales[:, start + j]
+                code = grid.round(block[:, j], step)
+                codes[:, start + j] = code
+                errors[:, j] = (block[:, j] - code * step) / within[:, j, j, None]
+                block[:, j + 1 :] -= within[:, j, j + 1 :, None] * errors[:, None, j]
+            left[:, stop:] -= self._factor[:, start:stop, stop:].mT @ errors
+        return torch.empty_like(target).scatter_(2, order, codes.mT)
 
 
 def descend(
@@ -184,25 +184,39 @@ def descend(
         sweeps: Most passes over the columns.
     """
     codes = codes.clone()
-    power = moments.diagonal(dim1=1, dim2=2)
-    width = codes.shape[-1]
+    rows = torch.arange(codes.shape[1])
     for _ in range(sweeps):
-        pull = (target - codes * scale) @ moments
-        moved = False
-        for start in range(0, width, _BLOCK):
-            span = slice(start, min(start + _BLOCK, width))
-            near, within = pull[..., span].clone(), moments[:, span, span]
-            steps = torch.empty_like(near)
-            for j in range(near.shape[-1]):
-                step = scale[..., start + j]
-                here = codes[..., start + j]
-                best = grid.round(here * step + near[..., j] / power[:, None, start + j], step)
-                steps[..., j] = (best - here) * step
-                near -= steps[..., j, None] * within[:, None, j]
-                codes[..., start + j] = best
-            if steps.any():
-                moved = True
-                pull -= steps @ moments[:, span]
-        if not moved:
+        moved, changed = _swept(codes[:, rows], scale[:, rows], target[:, rows], moments, grid)
+        codes[:, rows] = moved
+        # A row in which nothing moved is done.
+        rows = rows[changed]
+        if not len(rows):
             break
     return codes
+
+
+def _swept(
+    codes: Tensor, scale: Tensor, target: Tensor, moments: Tensor, grid: Grid
+) -> tuple[Tensor, Tensor]:
+    """Return the codes after one pass over the columns, and which rows moved, [n]."""
+    pull = ((target - codes * scale) @ moments).mT.contiguous()
+    # Columns first, so that what is worked on at a time lies together.
+    codes, scale = codes.mT.contiguous(), scale.mT.contiguous()
+    power = moments.diagonal(dim1=1, dim2=2)
+    changed = torch.zeros(codes.shape[2], dtype=torch.bool)
+    width = codes.shape[1]
+    for start in range(0, width, _BLOCK):
+        stop = min(start + _BLOCK, width)
+        near, within = pull[:, start:stop].clone(), moments[:, start:stop, start:stop]
+        steps = torch.empty_like(near)
+        for j in range(stop - start):
+            step, here = scale[:, start + j], codes[:, start + j]
+            wanted = here * step + near[:, j] / power[:, start + j, None]
+            best = grid.round(wanted, step)
+            steps[:, j] = (best - here) * step
+            near[:, j + 1 :] -= within[:, j + 1 :, j, None] * steps[:, None, j]
+            codes[:, start + j] = best
+        if steps.any():
+            changed |= steps.ne(0).any(1).any(0)
+            pull[:, stop:] -= moments[:, stop:, start:stop] @ steps
+    return codes.mT, changed
