@@ -35,7 +35,7 @@ CORRECTIONS = ("affine", "bias", "none")
 # Each channel is fitted on so many values where the data has them, and on so many samples.
 _VALUES, _SAMPLES = 16384, 32
 # Two numbers fitted to fewer values would follow their noise: such sites are left as they are.
-_FEWEST = 64
+FEWEST = 64
 # A channel that rounding left without signal is not blown up, nor turned over.
 _LEAST, _MOST = 0.25, 4.0
 
@@ -116,7 +116,7 @@ class _Moments:
 
     def fit(self, biased: bool, gained: bool) -> ChannelFit:
         """Return the least-squares gain and shift; those that change nothing for few values."""
-        if self.count < _FEWEST:
+        if self.count < FEWEST:
             ones = torch.ones(self.sums.shape[1])
             return ChannelFit(gain=ones, shift=torch.zeros_like(ones))
         y, z, yz, zz = self.sums / self.count

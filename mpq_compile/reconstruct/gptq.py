@@ -20,6 +20,7 @@ from mpq_compile.passes.network import Network
 from mpq_compile.progress import counted
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight, weight_spec
+from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.integer_least_squares import Grid, solve
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, site_units
 from mpq_compile.reconstruct.moments import Moments, Reader, positions_wanted
@@ -29,8 +30,6 @@ from mpq_compile.types import Candidate
 # What pulls towards the float weight, as a share of the mean power of the inputs.
 _DAMPING = 0.01
 _LEAST_POWER = 1e-12
-# A site that sees fewer values of a channel keeps the nearest codes.
-FEWEST = 64
 
 
 def reconstruct_gptq(

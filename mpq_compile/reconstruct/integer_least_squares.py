@@ -10,8 +10,8 @@ problem for each row. It is solved
 1. by error feedback: columns are rounded one after the other, and the columns that are left take
    up what rounding took (GPTQ, Frantar et al., arXiv 2210.17323, with its order of columns by
    their power; the same as Babai's nearest plane);
-2. then by coordinate descent until no code moves: each is set to its best value while the others
-   stay (QuantEase, Behdin et al., arXiv 2309.01885);
+2. then by coordinate descent, until no code moves or a few passes are over: each is set to its
+   best value while the others stay (QuantEase, Behdin et al., arXiv 2309.01885);
 3. with the scale refitted in between, ``s = (w* H qᵀ) / (q H qᵀ)``, and from several scales, of
    which each row keeps what loses least [derived].
 """

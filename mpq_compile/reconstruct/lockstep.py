@@ -21,7 +21,7 @@ from mpq_compile.passes.base import is_call
 from mpq_compile.passes.network import Network
 from mpq_compile.sensitivity.base import QuantizedGraph
 
-# Bytes that the tensors of both networks may take together.
+# What the tensors of both networks may take together, 10⁶ bytes.
 MEMORY_MB = 1024.0
 
 Values = dict[fx.Node, list[Any]]
@@ -96,11 +96,10 @@ class Lockstep:
 
     def _value(self, node: fx.Node, values: Values, i: int) -> Any:
         if node.op == "placeholder":
-            return self.inputs(i)[node]
+            return self._inputs(i)[node]
         return self.evaluate(node, {source: values[source][i] for source in node.all_input_nodes})
 
-    def inputs(self, i: int) -> Mapping[fx.Node, Tensor]:
-        """Return the inputs of a batch by placeholder."""
+    def _inputs(self, i: int) -> Mapping[fx.Node, Tensor]:
         places = [n for n in self.graph.module.graph.nodes if n.op == "placeholder"]
         return dict(zip(places, self.batches[i].inputs, strict=True))
 

@@ -19,7 +19,7 @@ from mpq_compile.passes import ops
 from mpq_compile.passes.base import ValueRecorder, is_call
 from mpq_compile.passes.network import prepare
 from mpq_compile.passes.rounding import rounded_weight
-from mpq_compile.reconstruct.gptq import FEWEST
+from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, affordable, site_units
 from mpq_compile.reconstruct.moments import Reader
 from mpq_compile.reconstruct.rounding import with_rounding
