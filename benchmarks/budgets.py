@@ -47,6 +47,7 @@ class Row:
     again_ms: float | None = None
     again_settled: bool | None = None
     reference_drift: float | None = None
+    process_spread: float | None = None
 
     @property
     def slack(self) -> float:
@@ -87,6 +88,7 @@ def attempt(session: Session, name: str, budget_ms: float, folder: Path) -> Row:
         measured_ms=seen.latency_ms,
         upper95_ms=seen.latency_ms_upper95,
         reference_drift=seen.reference_drift,
+        process_spread=seen.process_spread,
     )
 
 
@@ -129,12 +131,12 @@ def run(name: str, count: int) -> list[Row]:
 
 
 def _line(row: Row) -> str:
-    if row.measured_ms is None:
+    if row.measured_ms is None or row.process_spread is None:
         return f"{row.net:10s} ≤ {row.budget_ms:.4f} ms  {row.status}"
     return (
         f"{row.net:10s} ≤ {row.budget_ms:.4f} ms  predicted {row.predicted_ms:.4f}  measured "
         f"{row.measured_ms:.4f} (upper {row.upper95_ms:.4f})  {row.status}, round {row.rounds}  "
-        f"slack {100 * row.slack:.1f} %"
+        f"slack {100 * row.slack:.1f} %  between processes {100 * row.process_spread:.1f} %"
     )
 
 

@@ -1,30 +1,43 @@
 """Which of the networks that were built for a latency budget to return, and when to stop.
 
 A budget is for every later day, and an interval speaks of the minutes it was measured in. So a
-network should keep the budget with room for the drift of the device between occasions, and should
-not leave much more than that unused.
+network should keep the budget with room for the drift of the device between occasions and for how
+its own processes differ, and should not leave much more than that unused.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.types import Budget, Plan, Verification
 
-# One-sided: a network that is as far below its budget as this many standard deviations of the
-# drift is above it on one of twenty later occasions.
+# One-sided: a network that is as far below its budget as this many standard deviations of a later
+# process is above it on one of twenty later occasions.
 Z_LATER = 1.645
-# Unused budget beyond the room for drift, as a share of the budget, that is worth another round.
-SLACK = 0.03
+# Unused budget beyond that room, as a share of the budget, that is worth another round.
+SLACK = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """A network that was measured and accepted, and the share of the budget that it leaves."""
+    """A network that was measured and accepted.
+
+    Args:
+        network: What was built.
+        unused: The share of the budget that it leaves.
+        room: The share that it should leave for later occasions.
+    """
 
     network: CompiledNetwork
     unused: float
+    room: float
+
+    @property
+    def is_roomy(self) -> bool:
+        """Tell whether later occasions have room."""
+        return self.unused >= self.room
 
     @property
     def plan(self) -> Plan:
@@ -45,12 +58,17 @@ class Attempts:
     drift: float
     _accepted: list[Attempt] = field(default_factory=list, init=False)
     _built: list[Plan] = field(default_factory=list, init=False)
+    _spread: float = field(default=0.0, init=False)
     least_seen_ms: float = field(default=float("inf"), init=False)
 
     @property
     def room(self) -> float:
-        """Share of the budget to leave unused for later occasions."""
-        margin = Z_LATER * self.drift
+        """Share of the budget to leave unused for later occasions, by what was seen last.
+
+        Processes of one network that differ by more than the device drifts were disturbed; the
+        excess is not the network's.
+        """
+        margin = Z_LATER * math.hypot(self.drift, min(self._spread, self.drift))
         return margin / (1 + margin)
 
     def aimed(self, error: float) -> Budget:
@@ -70,8 +88,11 @@ class Attempts:
         """Take what was measured into account."""
         self._built.append(network.plan)
         self.least_seen_ms = min(self.least_seen_ms, seen.latency_ms_upper95)
+        self._spread = seen.process_spread
         if seen.status == "accepted":
-            self._accepted.append(Attempt(network=network, unused=unused(seen, self.budget)))
+            self._accepted.append(
+                Attempt(network=network, unused=unused(seen, self.budget), room=self.room)
+            )
 
     @property
     def any(self) -> bool:
@@ -80,8 +101,8 @@ class Attempts:
 
     @property
     def enough(self) -> bool:
-        """Tell whether the best network leaves room for drift, and little more."""
-        return bool(self._roomy) and self._best.unused <= self.room + SLACK
+        """Tell whether the best network leaves room for later occasions, and little more."""
+        return bool(self._roomy) and self._best.unused <= self._best.room + SLACK
 
     @property
     def best(self) -> CompiledNetwork:
@@ -94,7 +115,7 @@ class Attempts:
     @property
     def _best(self) -> Attempt:
         if not self._roomy:
-            return max(self._accepted, key=lambda attempt: attempt.unused)
+            return max(self._accepted, key=lambda attempt: attempt.unused - attempt.room)
         best = self._roomy[0]
         for attempt in self._roomy[1:]:
             if _loses_less(attempt.plan, best.plan):
@@ -103,7 +124,7 @@ class Attempts:
 
     @property
     def _roomy(self) -> list[Attempt]:
-        return [attempt for attempt in self._accepted if attempt.unused >= self.room]
+        return [attempt for attempt in self._accepted if attempt.is_roomy]
 
 
 def unused(seen: Verification, budget: Budget) -> float:

@@ -343,6 +343,8 @@ class Verification:
         status: The verdict.
         rounds: Plans that were built until this one.
         device: Fingerprint of the device.
+        process_spread: Standard deviation of the median between fresh processes, as a share of
+            it, by the median of absolute deviations: a process beside other work does not count.
     """
 
     latency_ms: float
@@ -363,3 +365,4 @@ class Verification:
     status: Literal["accepted", "rejected", "inconclusive", "unbounded"]
     rounds: int = 1
     device: str = ""
+    process_spread: float = 0.0

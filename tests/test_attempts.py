@@ -33,6 +33,19 @@ def test_room_is_for_one_of_twenty_later_occasions() -> None:
     assert pytest.approx(1.0) == (1 - ROOM) * (1 + 1.645 * DRIFT)
 
 
+def test_processes_that_differ_need_more_room() -> None:
+    """As much again as the drift at most: beyond that they were disturbed."""
+    for spread, counted in ((0.01, 0.01), (0.2, DRIFT)):
+        attempts = Attempts(BUDGET, DRIFT)
+        attempts.add(network(1.0), seen(0.965, process_spread=spread))
+        assert not attempts.enough
+        later = (DRIFT**2 + counted**2) ** 0.5
+        assert pytest.approx(1.0) == (1 - attempts.room) * (1 + 1.645 * later)
+    steady = Attempts(BUDGET, DRIFT)
+    steady.add(network(1.0), seen(0.965))
+    assert steady.enough
+
+
 def test_what_is_aimed_at_leaves_room() -> None:
     attempts = Attempts(BUDGET, DRIFT)
     sure, unsure = attempts.aimed(0.001).latency_ms, attempts.aimed(0.2).latency_ms

@@ -24,6 +24,8 @@ _RESAMPLES = 4000
 # The share of blocks beside which the reference may be slow before nothing can be concluded, and
 # the spread of blocks that says the same.
 _UNSETTLED_SHARE, _UNSETTLED_DRIFT = 0.25, 0.5
+# The standard deviation of a normal sample over the median of its absolute deviations.
+_NORMAL = 1.4826
 
 Status = Literal["accepted", "rejected", "inconclusive", "unbounded"]
 Statistic = Callable[[np.ndarray], float]
@@ -159,7 +161,16 @@ def judge(
         status=status,
         rounds=rounds,
         device=device,
+        process_spread=_process_spread(timings),
     )
+
+
+def _process_spread(timings: Sequence[Timings]) -> float:
+    medians = np.array([statistics.median(timing.medians_ms(0)) for timing in timings])
+    middle = np.median(medians)
+    # Deviations from the sample's own median are too small, as with a variance over n.
+    wider = (len(medians) / max(len(medians) - 1, 1)) ** 0.5
+    return float(wider * _NORMAL * np.median(np.abs(medians - middle)) / middle)
 
 
 def _status(limits: Sequence[tuple[Interval, float | None]], settled: bool) -> Status:

@@ -62,6 +62,13 @@ def test_a_process_that_was_slow_throughout_is_seen_by_the_others() -> None:
     assert verdict.status == "inconclusive"
 
 
+def test_spread_between_processes_leaves_out_a_disturbed_one() -> None:
+    middles = [1.0, 1.01, 0.99, 1.0, 1.5]
+    verdict = judge([timings([ms] * 3) for ms in middles], {"latency_ms": 2.0})
+    assert verdict.process_spread == pytest.approx(1.4826 * 0.01 * (5 / 4) ** 0.5)
+    assert judge([timings([1.0])], {"latency_ms": 2.0}).process_spread == 0.0
+
+
 def test_percentiles_and_energy() -> None:
     verdict = judge([timings([1.0, 1.0], energy_mj=3.0)], {"latency_p95_ms": 1.02}, device="d")
     assert verdict.latency_ms == pytest.approx(1.0)
