@@ -26,6 +26,7 @@ import torch
 from shared_nets import NAMES, SharedNet, load_net, paired_standard_error, top1
 
 from mpq_compile.progress import track
+from mpq_compile.recipe import Recipe
 from mpq_compile.registry import ROUNDINGS
 from mpq_compile.session import Session
 from mpq_compile.types import Budget
@@ -69,7 +70,7 @@ def session_of(net: SharedNet, rounding: str, seed: int) -> Session:
         target="bit_serial",
         candidates=MIXED,
         metric="kl",
-        rounding=rounding,
+        recipe=Recipe(rounding=rounding),
         seed=seed,
     )
 

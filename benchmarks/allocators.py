@@ -30,6 +30,7 @@ from shared_nets import NAMES, SharedNet, load_net
 import mpq_compile as mpq
 from mpq_compile.auto import AUTO, plan_auto
 from mpq_compile.progress import track
+from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import CORRECTIONS
 from mpq_compile.session import Session
 
@@ -77,7 +78,7 @@ class Judge:
 
     def score(self, assignment: Mapping[str, str]) -> Scored:
         """Return the scores of an assignment; an empty one is the float network."""
-        what = self.net.name, len(self.net.images), self.session.correction
+        what = self.net.name, len(self.net.images), self.session.recipe.correction
         key = hashlib.sha256(repr((what, sorted(assignment.items()))).encode()).hexdigest()[:24]
         if key not in self.seen:
             self.seen[key] = self._kept(key) or self._run(key, assignment)
@@ -130,7 +131,7 @@ def session_of(net: SharedNet, metric: str, solver: str, correction: str) -> Ses
         candidates=CANDIDATES,
         metric=metric,
         solver=solver,
-        correction=correction,
+        recipe=Recipe(correction=correction),
     )
 
 

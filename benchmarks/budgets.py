@@ -24,6 +24,7 @@ from shared_nets import load_net
 
 from mpq_compile.closed_loop import compile_session
 from mpq_compile.errors import InfeasibleBudgetError
+from mpq_compile.recipe import Recipe
 from mpq_compile.runtime.verify import BLOCKS, settled
 from mpq_compile.session import Session
 from mpq_compile.types import Budget
@@ -119,7 +120,11 @@ def run(name: str, count: int) -> list[Row]:
     """Run all budgets of a network."""
     net = load_net(name)
     session = Session(
-        net.model, net.example, [net.calibration[:64]], candidates=CANDIDATES, rounding="nearest"
+        net.model,
+        net.example,
+        [net.calibration[:64]],
+        candidates=CANDIDATES,
+        recipe=Recipe(rounding="nearest"),
     )
     with tempfile.TemporaryDirectory(prefix="mpq-budgets-") as folder:
         folders = [Path(folder) / str(number) for number in range(count)]

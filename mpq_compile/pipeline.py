@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from mpq_compile.closed_loop import compile_session, goal_of, plan_within, verified
 from mpq_compile.cost.targets import TargetLike
@@ -12,6 +12,7 @@ from mpq_compile.deploy import complete_assignment
 from mpq_compile.errors import PlanError
 from mpq_compile.inverse import EVALUATIONS
 from mpq_compile.judging import Evaluate
+from mpq_compile.recipe import Recipe, RecipeOptions
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan
@@ -48,11 +49,9 @@ def plan(
     evaluate: Evaluate | str | None = None,
     evaluations: int = EVALUATIONS,
     allow_float: bool = False,
-    observer: str = "mse",
-    correction: str = "affine",
-    rounding: str = "gptq",
     tuned: bool = True,
     measure_s: float | None = None,
+    **recipe: Unpack[RecipeOptions],
 ) -> Plan:
     """Choose the bits of every site: least loss within ``budget`` on ``target``.
 
@@ -75,17 +74,12 @@ def plan(
             top-1 differs from float), "kl", "noise" or, with labels, "accuracy".
         evaluations: Most assignments that are measured to keep ``max_drop``.
         allow_float: Run operators without a rule in float on TVM; the audit shows them.
-        observer: Range estimator of activations: mse, minmax, percentile, entropy.
-        correction: What is fitted to each output channel of rounded weights in closed form: its
-            gain and shift ("affine"), its shift ("bias", empirical bias correction), or "none".
-        rounding: How codes of weights below 8 bits are found for the network that is built, and
-            for those whose drop is measured: "gptq", integer least squares on what the quantized
-            network computes, site after site; or "nearest", which costs nothing.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
             the cost model.
         measure_s: Seconds to spend on what was never measured on the target: tuning, kernels,
             then whole networks, which are begun only while there is time. Kernels that are left
             are estimated from those that were measured, and the plan says so. None measures all.
+        recipe: How the network is quantized beyond its bits, by keyword: see :class:`Recipe`.
 
     Raises:
         InfeasibleBudgetError: Nothing fits; the message says what is attainable.
@@ -100,9 +94,7 @@ def plan(
         constraints,
         metric=metric,
         solver=solver,
-        observer=observer,
-        correction=correction,
-        rounding=rounding,
+        recipe=Recipe(**recipe),
         allow_float=allow_float,
         seed=seed,
         tuned=tuned,
@@ -129,20 +121,18 @@ def compile(  # noqa: A001 - the public name
     evaluate: Evaluate | str | None = None,
     evaluations: int = EVALUATIONS,
     allow_float: bool = False,
-    observer: str = "mse",
-    correction: str = "affine",
-    rounding: str = "gptq",
     verify: bool = True,
     tuned: bool = True,
     measure_s: float | None = None,
+    **recipe: Unpack[RecipeOptions],
 ) -> CompiledNetwork:
     """Plan, build and measure until the network keeps its budget on the device.
 
     Arguments are those of :func:`plan`, and:
 
     Args:
-        plan: Build this plan instead of making one, with the observer, the correction and the
-            rounding that it was made with; its budget is checked, not solved for.
+        plan: Build this plan instead of making one, with the recipe that it was made with; its
+            budget is checked, not solved for.
         verify: Measure latency in fresh processes (always done where the budget bounds it).
 
     Returns:
@@ -151,10 +141,7 @@ def compile(  # noqa: A001 - the public name
     Raises:
         InfeasibleBudgetError: No assignment was measured within the budget.
     """
-    if plan is not None:
-        observer = plan.provenance.get("observer", observer)
-        correction = plan.provenance.get("correction", correction)
-        rounding = plan.provenance.get("rounding", "nearest")
+    how = Recipe(**recipe) if plan is None else Recipe.of_plan(plan.provenance)
     session = Session(
         model,
         example_inputs,
@@ -164,9 +151,7 @@ def compile(  # noqa: A001 - the public name
         constraints,
         metric=metric,
         solver=solver,
-        observer=observer,
-        correction=correction,
-        rounding=rounding,
+        recipe=how,
         allow_float=allow_float,
         seed=seed,
         tuned=tuned,
@@ -192,11 +177,9 @@ def assign(
     assignment: str | Mapping[str, str],
     target: TargetLike = "local",
     allow_float: bool = False,
-    observer: str = "mse",
-    correction: str = "affine",
-    rounding: str = "gptq",
     verify: bool = False,
     tuned: bool = True,
+    **recipe: Unpack[RecipeOptions],
 ) -> CompiledNetwork:
     """Build a given assignment: one candidate for all sites, or a mapping from site id.
 
@@ -208,10 +191,8 @@ def assign(
         example_inputs,
         calibration,
         target,
+        recipe=Recipe(**recipe),
         allow_float=allow_float,
-        observer=observer,
-        correction=correction,
-        rounding=rounding,
         tuned=tuned,
     )
     return assign_session(session, assignment, verify)

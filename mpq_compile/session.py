@@ -6,7 +6,7 @@ import hashlib
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,9 +32,10 @@ from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.reconstruct.correction import check_correction, fit_channels
+from mpq_compile.recipe import Recipe
+from mpq_compile.reconstruct.correction import fit_channels
 from mpq_compile.reconstruct.rounding import with_rounding
-from mpq_compile.registry import METRICS, ROUNDINGS, SOLVERS
+from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
@@ -66,11 +67,7 @@ class Session:
         candidates: Candidate names, or None for the profile's defaults.
         constraints: Site → candidates.
         metric, solver: Names in the registries.
-        observer: How activation ranges are chosen: mse, minmax, percentile or entropy.
-        correction: What is fitted to channels with rounded weights: affine, bias or none; see
-            ``reconstruct.correction``.
-        rounding: How codes of weights below 8 bits are found for the network that is built: gptq
-            or nearest; see ``reconstruct``.
+        recipe: How it is quantized beyond the bits.
         allow_float: Run operators without integer rule in float instead of refusing them.
         seed: Recorded in the plan; every stage is deterministic.
         tuned: Search schedules and use those that were found; False leaves all to the cost model.
@@ -87,9 +84,7 @@ class Session:
     constraints: Mapping[str, str | Sequence[str]] | None = None
     metric: str = "sqnr"
     solver: str = "exact"
-    observer: str = "mse"
-    correction: str = "affine"
-    rounding: str = "gptq"
+    recipe: Recipe = field(default_factory=Recipe)
     allow_float: bool = False
     seed: int = 0
     tuned: bool = True
@@ -102,8 +97,6 @@ class Session:
         # Names are checked before anything that takes time.
         METRICS.load(self.metric)
         SOLVERS.load(self.solver)
-        check_correction(self.correction)
-        ROUNDINGS.load(self.rounding)
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self._found: Target = resolve_target(self.target)
         self.profile: Profile = self._found.profile
@@ -140,11 +133,11 @@ class Session:
     @cached_property
     def _ranges(self) -> Calibration:
         """Observed ranges."""
-        return calibrate(self.network, self.batches, self.observer)
+        return calibrate(self.network, self.batches, self.recipe.observer)
 
     def calibration_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
         """Return ranges, with fits for these candidates of sites at least."""
-        fit_channels(self.network, self._ranges, self.batches, choices, self.correction)
+        fit_channels(self.network, self._ranges, self.batches, choices, self.recipe.correction)
         return self._ranges
 
     def rounded_for(self, assignment: Mapping[str, str]) -> Calibration:
@@ -155,7 +148,7 @@ class Session:
                 self._rounded.pop(next(iter(self._rounded)))
             calibration = self.calibration_for(assignment)
             self._rounded[key] = with_rounding(
-                self.network, calibration, self.batches, assignment, self.rounding
+                self.network, calibration, self.batches, assignment, self.recipe.rounding
             )
         return self._rounded[key]
 
@@ -362,9 +355,7 @@ class Session:
             "device": self.device.fingerprint,
             "reached": self.device.name,
             "network": self.digest(),
-            "observer": self.observer,
-            "correction": self.correction,
-            "rounding": self.rounding,
+            **self.recipe.provenance(),
         }
 
     def solve(self, budget: Budget) -> Plan:

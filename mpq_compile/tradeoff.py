@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mpq_compile.infeasibility import infeasible
 from mpq_compile.judging import Evaluate, Judge, default_measure
 from mpq_compile.measuring import NetworkTimes
 from mpq_compile.progress import track
+from mpq_compile.recipe import Recipe, RecipeOptions
 from mpq_compile.report.frontier import (
     FrontierReport,
     Point,
@@ -72,11 +73,9 @@ def frontier(
     measure: bool = False,
     tolerance: float = 0.0,
     allow_float: bool = False,
-    observer: str = "mse",
-    correction: str = "affine",
-    rounding: str = "gptq",
     tuned: bool = True,
     measure_s: float | None = None,
+    **recipe: Unpack[RecipeOptions],
 ) -> FrontierReport:
     """Return the whole trade-off between cost and loss, some of its points measured.
 
@@ -86,7 +85,7 @@ def frontier(
 
     Args:
         model, example_inputs, calibration, target, metric, candidates, constraints, allow_float,
-            observer, correction, rounding, tuned, measure_s: As for :func:`mpq_compile.plan`.
+            tuned, measure_s, recipe: As for :func:`mpq_compile.plan`.
         axis: What the cost is: "size_mb", "latency_ms", "bops", "energy_mj" or "avg_bits".
         budget: Bounds on other axes that every point must keep, and on the range of this one.
         points: How many points of the frontier are judged; 0 for none.
@@ -109,9 +108,7 @@ def frontier(
         candidates,
         constraints,
         metric,
-        observer=observer,
-        correction=correction,
-        rounding=rounding,
+        recipe=Recipe(**recipe),
         allow_float=allow_float,
         tuned=tuned,
         measure_s=measure_s,

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from mpq_compile.commands import options
-from mpq_compile.commands.evaluation import read_evaluate
+from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_plan
-from mpq_compile.commands.request import Request, read_budget, read_candidates, read_constraints
+from mpq_compile.commands.request import Request
 from mpq_compile.commands.views import show_notes, show_plan, show_verification
 from mpq_compile.errors import ArtifactError, PlanError
 from mpq_compile.types import Plan
@@ -22,9 +22,15 @@ if TYPE_CHECKING:
     from mpq_compile.runtime.network import CompiledNetwork
 
 
+@grouped
 def compile_model(
     model: options.Model,
     data: options.DataFile,
+    limits: options.Limits,
+    goal: options.Goal,
+    choice: options.Choice,
+    recipe: options.Recipe,
+    measuring: options.Measuring,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the artifact.")
     ],
@@ -32,29 +38,6 @@ def compile_model(
         Path | None,
         typer.Option("--plan", metavar="plan.json", help="Build this plan instead of making one."),
     ] = None,
-    latency_ms: options.LatencyMs = None,
-    latency_p95_ms: options.LatencyP95Ms = None,
-    size_mb: options.SizeMb = None,
-    bops: options.Bops = None,
-    peak_activation_mb: options.PeakActivationMb = None,
-    energy_mj: options.EnergyMj = None,
-    avg_bits: options.AvgBits = None,
-    max_drop: options.MaxDrop = None,
-    max_loss: options.MaxLoss = None,
-    minimize: options.Minimize = None,
-    evaluate: options.Evaluate = None,
-    evaluations: options.Evaluations = 16,
-    target: options.Target = "local",
-    metric: options.Metric = "sqnr",
-    solver: options.Solver = "exact",
-    correction: options.Correction = None,
-    rounding: options.Rounding = None,
-    candidates: options.Candidates = None,
-    constraint: options.Constraint = None,
-    allow_float: options.AllowFloat = False,
-    no_tune: options.NoTune = False,
-    measure_s: options.MeasureS = None,
-    seed: options.Seed = 0,
     no_verify: Annotated[
         bool,
         typer.Option(
@@ -64,40 +47,18 @@ def compile_model(
     as_json: options.Json = False,
 ) -> Outcome:
     """Build a network within the budget, measure it on the device, and write its artifact."""
+    given = None if plan is None else _given(plan, limits, goal, choice, recipe)
     request = Request(
         model=model,
         data=data,
-        target=target,
-        budget=read_budget(
-            latency_ms=latency_ms,
-            latency_p95_ms=latency_p95_ms,
-            size_mb=size_mb,
-            bops=bops,
-            peak_activation_mb=peak_activation_mb,
-            energy_mj=energy_mj,
-            avg_bits=avg_bits,
-            max_drop=max_drop,
-            max_loss=max_loss,
-        ),
-        minimize=minimize,
-        evaluate=read_evaluate(evaluate),
-        evaluations=evaluations,
-        metric=metric,
-        solver=solver,
-        correction=correction,
-        rounding=rounding,
-        candidates=read_candidates(candidates),
-        constraints=read_constraints(constraint),
-        allow_float=allow_float,
-        seed=seed,
-        tuned=not no_tune,
-        measure_s=measure_s,
+        limits=limits,
+        goal=goal,
+        choice=choice,
+        recipe=recipe,
+        measuring=measuring if given is None else replace(measuring, target=given.target),
     )
     _check_folder(output)
-    given = None if plan is None else _given(plan, request)
-    network = build(
-        request if given is None else replace(request, target=given.target), given, not no_verify
-    )
+    network = build(request, given, not no_verify)
     network.save(output)
     return _outcome(network, output)
 
@@ -111,33 +72,28 @@ def build(request: Request, plan: Plan | None, verify: bool) -> CompiledNetwork:
         loaded.model,
         loaded.example_inputs,
         loaded.calibration,
-        target=request.target,
-        budget=request.budget,
         plan=plan,
-        metric=request.metric,
-        solver=request.solver,
-        **request.weights,
-        candidates=request.candidates,
-        constraints=request.constraints,
-        seed=request.seed,
-        minimize=request.minimize,
-        evaluate=request.evaluate,
-        evaluations=request.evaluations,
-        allow_float=request.allow_float,
-        tuned=request.tuned,
-        measure_s=request.measure_s,
         verify=verify,
+        **request.keywords(),
+        **request.goal_keywords(),
     )
 
 
-def _given(path: Path, request: Request) -> Plan:
+def _given(
+    path: Path,
+    limits: options.Limits,
+    goal: options.Goal,
+    choice: options.Choice,
+    recipe: options.Recipe,
+) -> Plan:
     """Read the plan; refuse options that it has already decided."""
+    bounds = (*asdict(limits).values(), goal.max_drop, goal.max_loss)
     decided = {
-        "a budget": bool(request.budget.given()),
-        "--minimize": request.minimize is not None,
-        "--candidates": request.candidates is not None,
-        "--constraint": bool(request.constraints),
-        **{f"--{name}": True for name in request.weights},
+        "a budget": any(bound is not None for bound in bounds),
+        "--minimize": goal.minimize is not None,
+        "--candidates": choice.candidates is not None,
+        "--constraint": bool(choice.constraint),
+        **{f"--{name}": value is not None for name, value in asdict(recipe).items()},
     }
     also = [name for name, given in decided.items() if given]
     if also:

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mpq_compile.commands import options
-from mpq_compile.commands.evaluation import read_evaluate
+from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome
-from mpq_compile.commands.request import Request, read_budget, read_candidates, read_constraints
+from mpq_compile.commands.request import Request
 from mpq_compile.commands.views import number, show_notes
 from mpq_compile.errors import PlanError
 
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 _PICTURES = (".png", ".svg", ".pdf", ".html")
 
 
+@grouped
 def frontier(
     model: options.Model,
     data: options.DataFile,
+    limits: options.Limits,
+    choice: options.Choice,
+    recipe: options.Recipe,
+    measuring: options.Measuring,
     axis: Annotated[
         str,
         typer.Option("--axis", help="size_mb, latency_ms, bops, energy_mj or avg_bits."),
@@ -46,47 +51,17 @@ def frontier(
             "--plot", metavar="FILE", help="Draw: .png, .svg, .pdf, or .html; repeatable."
         ),
     ] = None,
-    latency_ms: options.LatencyMs = None,
-    latency_p95_ms: options.LatencyP95Ms = None,
-    size_mb: options.SizeMb = None,
-    bops: options.Bops = None,
-    peak_activation_mb: options.PeakActivationMb = None,
-    energy_mj: options.EnergyMj = None,
-    avg_bits: options.AvgBits = None,
-    target: options.Target = "local",
-    metric: options.Metric = "sqnr",
-    correction: options.Correction = None,
-    rounding: options.Rounding = None,
-    candidates: options.Candidates = None,
-    constraint: options.Constraint = None,
-    allow_float: options.AllowFloat = False,
-    no_tune: options.NoTune = False,
-    measure_s: options.MeasureS = None,
     as_json: options.Json = False,
 ) -> Outcome:
     """Compute every breakpoint between cost and loss, and measure some of them."""
     request = Request(
         model=model,
         data=data,
-        target=target,
-        budget=read_budget(
-            latency_ms=latency_ms,
-            latency_p95_ms=latency_p95_ms,
-            size_mb=size_mb,
-            bops=bops,
-            peak_activation_mb=peak_activation_mb,
-            energy_mj=energy_mj,
-            avg_bits=avg_bits,
-        ),
-        evaluate=read_evaluate(evaluate),
-        metric=metric,
-        correction=correction,
-        rounding=rounding,
-        candidates=read_candidates(candidates),
-        constraints=read_constraints(constraint),
-        allow_float=allow_float,
-        tuned=not no_tune,
-        measure_s=measure_s,
+        limits=limits,
+        goal=options.Goal(evaluate=evaluate),
+        choice=choice,
+        recipe=recipe,
+        measuring=measuring,
     )
     pictures = plot or []
     for path in pictures:
@@ -108,20 +83,11 @@ def make_frontier(
         loaded.model,
         loaded.example_inputs,
         loaded.calibration,
-        target=request.target,
         axis=axis,
-        budget=request.budget,
-        metric=request.metric,
-        **request.weights,
-        candidates=request.candidates,
-        constraints=request.constraints,
         points=points,
-        evaluate=request.evaluate,
         measure=measure,
         tolerance=tolerance,
-        allow_float=request.allow_float,
-        tuned=request.tuned,
-        measure_s=request.measure_s,
+        **request.keywords(),
     )
 
 

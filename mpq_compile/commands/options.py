@@ -1,7 +1,8 @@
-"""Options that several commands share, as annotated types."""
+"""Options that several commands share: annotated types, and groups of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 _BUDGET = "Budget"
 _CHOICE = "Choice of bits"
+_RECIPE = "Quantization"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -134,24 +136,6 @@ Metric = Annotated[
     str, typer.Option("--metric", help="Sensitivity metric.", rich_help_panel=_CHOICE)
 ]
 Solver = Annotated[str, typer.Option("--solver", help="Solver.", rich_help_panel=_CHOICE)]
-Correction = Annotated[
-    str | None,
-    typer.Option(
-        "--correction",
-        help="What is fitted to channels of rounded weights: affine, bias or none.",
-        show_default="affine",
-        rich_help_panel=_CHOICE,
-    ),
-]
-Rounding = Annotated[
-    str | None,
-    typer.Option(
-        "--rounding",
-        help="How weights below 8 bits are rounded in the end: gptq or nearest.",
-        show_default="gptq",
-        rich_help_panel=_CHOICE,
-    ),
-]
 Candidates = Annotated[
     str | None,
     typer.Option(
@@ -171,3 +155,84 @@ Constraint = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Recorded in the plan.", rich_help_panel=_CHOICE)]
+Observer = Annotated[
+    str | None,
+    typer.Option(
+        "--observer",
+        help="How ranges of activations are chosen: mse, minmax, percentile or entropy.",
+        show_default="mse",
+        rich_help_panel=_RECIPE,
+    ),
+]
+Correction = Annotated[
+    str | None,
+    typer.Option(
+        "--correction",
+        help="What is fitted to channels of rounded weights: affine, bias or none.",
+        show_default="affine",
+        rich_help_panel=_RECIPE,
+    ),
+]
+Rounding = Annotated[
+    str | None,
+    typer.Option(
+        "--rounding",
+        help="How weights below 8 bits are rounded in the end: gptq or nearest.",
+        show_default="gptq",
+        rich_help_panel=_RECIPE,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on what a network costs."""
+
+    latency_ms: LatencyMs = None
+    latency_p95_ms: LatencyP95Ms = None
+    size_mb: SizeMb = None
+    bops: Bops = None
+    peak_activation_mb: PeakActivationMb = None
+    energy_mj: EnergyMj = None
+    avg_bits: AvgBits = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What is minimised, and how: by default the loss."""
+
+    max_drop: MaxDrop = None
+    max_loss: MaxLoss = None
+    minimize: Minimize = None
+    evaluate: Evaluate = None
+    evaluations: Evaluations = 16
+    solver: Solver = "exact"
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What is chosen from, and by which sensitivity."""
+
+    metric: Metric = "sqnr"
+    candidates: Candidates = None
+    constraint: Constraint = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Fields of ``mpq_compile.recipe.Recipe``; None where its default is meant."""
+
+    observer: Observer = None
+    correction: Correction = None
+    rounding: Rounding = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """The target, and what is measured there."""
+
+    target: Target = "local"
+    allow_float: AllowFloat = False
+    no_tune: NoTune = False
+    measure_s: MeasureS = None

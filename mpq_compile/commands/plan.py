@@ -9,40 +9,23 @@ import typer
 from rich.console import Console
 
 from mpq_compile.commands import options
-from mpq_compile.commands.evaluation import read_evaluate
+from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome, json_text
-from mpq_compile.commands.request import Request, read_budget, read_candidates, read_constraints
+from mpq_compile.commands.request import Request
 from mpq_compile.commands.views import show_plan
 from mpq_compile.errors import PlanError
 from mpq_compile.types import Plan
 
 
+@grouped
 def plan(
     model: options.Model,
     data: options.DataFile,
-    latency_ms: options.LatencyMs = None,
-    latency_p95_ms: options.LatencyP95Ms = None,
-    size_mb: options.SizeMb = None,
-    bops: options.Bops = None,
-    peak_activation_mb: options.PeakActivationMb = None,
-    energy_mj: options.EnergyMj = None,
-    avg_bits: options.AvgBits = None,
-    max_drop: options.MaxDrop = None,
-    max_loss: options.MaxLoss = None,
-    minimize: options.Minimize = None,
-    evaluate: options.Evaluate = None,
-    evaluations: options.Evaluations = 16,
-    target: options.Target = "local",
-    metric: options.Metric = "sqnr",
-    solver: options.Solver = "exact",
-    correction: options.Correction = None,
-    rounding: options.Rounding = None,
-    candidates: options.Candidates = None,
-    constraint: options.Constraint = None,
-    allow_float: options.AllowFloat = False,
-    no_tune: options.NoTune = False,
-    measure_s: options.MeasureS = None,
-    seed: options.Seed = 0,
+    limits: options.Limits,
+    goal: options.Goal,
+    choice: options.Choice,
+    recipe: options.Recipe,
+    measuring: options.Measuring,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="plan.json", help="Write the plan.")
     ] = None,
@@ -52,31 +35,11 @@ def plan(
     request = Request(
         model=model,
         data=data,
-        target=target,
-        budget=read_budget(
-            latency_ms=latency_ms,
-            latency_p95_ms=latency_p95_ms,
-            size_mb=size_mb,
-            bops=bops,
-            peak_activation_mb=peak_activation_mb,
-            energy_mj=energy_mj,
-            avg_bits=avg_bits,
-            max_drop=max_drop,
-            max_loss=max_loss,
-        ),
-        minimize=minimize,
-        evaluate=read_evaluate(evaluate),
-        evaluations=evaluations,
-        metric=metric,
-        solver=solver,
-        correction=correction,
-        rounding=rounding,
-        candidates=read_candidates(candidates),
-        constraints=read_constraints(constraint),
-        allow_float=allow_float,
-        seed=seed,
-        tuned=not no_tune,
-        measure_s=measure_s,
+        limits=limits,
+        goal=goal,
+        choice=choice,
+        recipe=recipe,
+        measuring=measuring,
     )
     _check_output(output)
     made = make_plan(request)
@@ -100,20 +63,8 @@ def make_plan(request: Request) -> Plan:
         loaded.model,
         loaded.example_inputs,
         loaded.calibration,
-        target=request.target,
-        budget=request.budget,
-        metric=request.metric,
-        solver=request.solver,
-        **request.weights,
-        candidates=request.candidates,
-        constraints=request.constraints,
-        seed=request.seed,
-        minimize=request.minimize,
-        evaluate=request.evaluate,
-        evaluations=request.evaluations,
-        allow_float=request.allow_float,
-        tuned=request.tuned,
-        measure_s=request.measure_s,
+        **request.keywords(),
+        **request.goal_keywords(),
     )
 
 

@@ -12,9 +12,10 @@ from rich.table import Column, Table
 from mpq_compile.commands import options
 from mpq_compile.commands.default_group import DefaultGroup
 from mpq_compile.commands.outcome import Outcome
-from mpq_compile.commands.request import Request, read_candidates
+from mpq_compile.commands.request import load, read_candidates
 from mpq_compile.cost.generations import Generation
 from mpq_compile.cost.store import Store
+from mpq_compile.cost.targets import resolve_target
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def measure(
     names = read_candidates(candidates)
     if model is None or data is None:
         return _outcome(profiling.sweep(target, names, budget_s))
-    loaded = Request(model=model, data=data, target=target).load()
+    resolve_target(target)
+    loaded = load(model, data)
     return _outcome(
         profiling.profile(
             loaded.model,

@@ -1,17 +1,20 @@
-"""What `plan`, `compile` and `profile` are asked for, read and checked."""
+"""What `plan`, `compile`, `frontier` and `profile` are asked for, read and checked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mpq_compile.commands import options
+from mpq_compile.commands.evaluation import read_evaluate
 from mpq_compile.commands.model import read_model
 from mpq_compile.commands.reading import Data, read_data
 from mpq_compile.cost.targets import resolve_target
 from mpq_compile.errors import CalibrationError, PlanError
-from mpq_compile.registry import METRICS, ROUNDINGS, SOLVERS
+from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.types import Budget, Candidate
 
 
@@ -33,46 +36,90 @@ class Loaded:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Options that `plan` and `compile` share."""
+    """What `plan`, `compile` and `frontier` are asked for; names are read as it is made.
+
+    Raises:
+        PlanError: A bound, a candidate or a constraint is not one.
+    """
 
     model: str
     data: Path
-    target: str = "local"
-    budget: Budget = field(default_factory=Budget)
-    minimize: str | None = None
-    evaluate: Callable[..., float] | str | None = None
-    evaluations: int = 16
-    metric: str = "sqnr"
-    solver: str = "exact"
-    correction: str | None = None
-    rounding: str | None = None
-    candidates: Sequence[str] | None = None
-    constraints: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    allow_float: bool = False
-    seed: int = 0
-    tuned: bool = True
-    measure_s: float | None = None
+    limits: options.Limits
+    choice: options.Choice
+    recipe: options.Recipe
+    measuring: options.Measuring
+    goal: options.Goal = field(default_factory=options.Goal)
+
+    def __post_init__(self) -> None:
+        _ = self.budget, self.candidates, self.constraints, self.evaluate
+
+    @cached_property
+    def budget(self) -> Budget:
+        """All bounds."""
+        goal = {"max_drop": self.goal.max_drop, "max_loss": self.goal.max_loss}
+        return read_budget(**asdict(self.limits), **goal)
+
+    @cached_property
+    def candidates(self) -> list[str] | None:
+        """Names to choose from."""
+        return read_candidates(self.choice.candidates)
+
+    @cached_property
+    def constraints(self) -> dict[str, Sequence[str]]:
+        """Candidates of pinned sites."""
+        return read_constraints(self.choice.constraint)
+
+    @cached_property
+    def evaluate(self) -> Callable[..., float] | str | None:
+        """What measures the drop."""
+        return read_evaluate(self.goal.evaluate)
 
     @property
-    def weights(self) -> dict[str, str]:
-        """How weights are quantized: what was given, where it was."""
-        given = {"correction": self.correction, "rounding": self.rounding}
-        return {name: value for name, value in given.items() if value is not None}
+    def given_recipe(self) -> dict[str, str]:
+        """How the network is quantized: what was given, where it was."""
+        return {name: value for name, value in asdict(self.recipe).items() if value is not None}
+
+    def keywords(self) -> dict[str, Any]:
+        """Return what every function that plans takes."""
+        return {
+            "target": self.measuring.target,
+            "budget": self.budget,
+            "metric": self.choice.metric,
+            "candidates": self.candidates,
+            "constraints": self.constraints,
+            "evaluate": self.evaluate,
+            "allow_float": self.measuring.allow_float,
+            "tuned": not self.measuring.no_tune,
+            "measure_s": self.measuring.measure_s,
+            **self.given_recipe,
+        }
+
+    def goal_keywords(self) -> dict[str, Any]:
+        """Return what ``plan`` and ``compile`` take beside."""
+        goal = self.goal
+        return {
+            "solver": goal.solver,
+            "seed": goal.seed,
+            "minimize": goal.minimize,
+            "evaluations": goal.evaluations,
+        }
 
     def load(self) -> Loaded:
         """Check the names and reach the device first, then read the data and the model."""
-        from mpq_compile.reconstruct.correction import check_correction
+        from mpq_compile.recipe import Recipe
 
-        resolve_target(self.target)
-        METRICS.load(self.metric)
-        SOLVERS.load(self.solver)
-        if self.correction is not None:
-            check_correction(self.correction)
-        if self.rounding is not None:
-            ROUNDINGS.load(self.rounding)
-        data = read_data(self.data)
-        model, example = read_model(self.model)
-        return _loaded(data, model, example)
+        resolve_target(self.measuring.target)
+        METRICS.load(self.choice.metric)
+        SOLVERS.load(self.goal.solver)
+        Recipe(**self.given_recipe)
+        return load(self.model, self.data)
+
+
+def load(model: str, data: Path) -> Loaded:
+    """Read the data, then the model."""
+    found = read_data(data)
+    module, example = read_model(model)
+    return _loaded(found, module, example)
 
 
 def _loaded(data: Data, model: Any, example: Any) -> Loaded:

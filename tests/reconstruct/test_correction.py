@@ -17,6 +17,7 @@ from mpq_compile.errors import PlanError
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.passes.rounding import fitted_bias, fitted_weight
 from mpq_compile.quant.calibration import Calibration
+from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import CORRECTIONS, fit_channels
 from mpq_compile.session import Session
 from mpq_compile.types import Candidate
@@ -185,7 +186,7 @@ def test_only_what_is_missing_is_fitted_and_only_the_data_that_is_needed_is_run(
 def test_an_unknown_correction() -> None:
     x = torch.randn(2, 4, 7, 7)
     with pytest.raises(PlanError, match="unknown correction 'afine'"):
-        Session(SITES["convolution"], x, [x], correction="afine")
+        Session(SITES["convolution"], x, [x], recipe=Recipe(correction="afine"))
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
@@ -202,7 +203,11 @@ def test_what_runs_is_what_was_fitted(correction: str) -> None:
     ).eval()
     x = torch.randn(64, 3, 8, 8)
     session = Session(
-        model, x[:4], [x], candidates=["w3a8"], correction=correction, rounding="nearest"
+        model,
+        x[:4],
+        [x],
+        candidates=["w3a8"],
+        recipe=Recipe(correction=correction, rounding="nearest"),
     )
     assignment = {site.id: "w3a8" for site in session.network.sites}
     plan = session.bare_plan(assignment)
@@ -231,7 +236,7 @@ def test_a_real_network_at_three_bits() -> None:
             [net.calibration],
             target="bit_serial",
             candidates=["w3a8"],
-            correction=correction,
+            recipe=Recipe(correction=correction),
         )
         session.graph.assign({site.id: "w3a8" for site in session.network.sites})
         with torch.no_grad():
@@ -245,7 +250,12 @@ def test_plans_take_it_by_name() -> None:
     model, x = nn.Conv2d(3, 4, 3), torch.randn(32, 3, 8, 8) + 0.5
     losses = {
         name: mpq.plan(
-            model.eval(), x[:1], [x], target="bit_serial", candidates=["w2a8"], correction=name
+            model.eval(),
+            x[:1],
+            [x],
+            target="bit_serial",
+            candidates=["w2a8"],
+            recipe=Recipe(correction=name),
         ).loss
         for name in CORRECTIONS
     }

@@ -19,6 +19,7 @@ from mpq_compile.passes import ops
 from mpq_compile.passes.base import ValueRecorder, is_call
 from mpq_compile.passes.network import prepare
 from mpq_compile.passes.rounding import rounded_weight
+from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, affordable, site_units
 from mpq_compile.reconstruct.moments import Reader
@@ -52,7 +53,12 @@ def session(rounding: str = "gptq", model: nn.Module | None = None, **more: Any)
     torch.manual_seed(0)
     x = more.pop("x", inputs())
     return Session(
-        (model or Residual()).eval(), x[:1], [x], target="bit_serial", rounding=rounding, **more
+        (model or Residual()).eval(),
+        x[:1],
+        [x],
+        target="bit_serial",
+        recipe=Recipe(rounding=rounding),
+        **more,
     )
 
 
@@ -187,7 +193,11 @@ def test_a_pretrained_network_at_three_bits() -> None:
     right = {}
     for rounding in ("nearest", "gptq"):
         found = Session(
-            net.model, net.example, [net.calibration], target="bit_serial", rounding=rounding
+            net.model,
+            net.example,
+            [net.calibration],
+            target="bit_serial",
+            recipe=Recipe(rounding=rounding),
         )
         scores = found.reference(uniform(found, "w3a8"))(net.images)
         right[rounding] = float(shared_nets.top1(scores, net.labels).float().mean())

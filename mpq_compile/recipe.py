@@ -1,0 +1,57 @@
+"""How a network is quantized beyond its bits: ranges, rounding, corrections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TypedDict
+
+from mpq_compile.reconstruct.correction import check_correction
+from mpq_compile.registry import ROUNDINGS
+
+
+class RecipeOptions(TypedDict, total=False):
+    """Keywords of ``plan``, ``compile``, ``assign`` and ``frontier``: the fields of a recipe."""
+
+    observer: str
+    correction: str
+    rounding: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that turns a float network and an assignment into codes; plans record it.
+
+    Args:
+        observer: Range estimator of activations: mse, minmax, percentile, entropy.
+        correction: What is fitted to each output channel of rounded weights in closed form: its
+            gain and shift ("affine"), its shift ("bias", empirical bias correction), or "none".
+        rounding: How codes of weights below 8 bits are found for the network that is built, and
+            for those whose drop is measured: "gptq", integer least squares on what the quantized
+            network computes, site after site; or "nearest", which costs nothing.
+
+    Raises:
+        MpqError: A name is unknown.
+    """
+
+    observer: str = "mse"
+    correction: str = "affine"
+    rounding: str = "gptq"
+
+    def __post_init__(self) -> None:
+        check_correction(self.correction)
+        ROUNDINGS.load(self.rounding)
+
+    def provenance(self) -> dict[str, str]:
+        """Return what a plan records of it."""
+        return asdict(self)
+
+    @classmethod
+    def of_plan(cls, provenance: Mapping[str, str]) -> Recipe:
+        """Return the recipe that a plan was made with; plans of before an option lack it."""
+        recorded = {**_BEFORE, **provenance}
+        return cls(**{f.name: recorded[f.name] for f in fields(cls) if f.name in recorded})
+
+
+# What was done before an option was there, where that is not its default.
+_BEFORE = {"rounding": "nearest"}
