@@ -23,6 +23,7 @@ from mpq_compile.commands import (
     doctor,
     explain,
     export,
+    finetune,
     frontier,
     plan,
     profile,
@@ -53,6 +54,7 @@ app.add_typer(device.app, name="device")
 app.command("plan")(plan.plan)
 app.command("frontier")(frontier.frontier)
 app.command("compile")(compile.compile_model)
+app.command("finetune")(finetune.finetune)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)
 app.command("explain")(explain.explain)

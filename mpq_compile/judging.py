@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mpq_compile.calibrate import Batch
@@ -29,7 +29,6 @@ from mpq_compile.capture import in_eval_mode
 from mpq_compile.digest import content_digest
 from mpq_compile.errors import PlanError, nearest
 from mpq_compile.memo import Memo, evaluations_dir
-from mpq_compile.passes.base import constant
 from mpq_compile.runtime.fingerprint import kernel_hash
 from mpq_compile.sensitivity.sqnr import noise_to_signal
 
@@ -132,7 +131,7 @@ class Judge:
         found = content_digest(
             [kernel_hash(_PACKAGE / folder) for folder in ("quant", "passes", "reconstruct")],
             session.digest(),
-            _constants(session.network.module),
+            session.network.constants(),
             [batch.inputs for batch in session.batches],
             session.recipe.provenance(),
             session.allow_float,
@@ -187,11 +186,6 @@ class Judge:
     def _references(self) -> list[Outputs]:
         with torch.no_grad():
             return [self._session.network.module(*batch.inputs) for batch in self._batches]
-
-
-def _constants(module: fx.GraphModule) -> dict[str, Tensor | None]:
-    nodes = [node for node in module.graph.nodes if node.op == "get_attr"]
-    return {node.target: constant(module, node) for node in nodes}
 
 
 def default_measure(session: Session) -> str:

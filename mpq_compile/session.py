@@ -152,6 +152,10 @@ class Session:
             )
         return self._rounded[key]
 
+    def keep(self, assignment: Mapping[str, str], calibration: Calibration) -> None:
+        """Build an assignment with these ranges and weights from now on."""
+        self._rounded[tuple(assignment[site.id] for site in self.network.sites)] = calibration
+
     @cached_property
     def _rounded(self) -> dict[tuple[str, ...], Calibration]:
         return {}

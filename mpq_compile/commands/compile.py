@@ -57,10 +57,10 @@ def compile_model(
         recipe=recipe,
         measuring=measuring if given is None else replace(measuring, target=given.target),
     )
-    _check_folder(output)
+    check_folder(output)
     network = build(request, given, not no_verify)
     network.save(output)
-    return _outcome(network, output)
+    return artifact_outcome(network, output)
 
 
 def build(request: Request, plan: Plan | None, verify: bool) -> CompiledNetwork:
@@ -107,7 +107,7 @@ def _given(
     return read_plan(path)
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a place that cannot be written before minutes are spent on building."""
     if not folder.exists():
         return
@@ -122,7 +122,8 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def _outcome(network: CompiledNetwork, output: Path) -> Outcome:
+def artifact_outcome(network: CompiledNetwork, output: Path) -> Outcome:
+    """Return what a command that has written an artifact ends with."""
     verification = network.verification
     kept = verification is None or verification.status in ("accepted", "unbounded")
 

@@ -68,6 +68,11 @@ class Network:
         bias = constant(self.module, self.node(self.node_of[site_id]).args[2])
         return torch.zeros(self.weight(site_id).shape[0]) if bias is None else bias.float()
 
+    def constants(self) -> dict[str, Tensor | None]:
+        """Return every constant of the graph, by name: weights, biases, tables."""
+        nodes = [node for node in self.module.graph.nodes if node.op == "get_attr"]
+        return {str(node.target): constant(self.module, node) for node in nodes}
+
     def rounded(self, site_id: str, candidate: Candidate) -> QuantizedWeight:
         """Return a site's weight rounded to nearest; computed once for each width and grouping."""
         spec = weight_spec(candidate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mpq_compile.quant.observers import Histogram, activation_qparams
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight
@@ -31,3 +31,7 @@ class Calibration:
         if key not in self._cache:
             self._cache[key] = activation_qparams(self.histograms[node], bits, self.observer)
         return self._cache[key]
+
+    def with_qparams(self, found: Mapping[tuple[str, int], QParams]) -> Calibration:
+        """Return a calibration with these qparams by (node, bits), whatever the histograms say."""
+        return replace(self, _cache={**self._cache, **found})

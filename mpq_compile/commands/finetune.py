@@ -1,0 +1,93 @@
+"""``mpq finetune``: train a planned network, build it, and write its artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mpq_compile.commands import options
+from mpq_compile.commands.compile import artifact_outcome, check_folder
+from mpq_compile.commands.outcome import Outcome
+from mpq_compile.commands.reading import read_plan
+from mpq_compile.commands.request import load
+
+if TYPE_CHECKING:
+    from mpq_compile.runtime.network import CompiledNetwork
+    from mpq_compile.types import Plan
+
+
+def finetune(
+    model: options.Model,
+    data: options.DataFile,
+    plan: Annotated[
+        Path, typer.Option("--plan", metavar="plan.json", help="What `mpq plan -o` wrote.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the artifact.")
+    ],
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 2,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of a step.")] = 32,
+    rate: Annotated[
+        float, typer.Option("--rate", min=0, help="Largest move of a weight in a step, in codes.")
+    ] = 0.02,
+    loss: Annotated[
+        str,
+        typer.Option(
+            "--loss", help="distillation (from the float network: no labels), labels or both."
+        ),
+    ] = "distillation",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE.safetensors",
+            help="Keep what was trained, and go on from it.",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Another target than the plan's.")
+    ] = None,
+    allow_float: options.AllowFloat = False,
+    no_tune: options.NoTune = False,
+    seed: options.Seed = 0,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not measure.")] = False,
+    as_json: options.Json = False,
+) -> Outcome:
+    """Train the weights, scales and biases of a planned network; its bits stay.
+
+    The data are trained on, and ranges are taken from them too.
+    """
+    check_folder(output)
+    given = read_plan(plan)
+    network = _trained(
+        given,
+        model,
+        data,
+        target=target,
+        epochs=epochs,
+        batch_size=batch_size,
+        rate=rate,
+        loss=loss,
+        checkpoint=checkpoint,
+        allow_float=allow_float,
+        seed=seed,
+        verify=not no_verify,
+        tuned=not no_tune,
+    )
+    network.save(output)
+    return artifact_outcome(network, output)
+
+
+def _trained(plan: Plan, model: str, data: Path, **how: object) -> CompiledNetwork:
+    loaded = load(model, data)
+    from mpq_compile.finetune import finetune
+
+    return finetune(
+        plan,
+        loaded.calibration,
+        loaded.model,
+        loaded.example_inputs,
+        **how,  # type: ignore[arg-type]
+    )

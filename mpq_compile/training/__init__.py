@@ -1,0 +1,1 @@
+"""Training of a planned network: learned step sizes, straight-through gradients, a teacher."""

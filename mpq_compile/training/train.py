@@ -1,0 +1,133 @@
+"""The loop: Adam with one step size a kind of parameter, a cosine down to nothing."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mpq_compile.calibrate import Batch
+from mpq_compile.errors import CalibrationError
+from mpq_compile.progress import counted
+from mpq_compile.training.epochs import Epochs
+from mpq_compile.training.learned import LearnedWeight
+from mpq_compile.training.loss import Loss
+from mpq_compile.training.state import TrainingState
+from mpq_compile.training.student import Student
+
+log = logging.getLogger(__name__)
+
+# Of all steps, how many the step size rises in.
+_WARM = 0.05
+# Logarithms of scales move by this share of what weights move by, which is counted in codes.
+_SCALES = 0.05
+_SAVED_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast.
+
+    Args:
+        epochs: Passes over the data.
+        rate: Largest move of a weight in a step, in codes. One number does for all layers,
+            whatever their scale: Adam's step does not depend on the size of a gradient [derived].
+    """
+
+    epochs: int
+    rate: float
+
+    def at(self, step: int, total: int) -> float:
+        """Return the share of ``rate`` at a step."""
+        warm = max(1, round(_WARM * total))
+        if step < warm:
+            return (step + 1) / warm
+        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def train(
+    student: Student,
+    loss: Loss,
+    epochs: Epochs,
+    schedule: Schedule,
+    state: TrainingState | None = None,
+) -> int:
+    """Train all learned parameters in place; return the number of steps.
+
+    Raises:
+        CalibrationError: The loss is not finite.
+        PlanError: The checkpoint is of another run.
+    """
+    groups = _groups(student, schedule.rate)
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    total = schedule.epochs * epochs.steps
+    done = 0 if state is None else state.load(parameters, optimizer)
+    saved = time.monotonic()
+    with counted(total, "fine-tune") as advance:
+        advance(done)
+        for step, batch in _remaining(epochs, schedule.epochs, done):
+            share = schedule.at(step, total)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = share * rate
+            _step(student, loss, batch, optimizer, step)
+            done = step + 1
+            if state is not None and time.monotonic() - saved > _SAVED_EVERY_S:
+                state.save(done, parameters, optimizer)
+                saved = time.monotonic()
+            advance(1)
+    if state is not None:
+        state.save(done, parameters, optimizer)
+    return done
+
+
+def _groups(student: Student, rate: float) -> list[dict[str, object]]:
+    groups: list[dict[str, object]] = []
+    for learned in student.learned:
+        for name, parameter in learned.named_parameters():
+            codes = learned.step if isinstance(learned, LearnedWeight) else 1.0
+            unit = _SCALES if name == "log_scale" else codes
+            groups.append({"params": [parameter], "lr": rate * unit})
+    return groups
+
+
+def _remaining(epochs: Epochs, count: int, done: int) -> Iterator[tuple[int, Batch]]:
+    """Iterate over the steps that are left; batches of steps that are done are passed over."""
+    for number in range(done // max(1, epochs.steps), count):
+        first = number * epochs.steps
+        for index, batch in enumerate(epochs.epoch(number)):
+            if first + index >= done and index < epochs.steps:
+                yield first + index, batch
+
+
+def _step(
+    student: Student, loss: Loss, batch: Batch, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    with torch.enable_grad():
+        value = loss(student.module(*batch.inputs), batch)
+    if not value.isfinite():
+        raise CalibrationError(
+            "the loss is not finite",
+            where=f"training step {step}",
+            expected="a finite number",
+            found=f"{float(value)}",
+            remedy="look for samples that overflow in float, or lower the rate",
+        )
+    value.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def mean_divergence(module: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
+    """Return the mean divergence from float over samples."""
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for batch in batches:
+            found.append(loss.divergence(module(*batch.inputs), batch))
+    return float(torch.cat(found).mean())
