@@ -17,7 +17,7 @@ from mpq_compile.types import Budget, Plan, Verification
 # process is above it on one of twenty later occasions.
 Z_LATER = 1.645
 # Unused budget beyond that room, as a share of the budget, that is worth another round.
-SLACK = 0.02
+SLACK = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
