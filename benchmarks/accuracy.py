@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from shared_nets import NAMES, SharedNet, load_net, paired_standard_error, top1
 
-from mpq_compile.finetune import BATCH_SIZE, EPOCHS, RATE, finetune_session
+from mpq_compile.finetuning import BATCH_SIZE, EPOCHS, RATE, finetune_session
 from mpq_compile.progress import track
 from mpq_compile.recipe import Recipe
 from mpq_compile.registry import ROUNDINGS

@@ -23,7 +23,7 @@ _NAMES = {
     "plan": "mpq_compile.pipeline",
     "compile": "mpq_compile.pipeline",
     "assign": "mpq_compile.pipeline",
-    "finetune": "mpq_compile.finetune",
+    "finetune": "mpq_compile.finetuning",
     "frontier": "mpq_compile.tradeoff",
     "FrontierReport": "mpq_compile.report.frontier",
     "profile": "mpq_compile.profiling",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
         ProfileError,
         UnsupportedOpError,
     )
-    from mpq_compile.finetune import finetune  # noqa: F401
+    from mpq_compile.finetuning import finetune  # noqa: F401
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401

@@ -31,7 +31,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of a step.")] = 32,
     rate: Annotated[
         float, typer.Option("--rate", min=0, help="Largest move of a weight in a step, in codes.")
-    ] = 0.02,
+    ] = 5e-4,
     loss: Annotated[
         str,
         typer.Option(
@@ -82,7 +82,7 @@ def finetune(
 
 def _trained(plan: Plan, model: str, data: Path, **how: object) -> CompiledNetwork:
     loaded = load(model, data)
-    from mpq_compile.finetune import finetune
+    from mpq_compile.finetuning import finetune
 
     return finetune(
         plan,

@@ -70,25 +70,20 @@ class LearnedWeight(nn.Module):
         self.spec, self.shape = start.spec, weight.shape
         scale = start.scale.reshape(len(weight), -1, 1)
         codes = start.codes.reshape(*scale.shape[:2], -1).float()
-        inside = (codes - _INSIDE) * scale, (codes + _INSIDE) * scale
-        self.value = nn.Parameter(torch.clamp(weight.reshape(codes.shape).float(), *inside))
+        real = weight.reshape(codes.shape).float() / scale
+        self.codes = nn.Parameter(torch.clamp(real, codes - _INSIDE, codes + _INSIDE))
         self.log_scale = nn.Parameter(scale.log())
-
-    @property
-    def step(self) -> float:
-        """Mean distance of two codes."""
-        return float(self.log_scale.detach().exp().mean())
 
     def forward(self) -> Tensor:
         """Return the rounded weight, float32 of the weight's shape."""
-        spec, scale = self.spec, self.log_scale.exp()
-        found = fake_quantize_learned(self.value, scale, 0, spec.qmin, spec.qmax)
-        return found.reshape(self.shape)
+        one = torch.ones(())
+        codes = fake_quantize_learned(self.codes, one, 0, self.spec.qmin, self.spec.qmax)
+        return (codes * self.log_scale.exp()).reshape(self.shape)
 
     def quantized(self) -> QuantizedWeight:
         """Return codes and scales as they are."""
         scale = self.log_scale.detach().exp()
-        codes = (self.value.detach() / scale).round().clamp(self.spec.qmin, self.spec.qmax)
+        codes = self.codes.detach().round().clamp(self.spec.qmin, self.spec.qmax)
         shape = (self.shape[0],) if self.spec.group_size is None else (self.shape[0], -1)
         return QuantizedWeight(
             codes=codes.reshape(self.shape).to(torch.int8),
@@ -102,18 +97,18 @@ class LearnedRange(nn.Module):
 
     def __init__(self, start: QParams) -> None:
         super().__init__()
-        self.start = start
+        self.start, self.spec = start, start.spec
         self.log_scale = nn.Parameter(torch.tensor(start.scale).log())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the rounded values, float32."""
-        spec, scale = self.start.spec, self.log_scale.exp()
+        spec, scale = self.spec, self.log_scale.exp()
         return fake_quantize_learned(x, scale, self.start.zero_point, spec.qmin, spec.qmax)
 
     def qparams(self) -> QParams:
         """Return the qparams as they are."""
         return QParams(
-            spec=self.start.spec,
+            spec=self.spec,
             scale=float(self.log_scale.detach().exp()),
             zero_point=self.start.zero_point,
         )

@@ -15,7 +15,7 @@ from mpq_compile.calibrate import Batch
 from mpq_compile.errors import CalibrationError
 from mpq_compile.progress import counted
 from mpq_compile.training.epochs import Epochs
-from mpq_compile.training.learned import LearnedWeight
+from mpq_compile.training.learned import LearnedRange, LearnedWeight
 from mpq_compile.training.loss import Loss
 from mpq_compile.training.state import TrainingState
 from mpq_compile.training.student import Student
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 # Of all steps, how many the step size rises in.
 _WARM = 0.05
-# Logarithms of scales move by this share of what weights move by, which is counted in codes.
-_SCALES = 0.05
+# A move of a scale moves the largest code by so many times what a step moves a weight by.
+_SCALES = 32.0
 _SAVED_EVERY_S = 60.0
 
 
@@ -91,10 +91,16 @@ def _groups(student: Student, rate: float) -> list[dict[str, object]]:
     groups: list[dict[str, object]] = []
     for learned in student.learned:
         for name, parameter in learned.named_parameters():
-            codes = learned.step if isinstance(learned, LearnedWeight) else 1.0
-            unit = _SCALES if name == "log_scale" else codes
-            groups.append({"params": [parameter], "lr": rate * unit})
+            groups.append({"params": [parameter], "lr": rate * _unit(learned, name)})
     return groups
+
+
+def _unit(learned: nn.Module, name: str) -> float:
+    """Return the size of a parameter's step where that of a weight is one code."""
+    if name == "log_scale":
+        assert isinstance(learned, (LearnedWeight, LearnedRange))
+        return _SCALES / learned.spec.qmax
+    return 1.0
 
 
 def _remaining(epochs: Epochs, count: int, done: int) -> Iterator[tuple[int, Batch]]:
@@ -117,7 +123,7 @@ def _step(
             "the loss is not finite",
             where=f"training step {step}",
             expected="a finite number",
-            found=f"{float(value)}",
+            found=f"{value.item()}",
             remedy="look for samples that overflow in float, or lower the rate",
         )
     value.backward()  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from verbs import Mpq
 
 def test_finetune(mpq: Mpq, job: tuple[str, ...], tmp_path: Path) -> None:
     plan, folder = tmp_path / "plan.json", tmp_path / "artifact"
-    planned = mpq("plan", *job, "--candidates", "w4a8", "--measure-s", "0", "-o", plan, "--json")
+    planned = mpq("plan", *job, "--candidates", "w4a8", "-o", plan, "--json")
     assert planned.code == 0
     kept = tmp_path / "run.safetensors"
     result = mpq(
