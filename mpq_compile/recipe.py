@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TypedDict
 
 from mpq_compile.reconstruct.correction import check_correction
+from mpq_compile.reconstruct.per_site import check_weights
 from mpq_compile.registry import ROUNDINGS
 
 
@@ -16,6 +17,7 @@ class RecipeOptions(TypedDict, total=False):
     observer: str
     correction: str
     rounding: str
+    sensitivity_on: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,11 @@ class Recipe:
             gain and shift ("affine"), its shift ("bias", empirical bias correction), or "none".
         rounding: How codes of weights below 8 bits are found for the network that is built, and
             for those whose drop is measured: "gptq", integer least squares on what the quantized
-            network computes, site after site; or "nearest", which costs nothing.
+            network computes, site after site; "per_site", the same on what the float network
+            computes, once for each candidate of a site and then for any number of assignments;
+            or "nearest", which costs nothing.
+        sensitivity_on: The weights that sensitivities are measured on: "nearest" codes, or
+            "rounded" as by "per_site".
 
     Raises:
         MpqError: A name is unknown.
@@ -37,10 +43,12 @@ class Recipe:
     observer: str = "mse"
     correction: str = "affine"
     rounding: str = "gptq"
+    sensitivity_on: str = "nearest"
 
     def __post_init__(self) -> None:
         check_correction(self.correction)
         ROUNDINGS.load(self.rounding)
+        check_weights(self.sensitivity_on)
 
     def provenance(self) -> dict[str, str]:
         """Return what a plan records of it."""

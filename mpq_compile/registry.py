@@ -99,6 +99,7 @@ ROUNDINGS = Registry(
     table={
         "gptq": "mpq_compile.reconstruct.gptq:reconstruct_gptq",
         "nearest": "mpq_compile.reconstruct.rounding:keep_nearest",
+        "per_site": "mpq_compile.reconstruct.per_site:reconstruct_per_site",
     },
 )
 

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +34,7 @@ from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import fit_channels
+from mpq_compile.reconstruct.per_site import reconstruct_per_site
 from mpq_compile.reconstruct.rounding import with_rounding
 from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.device import Device
@@ -140,13 +141,38 @@ class Session:
         fit_channels(self.network, self._ranges, self.batches, choices, self.recipe.correction)
         return self._ranges
 
+    def fitted_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
+        """Return ranges, with weights that were fitted for these candidates of sites at least."""
+        for key, fit in self.calibration_for(choices).fits.items():
+            self._fitted.fits.setdefault(key, fit)
+        reconstruct_per_site(self.network, self._fitted, self.batches, choices)
+        return self._fitted
+
+    @cached_property
+    def _fitted(self) -> Calibration:
+        return replace(self._ranges, weights={}, fits={})
+
+    def seen_for(
+        self, choices: Mapping[str, str | Sequence[str]], weights: str | None = None
+    ) -> Calibration:
+        """Return what sensitivities of these candidates are measured on.
+
+        Args:
+            choices: A candidate, or several, by site.
+            weights: nearest or rounded; None for the recipe's.
+        """
+        rounded = (weights or self.recipe.sensitivity_on) == "rounded"
+        return self.fitted_for(choices) if rounded else self.calibration_for(choices)
+
     def rounded_for(self, assignment: Mapping[str, str]) -> Calibration:
         """Return ranges and weights of the network that is built for an assignment."""
         key = tuple(assignment[site.id] for site in self.network.sites)
         if key not in self._rounded:
             while len(self._rounded) >= _KEPT:
                 self._rounded.pop(next(iter(self._rounded)))
-            calibration = self.calibration_for(assignment)
+            # What was fitted to sites alone is there for any assignment.
+            alone = self.recipe.rounding == "per_site"
+            calibration = (self.fitted_for if alone else self.calibration_for)(assignment)
             self._rounded[key] = with_rounding(
                 self.network, calibration, self.batches, assignment, self.recipe.rounding
             )
@@ -163,7 +189,7 @@ class Session:
     @cached_property
     def graph(self) -> QuantizedGraph:
         """The float graph with quantizers that can be switched to any of the choices."""
-        return QuantizedGraph(self.network, self.calibration_for(self.choices))
+        return QuantizedGraph(self.network, self.seen_for(self.choices))
 
     @cached_property
     def choices(self) -> dict[str, list[str]]:
@@ -179,17 +205,18 @@ class Session:
         """Loss of each (site, candidate)."""
         return self.sensitivity_by(self.metric)
 
-    def sensitivity_by(self, metric: str) -> SensitivityTable:
-        """Return the table of any metric; each is computed once."""
-        if metric not in self._tables:
+    def sensitivity_by(self, metric: str, weights: str | None = None) -> SensitivityTable:
+        """Return the table of any metric on nearest or rounded weights; each is computed once."""
+        key = metric, weights or self.recipe.sensitivity_on
+        if key not in self._tables:
             measure = METRICS.load(metric)()
-            calibration = self.calibration_for(self.choices)
+            calibration = self.seen_for(self.choices, weights)
             table = measure(self.network, calibration, self.batches, self.choices)
-            self._tables[metric] = table
-        return self._tables[metric]
+            self._tables[key] = table
+        return self._tables[key]
 
     @cached_property
-    def _tables(self) -> dict[str, SensitivityTable]:
+    def _tables(self) -> dict[tuple[str, str], SensitivityTable]:
         return {}
 
     @property

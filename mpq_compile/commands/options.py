@@ -177,8 +177,17 @@ Rounding = Annotated[
     str | None,
     typer.Option(
         "--rounding",
-        help="How weights below 8 bits are rounded in the end: gptq or nearest.",
+        help="How weights below 8 bits are rounded in the end: gptq, per_site or nearest.",
         show_default="gptq",
+        rich_help_panel=_RECIPE,
+    ),
+]
+SensitivityOn = Annotated[
+    str | None,
+    typer.Option(
+        "--sensitivity-on",
+        help="Weights that sensitivities are measured on: nearest or rounded (as per_site).",
+        show_default="nearest",
         rich_help_panel=_RECIPE,
     ),
 ]
@@ -226,6 +235,7 @@ class Recipe:
     observer: Observer = None
     correction: Correction = None
     rounding: Rounding = None
+    sensitivity_on: SensitivityOn = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,25 +11,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, fx
 
 from mpq_compile.calibrate import Batch
-from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.network import Network
 from mpq_compile.progress import counted
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.quant.weights import ChannelFit, QuantizedWeight, weight_spec
-from mpq_compile.reconstruct.correction import FEWEST
-from mpq_compile.reconstruct.integer_least_squares import Grid, solve
+from mpq_compile.quant.weights import weight_spec
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, site_units
-from mpq_compile.reconstruct.moments import Moments, Reader, positions_wanted
+from mpq_compile.reconstruct.moments import Moments, Positions, Reader
+from mpq_compile.reconstruct.site_fit import SiteProblem
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.types import Candidate
-
-# What pulls towards the float weight, as a share of the mean power of the inputs.
-_DAMPING = 0.01
-_LEAST_POWER = 1e-12
 
 
 def reconstruct_gptq(
@@ -71,46 +64,11 @@ def fit_site(lockstep: Lockstep, node: fx.Node, site: str, candidate: Candidate)
     network, calibration = lockstep.graph.network, lockstep.graph.calibration
     reader = Reader(node=node, weight=network.weight(site).float())
     bias = network.bias(site)
-    moments = gather(lockstep, reader, bias)
-    if moments.count < FEWEST:
-        return
-    if not moments.finite:
-        raise CalibrationError(
-            "activations are not finite",
-            where=site,
-            expected="finite inputs and outputs on the calibration data",
-            found="NaN or infinite values",
-            remedy="look for samples, or for a layer, that overflow in float",
-        )
-    biased = node.args[2] is not None
-    squares, crosses = moments.centred(about_mean=biased)
-    rows = reader.rows
-    # Inputs that never vary are held where they are.
-    power = squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST_POWER)
-    ridge = (_DAMPING * power)[:, None, None]
-    damped = squares + ridge * torch.eye(rows.shape[-1], dtype=torch.float64)
-    target = torch.linalg.solve(damped, crosses + ridge * rows.double(), left=False)
-    spec, start = weight_spec(candidate), network.rounded(site, candidate)
-    grid = Grid(low=spec.qmin, high=spec.qmax, group_size=spec.group_size)
-    codes, scale = solve(
-        target.float(),
-        damped.float(),
-        start.codes.reshape(rows.shape).float(),
-        start.scale.reshape(*rows.shape[:2], -1),
-        grid,
-    )
-    found = QuantizedWeight(
-        codes=codes.reshape(start.codes.shape).to(torch.int8),
-        scale=scale.reshape(start.scale.shape).contiguous(),
-        spec=spec,
-    )
-    shift = torch.zeros_like(bias)
-    if biased:
-        x, t = moments.means()
-        real = found.dequantize().reshape(rows.shape).double()
-        shift = (t - (real @ x[..., None]).squeeze(-1)).flatten().float() - bias
-    calibration.weights[site, spec] = found
-    calibration.fits[site, spec] = ChannelFit(gain=torch.ones_like(shift), shift=shift)
+    problem = SiteProblem.of(site, reader, gather(lockstep, reader, bias), bias)
+    if problem is not None:
+        key = site, weight_spec(candidate)
+        found = problem.fit(network.rounded(site, candidate))
+        calibration.weights[key], calibration.fits[key] = found
 
 
 def gather(lockstep: Lockstep, reader: Reader, bias: Tensor) -> Moments:
@@ -121,13 +79,10 @@ def gather(lockstep: Lockstep, reader: Reader, bias: Tensor) -> Moments:
     moments, node = Moments(), reader.node
     quantizer, residual = node.args[0], node.args[3]
     source = quantizer.args[0]
-    generator = torch.Generator().manual_seed(0)
-    wanted = positions_wanted(reader.rows.shape[-1])
+    draw = Positions(reader, len(lockstep.batches))
     for i in range(len(lockstep.batches)):
         shape = lockstep.exact[node][i].shape
-        samples, count = reader.count(shape)
-        share = -(-wanted // (len(lockstep.batches) * samples))
-        positions = torch.randperm(count, generator=generator)[:share]
+        positions = draw(shape)
         x = lockstep.evaluate(quantizer, {source: lockstep.rounded[source][i]})
         exact = reader.inputs(lockstep.exact[source][i], shape, positions)
         targets = reader.rows @ exact + bias.reshape(reader.groups, -1, 1)

@@ -51,7 +51,12 @@ class Grid:
 
 
 def solve(
-    target: Tensor, moments: Tensor, codes: Tensor, scale: Tensor, grid: Grid
+    target: Tensor,
+    moments: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    grid: Grid,
+    feedback: Feedback | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return codes and scales of rows that are near ``target`` in the metric of ``moments``.
 
@@ -62,11 +67,12 @@ def solve(
         moments: H, float32 [G, K, K], positive definite.
         codes, scale: Where to start, float32 [G, n, K] and [G, n, groups].
         grid: The codes.
+        feedback: Of these moments, where several grids share it.
 
     Returns:
         Codes as float32 [G, n, K], and scales, float32 [G, n, groups].
     """
-    feedback = _Feedback(moments)
+    feedback = feedback or Feedback(moments)
     rows = max(1, _VALUES // (target.shape[0] * target.shape[2] * len(FACTORS)))
     parts = [
         _solve_rows(part, moments, feedback, start, grid)
@@ -86,7 +92,7 @@ def loss(codes: Tensor, scale: Tensor, target: Tensor, moments: Tensor) -> Tenso
 
 
 def _solve_rows(
-    target: Tensor, moments: Tensor, feedback: _Feedback, scale: Tensor, grid: Grid
+    target: Tensor, moments: Tensor, feedback: Feedback, scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     width, count = target.shape[-1], len(FACTORS)
     wide = target.repeat_interleave(count, 1)
@@ -136,8 +142,12 @@ def _refined(
     return codes, scale
 
 
-class _Feedback:
-    """Rounds columns in the order of their power, each passing its error on to those left."""
+class Feedback:
+    """Rounds columns in the order of their power, each passing its error on to those left.
+
+    Args:
+        moments: H, float32 [G, K, K], positive definite; it is factorized once.
+    """
 
     def __init__(self, moments: Tensor) -> None:
         self._order = moments.diagonal(dim1=1, dim2=2).argsort(1, descending=True)

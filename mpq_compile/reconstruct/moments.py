@@ -56,11 +56,6 @@ class Moments:
         return squares - x[..., None] * x[:, None], crosses - t[..., None] * x[:, None]
 
 
-def positions_wanted(inputs: int) -> int:
-    """Return how many positions tell the moments of so many inputs."""
-    return max(_VALUES, _VALUES_AN_INPUT * inputs)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reader:
     """Reads what a site's outputs depend on, at chosen positions.
@@ -123,3 +118,23 @@ class Reader:
             return y.reshape(-1, y.shape[-1])[positions].T[None]
         found = y.flatten(2)[:, :, positions].unflatten(1, (self.groups, -1))
         return found.permute(1, 2, 0, 3).flatten(2)
+
+
+class Positions:
+    """Draws positions of a site's outputs, as many of each batch as tell its moments.
+
+    Args:
+        reader: The site.
+        batches: How many batches there are.
+    """
+
+    def __init__(self, reader: Reader, batches: int) -> None:
+        self._reader, self._batches = reader, batches
+        self._wanted = max(_VALUES, _VALUES_AN_INPUT * reader.rows.shape[-1])
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, y_shape: tuple[int, ...]) -> Tensor:
+        """Return positions within the next batch's output, int64."""
+        samples, count = self._reader.count(y_shape)
+        share = -(-self._wanted // (self._batches * samples))
+        return torch.randperm(count, generator=self._generator)[:share]

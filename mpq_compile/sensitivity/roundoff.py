@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mpq_compile.calibrate import Batch
 from mpq_compile.passes.network import Network
+from mpq_compile.passes.rounding import rounded_weight
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.sensitivity.base import Choices, by_site, pairs
 from mpq_compile.solve.mixquant import ErrorMetric, quantize_asymmetric, rounding_error
@@ -55,18 +56,20 @@ class RoundoffMetric:
         losses = []
         for site, name in pairs(choices):
             weight = network.weight(site).detach().double()
-            rounded = self._rounded(network, site, Candidate.parse(name)).double()
+            rounded = self._rounded(network, calibration, site, Candidate.parse(name)).double()
             losses.append(error(weight, rounded, self.measure))
         name = "roundoff" if self.measure == "mse" else "roundoff_relative"
         return SensitivityTable(metric=name, unit=self.unit, loss=by_site(choices, losses))
 
-    def _rounded(self, network: Network, site: str, candidate: Candidate) -> Tensor:
+    def _rounded(
+        self, network: Network, calibration: Calibration, site: str, candidate: Candidate
+    ) -> Tensor:
         weight = network.weight(site).detach()
         if candidate.weight_bits == 16:
             return weight.bfloat16()
         if self.quantizer == "asymmetric":
             return asymmetric(weight, candidate.weight_bits)[1]
-        return network.rounded(site, candidate).dequantize()
+        return rounded_weight(network, calibration, site, candidate).dequantize()
 
 
 relative = partial(RoundoffMetric, measure="relative")
