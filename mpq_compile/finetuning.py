@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mpq_compile.calibrate import spread
+from mpq_compile.calibrate import Batch
 from mpq_compile.closed_loop import verified
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.deploy import complete_assignment
@@ -20,19 +20,19 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.recipe import Recipe
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.sensitivity.base import QuantizedGraph
-from mpq_compile.sensitivity.heads import find_heads
-from mpq_compile.sensitivity.slices import cut
+from mpq_compile.sensitivity.heads import Head, find_heads
+from mpq_compile.sensitivity.slices import Slice
 from mpq_compile.session import Session
 from mpq_compile.training.epochs import Epochs, read_epochs
 from mpq_compile.training.loss import Loss, check_loss
 from mpq_compile.training.state import TrainingState
 from mpq_compile.training.student import Student
-from mpq_compile.training.train import Schedule, mean_divergence, train
+from mpq_compile.training.train import Schedule, judge, train
 from mpq_compile.types import Plan
 
 log = logging.getLogger(__name__)
 
-EPOCHS, BATCH_SIZE, RATE = 2, 32, 5e-4
+EPOCHS, BATCH_SIZE, RATE = 2, 32, 3e-3
 # Samples that tell whether training has helped.
 _JUDGED = 512
 # Of a loader, how many batches give ranges and codes to start from.
@@ -45,7 +45,8 @@ class Finetuned:
 
     Args:
         calibration: Codes, scales, biases and ranges of the better network, trained or not.
-        before, after: Divergence from float on the calibration data, in nats for classes.
+        before, after: What judges the network on the first samples: the error of its outputs as
+            a share of their power, or the cross-entropy, or both.
         steps: Batches that were trained on.
     """
 
@@ -62,7 +63,7 @@ class Finetuned:
     @property
     def note(self) -> str:
         """What a plan says of it."""
-        change = f"divergence from float {self.before:.4g} before, {self.after:.4g} after"
+        change = f"{self.before:.4g} before, {self.after:.4g} after"
         if self.kept:
             return f"fine-tuned in {self.steps} steps: {change}"
         return f"fine-tuning in {self.steps} steps made it no better, so it is as it was: {change}"
@@ -89,9 +90,9 @@ def finetune(
 
     The bits stay those of the plan, and so do costs. Training starts from what the plan's recipe
     finds without it (rounding, ranges); step sizes are learned (LSQ, arXiv 1902.08153), gradients
-    pass straight through rounding, and the float network is the teacher. Batch norms are folded
-    before, so their statistics stay. Where the trained network diverges more from float on the
-    calibration data than the untrained one, the latter is built, and the plan's notes say so.
+    pass straight through rounding, and the float network is the teacher, site by site. Batch
+    norms are folded before, so their statistics stay. Where training has not helped on the first
+    samples, the network is built as it was, and the plan's notes say so.
 
     Args:
         plan: Of :func:`mpq_compile.plan`.
@@ -149,17 +150,20 @@ def finetune_session(
     """Train an assignment within a session; nothing is built."""
     start = session.rounded_for(assignment)
     student = Student(session.network, start, assignment, session.allow_float)
-    graph = QuantizedGraph(session.network, start)
-    slices = cut(session.batches, session.network, _JUDGED, 1.0, 1.0)
-    criterion = Loss(name=loss, teacher=session.network.module, heads=find_heads(graph, slices))
-    judged = spread(session.batches, _JUDGED)
-    before = mean_divergence(student.module, criterion, judged)
+    judged = _first(epochs)
+    criterion = Loss(
+        name=loss,
+        teacher=student.teacher(),
+        outputs=student.outputs,
+        heads=() if loss == "distillation" else _heads(session, start, judged[0]),
+    )
+    before = judge(student, criterion, judged)
     state = None
     if checkpoint is not None:
         run = _run(session, assignment, epochs, schedule, loss)
         state = TrainingState(path=checkpoint, run=run)
     steps = train(student, criterion, epochs, schedule, state)
-    after = mean_divergence(student.module, criterion, judged)
+    after = judge(student, criterion, judged)
     found = Finetuned(
         calibration=student.trained() if after < before else start,
         before=before,
@@ -168,6 +172,23 @@ def finetune_session(
     )
     log.info("%s", found.note)
     return found
+
+
+def _first(epochs: Epochs) -> list[Batch]:
+    """Return the first batches, to judge by."""
+    chosen: list[Batch] = []
+    samples = 0
+    for batch in epochs.epoch(0):
+        chosen.append(batch)
+        samples += len(batch.inputs[0])
+        if samples >= _JUDGED:
+            break
+    return chosen
+
+
+def _heads(session: Session, calibration: Calibration, batch: Batch) -> Sequence[Head]:
+    graph = QuantizedGraph(session.network, calibration)
+    return find_heads(graph, [Slice(start=0, batch=batch)])
 
 
 def _some(loader: Iterable[Any]) -> Iterable[Any]:

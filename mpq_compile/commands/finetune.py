@@ -31,7 +31,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of a step.")] = 32,
     rate: Annotated[
         float, typer.Option("--rate", min=0, help="Largest move of a weight in a step, in codes.")
-    ] = 5e-4,
+    ] = 3e-3,
     loss: Annotated[
         str,
         typer.Option(

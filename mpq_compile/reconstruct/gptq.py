@@ -89,5 +89,5 @@ def gather(lockstep: Lockstep, reader: Reader, bias: Tensor) -> Moments:
         if residual is not None:
             error = lockstep.exact[residual][i] - lockstep.rounded[residual][i]
             targets = targets + reader.outputs(error.expand(shape), positions)
-        moments.add(reader.inputs(x, shape, positions), targets)
+        moments.add(reader.inputs(x, shape, positions), targets, len(lockstep.exact[node][i]))
     return moments

@@ -21,18 +21,20 @@ class Moments:
     """Sums over positions of inputs x [G, K], targets t [G, n] and their products, float64.
 
     G is the number of groups of the convolution, K the inputs of an output, n the outputs of a
-    group.
+    group; ``count`` positions are of ``samples`` samples.
     """
 
     count: int = 0
+    samples: int = 0
     inputs: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     targets: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     squares: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     crosses: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
 
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Add positions: inputs float32 [G, K, T], targets float32 [G, n, T]."""
+    def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
+        """Add positions of some samples: inputs float32 [G, K, T], targets float32 [G, n, T]."""
         self.count += inputs.shape[-1]
+        self.samples += min(samples, inputs.shape[-1])
         self.inputs = self.inputs + inputs.sum(-1, dtype=torch.float64)
         self.targets = self.targets + targets.sum(-1, dtype=torch.float64)
         self.squares = self.squares + (inputs @ inputs.mT).double()
@@ -42,6 +44,15 @@ class Moments:
     def finite(self) -> bool:
         """Tell whether all that was seen was a number."""
         return bool(self.squares.isfinite().all() and self.crosses.isfinite().all())
+
+    @property
+    def independent(self) -> float:
+        """How many draws the positions are worth.
+
+        Those of one sample resemble each other: between the number of samples and that of
+        positions, the geometric mean is taken [derived].
+        """
+        return float(self.samples * self.count) ** 0.5
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the means of inputs and targets."""

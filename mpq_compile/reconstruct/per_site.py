@@ -191,5 +191,5 @@ class _Gathering(fx.Interpreter):
         reader, shape = self._readers[site], tuple(y.shape)
         inputs = reader.inputs(x, shape, self._draws[site](shape))
         targets = reader.rows @ inputs + self._biases[site].reshape(reader.groups, -1, 1)
-        self.moments[site].add(inputs, targets)
+        self.moments[site].add(inputs, targets, len(y))
         return y

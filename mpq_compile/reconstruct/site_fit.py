@@ -14,7 +14,7 @@ from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.integer_least_squares import Feedback, Grid, solve
 from mpq_compile.reconstruct.moments import Moments, Reader
 
-# What pulls towards the float weight, as a share of the mean power of the inputs.
+# Least share of a multiple of the identity in the inputs' second moments.
 _DAMPING = 0.01
 _LEAST_POWER = 1e-12
 
@@ -27,7 +27,7 @@ class SiteProblem:
 
     Args:
         target: The weight that reproduces the outputs best, w*, float32 [G, n, K].
-        metric: H, the second moments of inputs, damped, float32 [G, K, K].
+        metric: H, the second moments of inputs, shrunk, float32 [G, K, K].
         inputs, outputs: Means, float64 [G, K] and [G, n].
         bias: The float bias, float32 [N].
         biased: Whether the site has one: then moments are about the means, else about zero.
@@ -62,9 +62,11 @@ class SiteProblem:
         rows = reader.rows
         # Inputs that never vary are held where they are.
         power = squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST_POWER)
-        ridge = (_DAMPING * power)[:, None, None]
-        damped = squares + ridge * torch.eye(rows.shape[-1], dtype=torch.float64)
-        target = torch.linalg.solve(damped, crosses + ridge * rows.double(), left=False)
+        share = shrinkage(squares, moments.independent).clamp_min(_DAMPING)[:, None, None]
+        ridge = share * power[:, None, None]
+        damped = (1 - share) * squares + ridge * torch.eye(rows.shape[-1], dtype=torch.float64)
+        aim = (1 - share) * crosses + ridge * rows.double()
+        target = torch.linalg.solve(damped, aim, left=False)
         inputs, outputs = moments.means()
         return cls(
             target=target.float(),
@@ -105,3 +107,23 @@ class SiteProblem:
             given = (real @ self.inputs[..., None]).squeeze(-1)
             shift = (self.outputs - given).flatten().float() - self.bias
         return found, ChannelFit(gain=torch.ones_like(shift), shift=shift)
+
+
+def shrinkage(squares: Tensor, draws: float) -> Tensor:
+    """Return how much of the identity to mix into moments of few draws, [G], from 0 to 1.
+
+    The moments of K inputs from as few draws as K say that some directions have no power, and
+    codes that are fitted to them round those carelessly. The share is the one by which (1 − ρ) S +
+    ρ tr(S)/K · I comes closest to the true moments of normal inputs (oracle approximating
+    shrinkage, Chen et al., arXiv 0907.4698). What is mixed in pulls towards the float weight.
+
+    Args:
+        squares: Second moments S, float64 [G, K, K].
+        draws: Independent draws that they are of.
+    """
+    width = squares.shape[-1]
+    trace = squares.diagonal(dim1=1, dim2=2).sum(1)
+    power = squares.square().sum((1, 2))
+    above = (1 - 2 / width) * power + trace.square()
+    below = (draws + 1 - 2 / width) * (power - trace.square() / width)
+    return torch.where(above < below, above / below.clamp_min(1e-300), 1.0)

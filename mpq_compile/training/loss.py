@@ -12,6 +12,7 @@ from mpq_compile.calibrate import Batch
 from mpq_compile.errors import CalibrationError, PlanError, nearest
 from mpq_compile.sensitivity.heads import Head
 
+_TINY = 1e-30
 LOSSES = ("distillation", "labels", "both")
 
 
@@ -30,37 +31,46 @@ def check_loss(name: str) -> None:
 class Loss:
     """The loss of a batch.
 
-    ``distillation`` is KL(float ‖ quantized) of the outputs (Hinton et al., arXiv 1503.02531, at
-    temperature 1), in nats for classes; it needs no labels. ``labels`` is the cross-entropy of the
-    one output that holds class scores, ``both`` the sum of the two.
+    ``distillation`` compares the outputs of all sites with what the float network has there, each
+    as a share of its power: Σ‖y_q − y‖² / Σ‖y‖², averaged over sites (after FitNets, arXiv
+    1412.6550, and QFT, arXiv 2212.07634). Outputs alone tell little where the float network is
+    sure of every sample, as on data that it was trained on. ``labels`` is the cross-entropy of
+    the one output that holds class scores, ``both`` the sum.
 
     Args:
         name: distillation, labels or both.
-        teacher: The float graph; called with flat inputs.
-        heads: How outputs are read.
+        teacher: The float graph; called with flat inputs, it returns its outputs and those of all
+            sites, as the student does.
+        outputs: How many outputs the network has.
+        heads: How outputs are read, where labels are compared with them.
     """
 
     name: str
     teacher: fx.GraphModule
-    heads: Sequence[Head]
+    outputs: int
+    heads: Sequence[Head] = ()
 
-    def __call__(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the mean over the samples of ``batch``, a scalar."""
+    def __call__(self, found: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return what is minimised, a scalar."""
+        return self._sum(found, batch, slice(self.outputs, None))
+
+    def judged(self, found: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return what tells whether training has helped, a scalar: of the outputs alone."""
+        return self._sum(found, batch, slice(self.outputs))
+
+    def _sum(self, found: Sequence[Tensor], batch: Batch, compared: slice) -> Tensor:
         terms = []
         if self.name != "labels":
-            terms.append(self.divergence(outputs, batch).mean())
+            with torch.no_grad():
+                exact = self.teacher(*batch.inputs)
+            pairs = zip(found[compared], exact[compared], strict=True)
+            errors = [_relative_error(x, y) for x, y in pairs if y.is_floating_point()]
+            terms.append(torch.stack(errors).mean())
         if self.name != "distillation":
-            terms.append(self._cross_entropy(outputs, batch))
+            terms.append(self._cross_entropy(found, batch))
         return torch.stack(terms).sum()
 
-    def divergence(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
-        """Return the divergence from float of each sample, [B]."""
-        with torch.no_grad():
-            exact = self.teacher(*batch.inputs)
-        found = [head.divergence(head.scores(exact), head.scores(outputs)) for head in self.heads]
-        return torch.stack(found).sum(0)
-
-    def _cross_entropy(self, outputs: Sequence[Tensor], batch: Batch) -> Tensor:
+    def _cross_entropy(self, found: Sequence[Tensor], batch: Batch) -> Tensor:
         heads = [head for head in self.heads if head.classes is not None]
         if batch.labels is None or len(heads) != 1:
             raise CalibrationError(
@@ -69,6 +79,10 @@ class Loss:
                 found="no labels" if batch.labels is None else f"{len(heads)} such outputs",
                 remedy="add labels to the data, or use loss='distillation', which needs none",
             )
-        scores = heads[0].scores(outputs)
+        scores = heads[0].scores(found)
         labels = batch.labels.reshape(len(scores), 1, -1)
         return -scores.gather(1, labels).mean()
+
+
+def _relative_error(found: Tensor, exact: Tensor) -> Tensor:
+    return (found - exact).square().mean() / exact.square().mean().clamp_min(_TINY)

@@ -21,6 +21,7 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.reference import fake_quantize_rows
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight, weight_spec
 from mpq_compile.training.learned import LearnedBias, LearnedRange, LearnedWeight, Straight
+from mpq_compile.training.taps import AppendTaps
 from mpq_compile.types import Candidate, QParams, QSpec, format_bits, storage
 
 # Width at which the steps of biases are counted.
@@ -38,7 +39,8 @@ class Student:
         allow_float: Run operators without integer rule in float.
 
     Attributes:
-        module: The graph; called with the flat inputs, it returns a tuple of outputs.
+        module: The graph; called with the flat inputs, it returns the outputs, and after them
+            those of all sites.
         weights, biases: By site; sites that read one weight share it.
         ranges: By (tensor, bits).
     """
@@ -53,11 +55,26 @@ class Student:
     ranges: dict[tuple[str, int], LearnedRange] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.module = run_passes(self.network.module, [_InsertLearned(student=self)])
+        passes = [AppendTaps(taps=self.taps), _InsertLearned(student=self)]
+        self.module = run_passes(self.network.module, passes)
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
         for learned in self.learned:
             learned.requires_grad_(True)
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the network has."""
+        return len(self.network.node("output").args[0])
+
+    @property
+    def taps(self) -> list[str]:
+        """The nodes of all sites."""
+        return [self.network.node_of[site.id] for site in self.network.sites]
+
+    def teacher(self) -> fx.GraphModule:
+        """Return the float graph, with the same outputs."""
+        return run_passes(self.network.module, [AppendTaps(taps=self.taps)])
 
     @property
     def learned(self) -> Sequence[nn.Module]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mpq_compile.calibrate import Batch
 from mpq_compile.errors import CalibrationError
@@ -130,10 +130,8 @@ def _step(
     optimizer.step()
 
 
-def mean_divergence(module: nn.Module, loss: Loss, batches: Sequence[Batch]) -> float:
-    """Return the mean divergence from float over samples."""
-    found: list[Tensor] = []
+def judge(student: Student, loss: Loss, batches: Sequence[Batch]) -> float:
+    """Return what judges a student, averaged over batches."""
     with torch.no_grad():
-        for batch in batches:
-            found.append(loss.divergence(module(*batch.inputs), batch))
-    return float(torch.cat(found).mean())
+        found = [loss.judged(student.module(*batch.inputs), batch) for batch in batches]
+    return float(torch.stack(found).mean())

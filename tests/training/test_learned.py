@@ -71,7 +71,7 @@ def test_a_weight_starts_with_its_codes(bits: int, group_size: int | None) -> No
     near = ((weight - start.dequantize()).reshape(5, rows.shape[1], -1) / rows).abs() < 0.48
     values = learned.codes.detach() * rows
     assert near.any()
-    assert torch.equal(values[near], weight.reshape(values.shape)[near])
+    torch.testing.assert_close(values[near], weight.reshape(values.shape)[near])
 
 
 def test_a_range_starts_as_calibrated() -> None:
