@@ -8,7 +8,7 @@ from mpq_compile.errors import PlanError, nearest
 from mpq_compile.passes import ops
 from mpq_compile.passes.absorb_bias import absorb_biases
 from mpq_compile.passes.base import is_call
-from mpq_compile.passes.equalize import equalize, is_site
+from mpq_compile.passes.equalize import cross_layer_factors, equalize, is_site
 from mpq_compile.passes.migrate import METHODS, Inputs, migrate
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.seams import Seam, find_seams
@@ -61,7 +61,8 @@ def balanced(
         network = absorb_biases(equalize(network))
     if equalization == "auto":
         seams = [seam for seam in find_seams(network) if is_site(network, seam.producer)]
-        network = migrate(network, seams, inputs(), METHODS["smoothquant"], observer)
+        ranges = cross_layer_factors(network, seams)
+        network = migrate(network, seams, inputs(), METHODS["smoothquant"], observer, [ranges])
     if migration != "none":
         seams = [seam for seam in find_seams(network) if _feeds_linears(network, seam)]
         network = migrate(network, seams, inputs(), METHODS[migration], observer)

@@ -27,7 +27,7 @@ from torch import Tensor
 from mpq_compile.passes.equalize import columns_of, magnitudes_of
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.rescale import by_column, rescale
-from mpq_compile.passes.scale_trials import InputMagnitudes, Magnitude, Trial, TrialErrors
+from mpq_compile.passes.scale_trials import Factors, InputMagnitudes, Magnitude, Trial, TrialErrors
 from mpq_compile.passes.seams import Seam
 from mpq_compile.types import Candidate
 
@@ -69,7 +69,12 @@ METHODS: Mapping[str, Method] = {
 
 
 def migrate(
-    network: Network, seams: Sequence[Seam], inputs: Inputs, method: Method, observer: str = "mse"
+    network: Network,
+    seams: Sequence[Seam],
+    inputs: Inputs,
+    method: Method,
+    observer: str = "mse",
+    others: Sequence[Factors] = (),
 ) -> Network:
     """Return a network with scales moved across ``seams``, and the same function.
 
@@ -79,6 +84,7 @@ def migrate(
         inputs: Calibration data.
         method: Of ``METHODS``.
         observer: How ranges of activations are chosen.
+        others: Factors that are tried beside those of the method.
 
     Raises:
         CalibrationError: The input of a site is not finite.
@@ -93,7 +99,9 @@ def migrate(
             name: _by_share(weight, magnitudes.found[name])
             for name, weight in magnitudes_of(network, seams).items()
         }
-        trials = [_trial(part, magnitudes.found, weights, method) for part in connected(seams)]
+        trials = [
+            _trial(part, magnitudes.found, weights, method, others) for part in connected(seams)
+        ]
         judge = TrialErrors(network, trials, method.judged_at, observer)
         for batch in _first(inputs):
             judge.run(*batch)
@@ -120,16 +128,14 @@ def connected(seams: Sequence[Seam]) -> list[tuple[Seam, ...]]:
 
 
 def best_of(errors: Tensor) -> int:
-    """Return which trial has the least error, by the geometric mean over candidates.
+    """Return which trial has the least error, summed over candidates: what is large counts.
 
     Args:
         errors: [trials, candidates]; the first is what there is without scales, and stays unless
             others are better by 2 % at every candidate.
     """
-    ratios = errors / errors[0].clamp_min(torch.finfo(torch.float64).tiny)
-    helps = (ratios < _WORTH).all(1)
-    means = ratios.log().mean(1).where(helps, torch.inf)
-    return int(means.argmin()) if bool(helps.any()) else 0
+    helps = (errors < _WORTH * errors[0]).all(1)
+    return int(errors.sum(1).where(helps, torch.inf).argmin()) if bool(helps.any()) else 0
 
 
 def _by_share(weight: Tensor, inputs: Magnitude) -> Tensor:
@@ -143,9 +149,10 @@ def _trial(
     inputs: Mapping[str, Magnitude],
     weights: Mapping[str, Tensor],
     method: Method,
+    others: Sequence[Factors],
 ) -> Trial:
     channels = {seam.producer: _channels(seam, inputs, weights) for seam in part}
-    tried: list[dict[str, Tensor]] = [{}]
+    tried: list[Factors] = [{}, *({name: given[name] for name in channels} for given in others)]
     for alpha in method.alphas:
         scales = {name: method.scale(*found, alpha) for name, found in channels.items()}
         peaks = {name: found[0] for name, found in channels.items()}
