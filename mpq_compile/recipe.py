@@ -53,7 +53,7 @@ class Recipe:
     correction: str = "affine"
     rounding: str = "gptq"
     sensitivity_on: str = "nearest"
-    equalize: str = "none"
+    equalize: str = "auto"
     migration: str = "none"
 
     def __post_init__(self) -> None:
@@ -74,4 +74,4 @@ class Recipe:
 
 
 # What was done before an option was there, where that is not its default.
-_BEFORE = {"rounding": "nearest"}
+_BEFORE = {"rounding": "nearest", "equalize": "none"}

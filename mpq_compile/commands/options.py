@@ -196,7 +196,7 @@ Equalize = Annotated[
     typer.Option(
         "--equalize",
         help="How scales of channels are evened out between sites: auto, cross_layer or none.",
-        show_default="none",
+        show_default="auto",
         rich_help_panel=_RECIPE,
     ),
 ]

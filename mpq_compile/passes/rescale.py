@@ -36,7 +36,8 @@ def rescale(network: Network, seams: Sequence[Seam], factors: Mapping[str, Tenso
     for seam in seams:
         if seam.producer not in factors:
             continue
-        factor = factors[seam.producer].double().where(seam.free, torch.tensor(1.0).double())
+        factor = factors[seam.producer].double()
+        factor = factor.where(seam.free, torch.ones_like(factor))
         for rows in producer_constants(nodes[seam.producer]):
             changed[str(rows.target)] = current(rows) / _by_row(factor, current(rows))
         for reader in seam.readers:
