@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TypedDict
 
+from mpq_compile.passes.balance import check_balance
 from mpq_compile.reconstruct.correction import check_correction
 from mpq_compile.reconstruct.per_site import check_weights
 from mpq_compile.registry import ROUNDINGS
@@ -18,6 +19,8 @@ class RecipeOptions(TypedDict, total=False):
     correction: str
     rounding: str
     sensitivity_on: str
+    equalize: str
+    migration: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class Recipe:
     Args:
         observer: Range estimator of activations: mse, minmax, percentile, entropy.
         correction: What is fitted to each output channel of rounded weights in closed form: its
-            gain and shift ("affine"), its shift ("bias", empirical bias correction), or "none".
+            gain and shift ("affine"), its shift ("bias", empirical bias correction; "analytic",
+            from batch norms instead of data), or "none".
         rounding: How codes of weights below 8 bits are found for the network that is built, and
             for those whose drop is measured: "gptq", integer least squares on what the quantized
             network computes, site after site; "per_site", the same on what the float network
@@ -35,6 +39,11 @@ class Recipe:
             or "nearest", which costs nothing.
         sensitivity_on: The weights that sensitivities are measured on: "nearest" codes, or
             "rounded" as by "per_site".
+        equalize: How scales of channels are evened out between sites before anything is quantized:
+            "auto" where that lowers the error of sites on calibration data, "cross_layer" by the
+            ranges of weights, or "none".
+        migration: How they are moved from the inputs of linear layers into their weights:
+            "smoothquant", "awq" or "none".
 
     Raises:
         MpqError: A name is unknown.
@@ -44,11 +53,14 @@ class Recipe:
     correction: str = "affine"
     rounding: str = "gptq"
     sensitivity_on: str = "nearest"
+    equalize: str = "auto"
+    migration: str = "none"
 
     def __post_init__(self) -> None:
         check_correction(self.correction)
         ROUNDINGS.load(self.rounding)
         check_weights(self.sensitivity_on)
+        check_balance(self.equalize, self.migration)
 
     def provenance(self) -> dict[str, str]:
         """Return what a plan records of it."""
@@ -62,4 +74,4 @@ class Recipe:
 
 
 # What was done before an option was there, where that is not its default.
-_BEFORE = {"rounding": "nearest"}
+_BEFORE = {"rounding": "nearest", "equalize": "none"}

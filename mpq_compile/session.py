@@ -28,6 +28,7 @@ from mpq_compile.cost.tune import tuning_budget_s
 from mpq_compile.costing import Costing
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.tier import Tier
+from mpq_compile.passes.balance import balanced
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.network import Network, prepare
@@ -104,7 +105,18 @@ class Session:
 
     @cached_property
     def network(self) -> Network:
-        """The prepared network."""
+        """The prepared network, its channels scaled as the recipe says."""
+        recipe = self.recipe
+        return balanced(
+            self._prepared,
+            lambda: [batch.inputs for batch in self.batches],
+            recipe.equalize,
+            recipe.migration,
+            recipe.observer,
+        )
+
+    @cached_property
+    def _prepared(self) -> Network:
         network = prepare(capture(self.model, self.example_inputs))
         kinds(network, self.allow_float)
         if not network.sites:
@@ -118,8 +130,8 @@ class Session:
 
     @cached_property
     def _data(self) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
-        batches = read_batches(self.calibration, self.network)
-        return hold_out(batches, self.held_out_share, self.network)
+        batches = read_batches(self.calibration, self._prepared)
+        return hold_out(batches, self.held_out_share, self._prepared)
 
     @property
     def batches(self) -> tuple[Batch, ...]:

@@ -168,7 +168,7 @@ Correction = Annotated[
     str | None,
     typer.Option(
         "--correction",
-        help="What is fitted to channels of rounded weights: affine, bias or none.",
+        help="What is fitted to channels of rounded weights: affine, bias, analytic or none.",
         show_default="affine",
         rich_help_panel=_RECIPE,
     ),
@@ -188,6 +188,24 @@ SensitivityOn = Annotated[
         "--sensitivity-on",
         help="Weights that sensitivities are measured on: nearest or rounded (as per_site).",
         show_default="nearest",
+        rich_help_panel=_RECIPE,
+    ),
+]
+Equalize = Annotated[
+    str | None,
+    typer.Option(
+        "--equalize",
+        help="How scales of channels are evened out between sites: auto, cross_layer or none.",
+        show_default="auto",
+        rich_help_panel=_RECIPE,
+    ),
+]
+Migration = Annotated[
+    str | None,
+    typer.Option(
+        "--migration",
+        help="How they move into linear layers: smoothquant, awq or none.",
+        show_default="none",
         rich_help_panel=_RECIPE,
     ),
 ]
@@ -236,6 +254,8 @@ class Recipe:
     correction: Correction = None
     rounding: Rounding = None
     sensitivity_on: SensitivityOn = None
+    equalize: Equalize = None
+    migration: Migration = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
@@ -15,32 +15,61 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormStatistics:
+    """What a batch norm knows of its outputs, float64 [N]: mean β and standard deviation |γ|."""
+
+    mean: Tensor
+    std: Tensor
+
+    def divided(self, factor: Tensor) -> NormStatistics:
+        """Return the statistics of outputs that are divided by positive factors [N]."""
+        return NormStatistics(mean=self.mean / factor, std=self.std / factor)
+
+    def lowered(self, amount: Tensor) -> NormStatistics:
+        """Return the statistics of outputs that ``amount`` [N] is subtracted from."""
+        return NormStatistics(mean=self.mean - amount, std=self.std)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoldBatchnorm:
     """y = γ (x − μ) / √(σ² + ε) + β, folded in float64 and rounded once.
 
     A batch norm whose input is used elsewhere, or is no site, becomes ``channel_affine``.
+
+    Args:
+        statistics: Filled: what is known of the outputs of a folded site, by its weight's name.
     """
 
+    statistics: dict[str, NormStatistics] = field(default_factory=dict, repr=False)
     name: str = "fold_batchnorm"
 
     def __call__(self, module: fx.GraphModule) -> fx.GraphModule:
         for node in list(module.graph.nodes):
             if is_call(node, aten.batch_norm.default):
-                _fold(module, node)
+                self._fold(module, node)
         return module
 
+    def _fold(self, module: fx.GraphModule, node: fx.Node) -> None:
+        scale, bias = _affine(module, node)
+        site = node.args[0]
+        foldable = is_call(site, *ops.SITE_OPS) and only_user(site) is node
+        if foldable and _normalises_outputs(site):
+            found = _statistics(module, node, scale)
+            _into_site(module, node, site, scale, bias)
+            self.statistics[str(site.args[1].target)] = found
+            return
+        names = [f"{node.name}_scale", f"{node.name}_bias"]
+        values = [add_constant(module, node, n, v.float()) for n, v in zip(names, (scale, bias))]  # noqa: B905
+        args = (site, *values, -ops.INF, ops.INF)
+        replace(module, node, ops.channel_affine, args)
 
-def _fold(module: fx.GraphModule, node: fx.Node) -> None:
-    scale, bias = _affine(module, node)
-    site = node.args[0]
-    foldable = is_call(site, *ops.SITE_OPS) and only_user(site) is node
-    if foldable and _normalises_outputs(site):
-        _into_site(module, node, site, scale, bias)
-        return
-    names = [f"{node.name}_scale", f"{node.name}_bias"]
-    values = [add_constant(module, node, n, v.float()) for n, v in zip(names, (scale, bias))]  # noqa: B905
-    args = (site, *values, -ops.INF, ops.INF)
-    replace(module, node, ops.channel_affine, args)
+
+def _statistics(module: fx.GraphModule, node: fx.Node, scale: Tensor) -> NormStatistics:
+    """Inputs of mean μ and variance σ² have mean β and deviation |γ| √(σ² / (σ² + ε)) behind it."""
+    beta, variance = constant(module, argument(node, 2, "bias")), constant(module, node.args[4])
+    assert variance is not None
+    mean = torch.zeros_like(scale) if beta is None else beta.double()
+    return NormStatistics(mean=mean, std=scale.abs() * variance.double().sqrt())
 
 
 def _normalises_outputs(site: fx.Node) -> bool:

@@ -49,7 +49,7 @@ RESHAPES = (
     aten.squeeze.default,
     aten.unsqueeze.default,
 )
-_MOVES = frozenset(
+MOVES = frozenset(
     {
         *RESHAPES,
         aten.permute.default,
@@ -195,7 +195,7 @@ def _is_float(network: Network, node: fx.Node) -> bool:
 def _is_move(network: Network, node: fx.Node) -> bool:
     if is_call(node, PAD):
         return argument(node, 2, "value", 0) == 0
-    return node.target in _MOVES
+    return node.target in MOVES
 
 
 def _is_max_pool(network: Network, node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
 from mpq_compile.passes.canonicalize import Canonicalize
 from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
-from mpq_compile.passes.fold_batchnorm import FoldBatchnorm
+from mpq_compile.passes.fold_batchnorm import FoldBatchnorm, NormStatistics
 from mpq_compile.passes.fold_constants import FoldConstants
 from mpq_compile.passes.fuse_attention import FuseAttention
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
@@ -38,6 +38,7 @@ class Network:
         sites: In order of execution.
         node_of: Site id to node name in ``module``.
         shapes: Node name to shape and dtype, for the example inputs.
+        statistics: What batch norms knew of a site's outputs, by node name; none where none folded.
     """
 
     captured: CapturedGraph
@@ -45,6 +46,7 @@ class Network:
     sites: tuple[Site, ...]
     node_of: Mapping[str, str]
     shapes: Shapes = field(repr=False)
+    statistics: Mapping[str, NormStatistics] = field(default_factory=dict, repr=False)
     _rounded: dict[tuple[str, QSpec], QuantizedWeight] = field(default_factory=dict, repr=False)
 
     @property
@@ -83,6 +85,7 @@ class Network:
 
 def prepare(captured: CapturedGraph) -> Network:
     """Run the float passes and find the sites."""
+    folded: dict[str, NormStatistics] = {}
     module = run_passes(
         captured.module,
         [
@@ -90,7 +93,7 @@ def prepare(captured: CapturedGraph) -> Network:
             ExpandScaledSums(),
             FoldConstants(),
             Canonicalize(),
-            FoldBatchnorm(),
+            FoldBatchnorm(statistics=folded),
         ],
     )
     shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
@@ -104,8 +107,14 @@ def prepare(captured: CapturedGraph) -> Network:
         site = _site(module, node, shapes, seen)
         sites.append(site)
         node_of[site.id] = node.name
+    weights = {node.name: str(node.args[1].target) for node in nodes}
     return Network(
-        captured=captured, module=module, sites=tuple(sites), node_of=node_of, shapes=shapes
+        captured=captured,
+        module=module,
+        sites=tuple(sites),
+        node_of=node_of,
+        shapes=shapes,
+        statistics={name: folded[weight] for name, weight in weights.items() if weight in folded},
     )
 
 

@@ -7,10 +7,11 @@ before residual and clamp and ŷ that of the rounded weight,
     gain, shift = argmin E (y − gain · ŷ − shift)²        by channel, in closed form
 
 ``affine`` fits both; ``bias`` leaves the gain at 1, which is empirical bias correction (Nagel et
-al., arXiv 1906.04721; Finkelstein et al., arXiv 1906.03193). The gain goes into the scale of the
-weights and the shift into the bias: codes, kernels and size stay what they are [derived]. A site
-without a bias gets a gain alone. Inputs are the float network's, so a fit belongs to its site and
-the width of its weight, whatever other sites have.
+al., arXiv 1906.04721; Finkelstein et al., arXiv 1906.03193); ``analytic`` takes that shift from
+batch norms instead of data, and from data where there are none (``analytic_bias``). The gain goes
+into the scale of the weights and the shift into the bias: codes, kernels and size stay what they
+are [derived]. A site without a bias gets a gain alone. Inputs are the float network's, so a fit
+belongs to its site and the width of its weight, whatever other sites have.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight, weight_spec
+from mpq_compile.reconstruct.analytic_bias import shift_by_statistics
 from mpq_compile.types import Candidate
 
-CORRECTIONS = ("affine", "bias", "none")
+CORRECTIONS = ("affine", "bias", "analytic", "none")
 # Each channel is fitted on so many values where the data has them, and on so many samples.
 _VALUES, _SAMPLES = 16384, 32
 # Two numbers fitted to fewer values would follow their noise: such sites are left as they are.
@@ -68,10 +70,12 @@ def fit_channels(
         calibration: Its ``fits`` are filled.
         batches: Calibration data; only as much as is needed is run.
         choices: A candidate, or several, by site.
-        correction: affine, bias or none.
+        correction: One of ``CORRECTIONS``.
     """
     check_correction(correction)
     wanted = {} if correction == "none" else _missing(network, calibration, choices)
+    if correction == "analytic":
+        wanted = shift_by_statistics(network, calibration, wanted)
     if not wanted:
         return
     fitting = _Fitting(network, wanted)
