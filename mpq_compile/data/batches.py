@@ -12,7 +12,7 @@ from torch import Tensor
 from mpq_compile.data.collate import Collation
 from mpq_compile.data.items import as_tensor, inputs_and_labels, labels_tensor
 from mpq_compile.data.seeding import seeded
-from mpq_compile.data.sources import open_data
+from mpq_compile.data.sources import source_of
 from mpq_compile.data.wanted import MAX_BATCH, Wanted
 from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.network import Network
@@ -74,8 +74,9 @@ def read_data(
     wanted = wanted_by(network, samples, seed)
     pieces: list[Batch] = []
     with seeded(seed):
-        reading = open_data(calibration, wanted)
-        items = Collation(reading.items, wanted) if reading.single else reading.items
+        source = source_of(calibration)
+        reading = source.read(calibration, wanted)
+        items = Collation(reading.items, wanted) if source.single else reading.items
         for index, item in enumerate(items):
             pieces += _split(_read(item, f"calibration batch {index}", wanted, network), network)
             if samples is not None and _count(pieces) >= samples:

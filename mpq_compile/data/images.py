@@ -77,7 +77,6 @@ def read(data: Any, wanted: Wanted) -> Reading:
     chosen = [entries[i] for i in wanted.chosen(len(entries))]
     return Reading(
         items=((_decoded(path, transform), label) for path, label in chosen),
-        single=True,
         what=f"{folder.path}: {wanted.how(len(entries))}",
         notes=(transform.how,),
     )

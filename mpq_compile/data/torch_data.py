@@ -34,7 +34,7 @@ def read_dataset(data: Any, wanted: Wanted) -> Reading:
     name = type(data).__name__
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         rows = islice(iter(data), wanted.most)
-        return Reading(items=rows, single=True, what=f"{name}: the first samples")
+        return Reading(items=rows, what=f"{name}: the first samples")
     chosen = wanted.chosen(len(data))
     rows = (data[int(index)] for index in chosen)
-    return Reading(items=rows, single=True, what=f"{name}: {wanted.how(len(data))}")
+    return Reading(items=rows, what=f"{name}: {wanted.how(len(data))}")

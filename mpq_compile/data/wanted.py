@@ -70,12 +70,10 @@ class Reading:
     Args:
         items: Batches, each a tensor or an array, a tuple of the model's inputs, such inputs and
             labels, or a mapping from names to columns; or single samples, of the same forms.
-        single: True where the items are samples, not batches.
         what: What is read, for the plan.
         notes: What the user should know of how it is read.
     """
 
     items: Iterator[Any]
     what: str
-    single: bool = False
     notes: tuple[str, ...] = ()
