@@ -41,8 +41,10 @@ class Collation:
         """
         numbered = enumerate(self._samples)
         for part in _batched(numbered, self._wanted.batch):
-            whole = part[: self._wanted.whole(len(part))]
-            rows = [self._row(sample, f"calibration sample {number}") for number, sample in whole]
+            first, _ = part[0]
+            if first and self._wanted.fixed and len(part) < self._wanted.batch:
+                return
+            rows = [self._row(sample, f"calibration sample {number}") for number, sample in part]
             columns = zip(*(inputs for inputs, _ in rows), strict=True)
             inputs = tuple(torch.stack(column) for column in columns)
             labels = [label for _, label in rows if label is not None]

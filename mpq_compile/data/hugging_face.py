@@ -33,8 +33,8 @@ def read(data: Any, wanted: Wanted) -> Reading:
         )
     name = getattr(getattr(data, "info", None), "dataset_name", None) or type(data).__name__
     if not hasattr(data, "__len__"):
-        rows = islice(iter(data), wanted.most)
-        return Reading(items=rows, what=f"{name}: the first samples")
+        first = islice(iter(data), wanted.most)
+        return Reading(items=first, what=f"{name}: the first samples")
     rows = (data[int(index)] for index in wanted.chosen(len(data)))
     return Reading(items=rows, what=f"{name}: {wanted.how(len(data))}")
 

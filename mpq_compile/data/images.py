@@ -56,7 +56,9 @@ class ImageFolder:
             raise _refused(root, "no such folder", "a file" if root.exists() else "nothing")
         flat = [path for path in _visible(root) if _is_image(path)]
         folders = [path for path in _visible(root) if path.is_dir()]
-        classed = [(p, i) for i, folder in enumerate(folders) for p in _images_below(folder)]
+        classed: list[Entry] = [
+            (path, i) for i, folder in enumerate(folders) for path in _images_below(folder)
+        ]
         if flat and classed:
             found = f"{len(flat)} beside {len(folders)} folders"
             raise _refused(root, "images beside folders of images have no class", found)

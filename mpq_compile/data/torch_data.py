@@ -33,8 +33,8 @@ def read_dataset(data: Any, wanted: Wanted) -> Reading:
     """Return samples that are drawn; the first ones where a data set can only be gone through."""
     name = type(data).__name__
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
-        rows = islice(iter(data), wanted.most)
-        return Reading(items=rows, what=f"{name}: the first samples")
+        first = islice(iter(data), wanted.most)
+        return Reading(items=first, what=f"{name}: the first samples")
     chosen = wanted.chosen(len(data))
     rows = (data[int(index)] for index in chosen)
     return Reading(items=rows, what=f"{name}: {wanted.how(len(data))}")

@@ -40,10 +40,6 @@ class Wanted:
         """Samples to read at a time: the example's, where the model takes no others."""
         return self.shapes[0][0] if self.fixed and self.shapes[0] else MAX_BATCH
 
-    def whole(self, count: int) -> int:
-        """Return how many of ``count`` samples make whole batches; all where none does."""
-        return count - count % self.batch if self.fixed and count >= self.batch else count
-
     def chosen(self, total: int) -> np.ndarray:
         """Return indices of the samples to be read out of ``total``, in the order to read them.
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from mpq_compile.quant.calibration import Calibration, Prefix
 from mpq_compile.quant.observers import OBSERVERS, noise
 
-TOLERANCE = 0.01
+# More noise than this, 0.2 dB, is counted as a change.
+TOLERANCE = 0.05
 # Bits that ranges are judged at: fewer ask for narrower ones, which move less.
 _BITS = 8
 
@@ -20,10 +21,13 @@ def range_note(calibration: Calibration) -> str:
     excesses = [noise_excess(calibration, prefix) for prefix in prefixes]
     found = first_within([p.samples for p in prefixes], excesses, TOLERANCE)
     if found is not None:
-        return f"ranges are stable to {TOLERANCE:.0%} from {found} samples of {total}"
+        return (
+            f"ranges are stable from {found} samples of {total}: rounding noise within "
+            f"{TOLERANCE:.0%}"
+        )
     return (
-        f"ranges are not stable yet at {total} samples: those of {prefixes[-1].samples} make "
-        f"{excesses[-1]:.1%} more noise; give more"
+        f"ranges are not stable yet at {total} samples: rounding noise changes by "
+        f"{excesses[-1]:.0%} from {prefixes[-1].samples} to all; give more"
     )
 
 

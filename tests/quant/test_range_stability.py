@@ -51,7 +51,7 @@ def test_a_copy_does_not_see_what_comes_after() -> None:
 def test_more_of_the_same_moves_nothing(observer: str) -> None:
     found = calibration(NORMAL, NORMAL.flip(0), observer)
     assert noise_excess(found, found.prefixes[0]) < 1e-6
-    assert range_note(found) == "ranges are stable to 1% from 1 samples of 2"
+    assert range_note(found).startswith("ranges are stable from 1 samples of 2")
 
 
 @pytest.mark.parametrize("observer", ["mse", "minmax", "percentile"])
