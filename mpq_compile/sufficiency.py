@@ -17,14 +17,12 @@ import torch
 from scipy.stats import spearmanr
 
 from mpq_compile.allocate import Allocation, solve_allocation
-from mpq_compile.calibrate import SHARES, calibrate
+from mpq_compile.calibrate import SHARES
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.data.batches import Batch, in_batches
 from mpq_compile.errors import CalibrationError
 from mpq_compile.quant.range_stability import first_within
 from mpq_compile.recipe import Recipe, RecipeOptions
-from mpq_compile.reconstruct.correction import fit_channels
-from mpq_compile.registry import METRICS
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, SensitivityTable
 
@@ -184,11 +182,11 @@ def _part(
 
 def _sensitivity(session: Session, batches: Sequence[Batch]) -> SensitivityTable:
     """Return the table that these samples alone lead to."""
-    network, choices, recipe = session.network, session.choices, session.recipe
-    calibration = calibrate(network, batches, recipe.observer)
-    fit_channels(network, calibration, batches, choices, recipe.correction)
-    table: SensitivityTable = METRICS.load(session.metric)()(network, calibration, batches, choices)
-    return table
+    items = [b.inputs if b.labels is None else (b.inputs, b.labels) for b in batches]
+    recipe = replace(session.recipe, samples=None)
+    part = replace(session, calibration=items, recipe=recipe)
+    part.network = session.network
+    return part.sensitivity
 
 
 def _correlation(one: SensitivityTable, other: SensitivityTable) -> float:
