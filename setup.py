@@ -21,7 +21,7 @@ RUNTIME = [
     "tornado>=6",  # TVM's RPC tracker
     "scikit-learn>=1.4",
 ]
-DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "pillow"]
+DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"]
 # What benchmarks/peers.py compares with: ratios are to these versions.
 PEERS = [
     "torchao==0.18.0",
@@ -31,6 +31,9 @@ PEERS = [
     "nncf==3.4.0",
 ]
 
+IMAGES = ["pillow>=10"]
+# Nothing imports it: data sets are taken as they look, and tests do so with real ones.
+DATASETS = ["datasets>=3"]
 # Links libraries for another architecture (85 MB, so it is no requirement).
 CROSS = ["ziglang==0.15.2"]
 
@@ -53,6 +56,12 @@ setup(
         ]
     },
     install_requires=RUNTIME,
-    extras_require={"dev": [*DEVELOPMENT, *CROSS], "peers": PEERS, "cross": CROSS},
+    extras_require={
+        "dev": [*DEVELOPMENT, *IMAGES, *CROSS],
+        "peers": PEERS,
+        "cross": CROSS,
+        "images": IMAGES,
+        "datasets": DATASETS,
+    },
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Budget": "mpq_compile.types",
     "Candidate": "mpq_compile.types",
+    "ImageFolder": "mpq_compile.data.images",
     "Plan": "mpq_compile.types",
     "Site": "mpq_compile.types",
     "Verification": "mpq_compile.types",
@@ -28,6 +29,8 @@ _NAMES = {
     "FrontierReport": "mpq_compile.report.frontier",
     "profile": "mpq_compile.profiling",
     "Profiled": "mpq_compile.profiling",
+    "stability": "mpq_compile.sufficiency",
+    "Stability": "mpq_compile.sufficiency",
     "check": "mpq_compile.solve.certificate",
     "load": "mpq_compile.runtime.network",
     "CompiledNetwork": "mpq_compile.runtime.network",
@@ -47,6 +50,7 @@ __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
     from mpq_compile.cost.accelerator_workload import Workload  # noqa: F401
+    from mpq_compile.data.images import ImageFolder  # noqa: F401
     from mpq_compile.errors import (  # noqa: F401
         ArtifactError,
         CalibrationError,
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401
     from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
     from mpq_compile.solve.certificate import check  # noqa: F401
+    from mpq_compile.sufficiency import Stability, stability  # noqa: F401
     from mpq_compile.tradeoff import frontier  # noqa: F401
     from mpq_compile.types import Budget, Candidate, Plan, Site, Verification  # noqa: F401
 

@@ -2,167 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from mpq_compile.data.batches import Batch
+from mpq_compile.data.batches import read_batches as read_batches
+from mpq_compile.data.wanted import MAX_BATCH as MAX_BATCH
 from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.base import ValueRecorder
 from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
-from mpq_compile.quant.calibration import Calibration
+from mpq_compile.quant.calibration import Calibration, Prefix
 from mpq_compile.quant.observers import Histogram
 
-MAX_BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """One batch: flat input tensors, and labels (int64 [B]) where the user gave them."""
-
-    inputs: tuple[Tensor, ...]
-    labels: Tensor | None = None
-
-
-def read_batches(calibration: Any, network: Network) -> tuple[Batch, ...]:
-    """Bring the user's data to a tuple of batches.
-
-    Args:
-        calibration: An iterable of batches, each a tensor, a tuple of the model's inputs, or
-            such inputs and labels: ``(x, y)`` or ``((x1, x2), y)``. A single tensor is one batch.
-        network: Gives number, shapes and dtypes of the inputs.
-
-    Raises:
-        CalibrationError: No data, a wrong shape or dtype, or a value that is not finite.
-    """
-    if calibration is None or isinstance(calibration, (str, bytes, dict)):
-        raise CalibrationError(
-            "no calibration data",
-            expected="an iterable of input batches",
-            found=type(calibration).__name__,
-            remedy="pass a few dozen representative inputs, e.g. [x1, x2, ...]",
-        )
-    items = [calibration] if isinstance(calibration, Tensor) else list(calibration)
-    batches = [b for i, item in enumerate(items) for b in _split(_read(item, i, network), network)]
-    if not batches:
-        raise CalibrationError(
-            "the calibration data is empty",
-            expected="at least one batch",
-            found="none (an exhausted generator?)",
-            remedy="pass a list of batches, or a fresh DataLoader",
-        )
-    return tuple(batches)
-
-
-def _read(item: Any, index: int, network: Network) -> Batch:
-    examples = network.captured.example_inputs
-    inputs, labels = _inputs_and_labels(item, len(examples))
-    where = f"calibration batch {index}"
-    if len(inputs) != len(examples) or not all(isinstance(value, Tensor) for value in inputs):
-        raise CalibrationError(
-            "a batch does not fit the model's inputs",
-            where=where,
-            expected=f"{len(examples)} tensors, optionally labels after them",
-            found=f"{len(inputs)} values: {', '.join(type(v).__name__ for v in inputs)}",
-            remedy="yield tensors, tuples of inputs, or (inputs, labels)",
-        )
-    for number, (value, example) in enumerate(zip(inputs, examples, strict=True)):
-        _check(value, example, f"{where}, input {number}", network.captured.dynamic_batch)
-    if labels is not None and len(labels) != len(inputs[0]):
-        raise CalibrationError(
-            "labels do not match the batch",
-            where=where,
-            expected=f"{len(inputs[0])} labels",
-            found=str(len(labels)),
-            remedy="give one label for each sample",
-        )
-    return Batch(inputs=tuple(inputs), labels=labels)
-
-
-def _inputs_and_labels(item: Any, count: int) -> tuple[Sequence[Any], Tensor | None]:
-    if not isinstance(item, (tuple, list)):
-        return (item,), None
-    if len(item) == 2 and isinstance(item[0], (tuple, list)):
-        return tuple(item[0]), torch.as_tensor(item[1])
-    if len(item) == count + 1:
-        return tuple(item[:-1]), torch.as_tensor(item[-1])
-    return tuple(item), None
-
-
-def _check(value: Tensor, example: Tensor, where: str, dynamic: bool) -> None:
-    multiple = value.dim() and len(value) and len(value) % max(len(example), 1) == 0
-    if value.shape[1:] != example.shape[1:] or not (multiple if not dynamic else len(value)):
-        raise CalibrationError(
-            "wrong input shape",
-            where=where,
-            expected=f"[batch, {', '.join(map(str, example.shape[1:]))}]",
-            found=str(list(value.shape)),
-            remedy="shape the batch like the example inputs (batch first)",
-        )
-    if value.dtype != example.dtype:
-        raise CalibrationError(
-            "wrong input dtype",
-            where=where,
-            expected=str(example.dtype),
-            found=str(value.dtype),
-            remedy=f"convert the batch to {example.dtype}",
-        )
-    if value.is_floating_point() and not torch.isfinite(value).all():
-        bad = int((~torch.isfinite(value)).sum())
-        raise CalibrationError(
-            "the calibration data is not finite",
-            where=where,
-            expected="finite numbers",
-            found=f"{bad} NaN or infinite values",
-            remedy="remove or repair these samples",
-        )
-
-
-def _split(batch: Batch, network: Network) -> list[Batch]:
-    """Cut into pieces of the example's batch, or of at most ``MAX_BATCH`` where it is free."""
-    if not batch.inputs[0].dim():
-        return [batch]
-    captured = network.captured
-    if not captured.dynamic_batch:
-        return _fixed_pieces(batch, [len(example) for example in captured.example_inputs])
-    size = MAX_BATCH
-    pieces = []
-    for start in range(0, len(batch.inputs[0]), size):
-        span = slice(start, start + size)
-        labels = None if batch.labels is None else batch.labels[span]
-        pieces.append(Batch(inputs=tuple(v[span] for v in batch.inputs), labels=labels))
-    return pieces
-
-
-def _fixed_pieces(batch: Batch, sizes: Sequence[int]) -> list[Batch]:
-    """Cut into batches of exactly the example's lengths."""
-    counts = {len(v) // size for v, size in zip(batch.inputs, sizes, strict=True)}
-    if len(counts) != 1:
-        raise CalibrationError(
-            "the inputs of a batch have different numbers of samples",
-            expected=f"multiples of {', '.join(map(str, sizes))}, the same for each input",
-            found=", ".join(str(len(value)) for value in batch.inputs),
-            remedy="pass batches of the example's sizes: this model fixes its batch",
-        )
-    pieces = []
-    for i in range(counts.pop()):
-        inputs = zip(batch.inputs, sizes, strict=True)
-        labels = batch.labels
-        if labels is not None:
-            labels = labels[i * sizes[0] : (i + 1) * sizes[0]]
-        cut = tuple(value[i * size : (i + 1) * size] for value, size in inputs)
-        pieces.append(Batch(inputs=cut, labels=labels))
-    return pieces
+# Parts of the data that results are looked at after, to see how much they still move.
+SHARES = (1 / 8, 1 / 4, 1 / 2)
 
 
 def calibrate(network: Network, batches: Sequence[Batch], observer: str = "mse") -> Calibration:
     """Observe every float tensor of the prepared graph over all batches.
 
     Raises:
-        CalibrationError: The output of a site is not finite.
+        CalibrationError: The output of a site is not finite, or a site sees no values.
     """
     histograms: dict[str, Histogram] = {}
     site_of = network.site_of
@@ -181,12 +45,43 @@ def calibrate(network: Network, batches: Sequence[Batch], observer: str = "mse")
             histograms.setdefault(node.name, Histogram()).observe(value)
 
     recorder = ValueRecorder(network.module, observe)
-    samples = 0
+    read_by_sites = {network.node(name).args[0].name for name in network.node_of.values()}
+    prefixes: list[Prefix] = []
+    samples, marks = 0, _marks(batches)
     with torch.no_grad():
         for batch in track(batches, "calibrate"):
             recorder.run(*batch.inputs)
-            samples += len(batch.inputs[0]) if batch.inputs[0].dim() else 1
-    return Calibration(histograms=histograms, observer=observer, samples=samples)
+            samples += batch.samples
+            if samples in marks:
+                seen = {name: histograms[name].copy() for name in read_by_sites & set(histograms)}
+                prefixes.append(Prefix(samples=samples, histograms=seen))
+    _check_seen(network, histograms)
+    return Calibration(
+        histograms=histograms, observer=observer, samples=samples, prefixes=tuple(prefixes)
+    )
+
+
+def _marks(batches: Sequence[Batch]) -> set[int]:
+    """Return numbers of samples after whole batches: about an eighth, a quarter and half of all."""
+    ends = list(accumulate(batch.samples for batch in batches))
+    shares = (ends[-1] * share for share in SHARES)
+    return {max((end for end in ends if end <= share), default=0) for share in shares}
+
+
+def _check_seen(network: Network, histograms: Mapping[str, Histogram]) -> None:
+    """Refuse sites whose inputs or outputs hold no values, whatever the data."""
+    for site in network.sites:
+        node = network.node(network.node_of[site.id])
+        for what, name in (("input", node.args[0].name), ("output", node.name)):
+            found = histograms.get(name)
+            if found is None or found.minimum > found.maximum:
+                raise CalibrationError(
+                    f"a site was never executed on data: its {what} is empty",
+                    where=site.id,
+                    expected=f"values, of shape {list(network.shapes[name][0])} for the example",
+                    found="none in any batch",
+                    remedy="remove the layer, or give inputs that reach it",
+                )
 
 
 def hold_out(
@@ -226,5 +121,5 @@ def spread(batches: Iterable[Batch], samples: int) -> tuple[Batch, ...]:
         if seen >= samples:
             break
         chosen.append(batch)
-        seen += len(batch.inputs[0]) if batch.inputs[0].dim() else 1
+        seen += batch.samples
     return tuple(chosen)

@@ -29,6 +29,7 @@ from mpq_compile.commands import (
     profile,
     run,
     solve,
+    stability,
     targets,
     verify,
 )
@@ -53,6 +54,7 @@ app.add_typer(profile.app, name="profile")
 app.add_typer(device.app, name="device")
 app.command("plan")(plan.plan)
 app.command("frontier")(frontier.frontier)
+app.command("stability")(stability.stability)
 app.command("compile")(compile.compile_model)
 app.command("finetune")(finetune.finetune)
 app.command("verify")(verify.verify)

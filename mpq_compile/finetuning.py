@@ -14,6 +14,7 @@ from torch import Tensor
 from mpq_compile.calibrate import Batch
 from mpq_compile.closed_loop import verified
 from mpq_compile.cost.targets import TargetLike
+from mpq_compile.data.sources import source_of
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.digest import content_digest
 from mpq_compile.quant.calibration import Calibration
@@ -71,10 +72,10 @@ class Finetuned:
 
 def finetune(
     plan: Plan,
-    loader: Iterable[Any],
+    loader: Any,
     model: Any,
     example_inputs: Any,
-    calibration: Iterable[Any] | None = None,
+    calibration: Any = None,
     target: TargetLike | None = None,
     epochs: int = EPOCHS,
     batch_size: int = BATCH_SIZE,
@@ -85,6 +86,7 @@ def finetune(
     seed: int = 0,
     verify: bool = True,
     tuned: bool = True,
+    samples: int | None = None,
 ) -> CompiledNetwork:
     """Train the weights, scales and biases of a planned network, and build it.
 
@@ -108,6 +110,8 @@ def finetune(
         checkpoint: A safetensors file: what was trained is kept there, and an interrupted run goes
             on from it.
         allow_float, seed, verify, tuned: As for :func:`mpq_compile.compile`.
+        samples: Most samples to train on where the data are pooled; None for all that are given,
+            or for 256 of a data set or a folder of images.
 
     Raises:
         PlanError: The plan does not fit the model, or the checkpoint is of another run.
@@ -127,7 +131,7 @@ def finetune(
         tuned=tuned,
     )
     assignment = complete_assignment(session.network, plan.assignment)
-    data = read_epochs(loader, session.network, batch_size, seed)
+    data = read_epochs(loader, session.network, batch_size, seed, samples)
     schedule = Schedule(epochs=epochs, rate=rate)
     path = None if checkpoint is None else Path(checkpoint)
     found = finetune_session(session, assignment, data, schedule, loss, path)
@@ -191,9 +195,10 @@ def _heads(session: Session, calibration: Calibration, batch: Batch) -> Sequence
     return find_heads(graph, [Slice(start=0, batch=batch)])
 
 
-def _some(loader: Iterable[Any]) -> Iterable[Any]:
+def _some(loader: Any) -> Any:
     """Return the first batches of a loader, enough to calibrate on."""
-    if isinstance(loader, (Tensor, Sequence)):
+    whole = not isinstance(loader, Iterable) or isinstance(loader, (Tensor, Sequence))
+    if whole or source_of(loader).single:
         return loader
     return list(islice(loader, _CALIBRATION_BATCHES))
 

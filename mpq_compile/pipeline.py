@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -37,7 +37,7 @@ def _budget(budget: Budget | Mapping[str, float] | None) -> Budget:
 def plan(
     model: Any,
     example_inputs: Any,
-    calibration: Iterable[Any],
+    calibration: Any,
     target: TargetLike = "local",
     budget: Budget | Mapping[str, float] | None = None,
     metric: str = "sqnr",
@@ -58,7 +58,9 @@ def plan(
     Args:
         model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
         example_inputs: Tensor or tuple of tensors of the deployed shapes.
-        calibration: Iterable of input batches, or of (inputs, labels).
+        calibration: Iterable of input batches, or of (inputs, labels), tensors or arrays; or the
+            path of a ``.npz`` file or of a folder of images, an :class:`ImageFolder`, a DataLoader,
+            a Dataset, or a data set of Hugging Face's.
         target: Name or path of a hardware profile ("local" is this machine), or the address of a
             remote device: ``rpc://host:port/KEY``, ``{"rpc": {"tracker": "host:port", "key": …}}``.
         budget: Bounds on the result; none gives the most accurate candidate everywhere.
@@ -66,7 +68,9 @@ def plan(
         solver: Solver by name.
         candidates: Names to choose from; None for the profile's defaults.
         constraints: ``{"conv1": "w8a8", "re:.*fc": ["w8a8", "w4a8"]}`` pins sites.
-        seed: Recorded; every stage is deterministic.
+        seed: Recorded. Which samples are drawn from a data set or a folder, and what a loader
+            shuffles by: global random generators are seeded while data is read. Every other stage
+            is deterministic.
         minimize: With ``Budget(max_drop=…)`` or ``Budget(max_loss=…)``: "latency", "size", "bops"
             or "energy".
         evaluate: ``evaluate(net) -> float``, higher is better; measures ``max_drop``. Or what to
@@ -108,7 +112,7 @@ def plan(
 def compile(  # noqa: A001 - the public name
     model: Any,
     example_inputs: Any,
-    calibration: Iterable[Any],
+    calibration: Any,
     target: TargetLike = "local",
     budget: Budget | Mapping[str, float] | None = None,
     plan: Plan | None = None,
@@ -173,7 +177,7 @@ def _build_given(session: Session, plan: Plan, verify: bool) -> CompiledNetwork:
 def assign(
     model: Any,
     example_inputs: Any,
-    calibration: Iterable[Any],
+    calibration: Any,
     assignment: str | Mapping[str, str],
     target: TargetLike = "local",
     allow_float: bool = False,

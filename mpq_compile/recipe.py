@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TypedDict
+from typing import Any, TypedDict
 
+from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.balance import check_balance
 from mpq_compile.reconstruct.correction import check_correction
 from mpq_compile.reconstruct.per_site import check_weights
@@ -21,6 +22,7 @@ class RecipeOptions(TypedDict, total=False):
     sensitivity_on: str
     equalize: str
     migration: str
+    samples: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,34 +46,47 @@ class Recipe:
             ranges of weights, or "none".
         migration: How they are moved from the inputs of linear layers into their weights:
             "smoothquant", "awq" or "none".
+        samples: Most samples of the calibration data that are used, drawn where they can be; None
+            for all that are given, or for 256 of a data set or a folder of images.
 
     Raises:
-        MpqError: A name is unknown.
+        MpqError: A name is unknown, or a number is out of range.
     """
 
     observer: str = "mse"
     correction: str = "affine"
     rounding: str = "gptq"
     sensitivity_on: str = "nearest"
-    equalize: str = "auto"
+    equalize: str = "none"
     migration: str = "none"
+    samples: int | None = None
 
     def __post_init__(self) -> None:
         check_correction(self.correction)
         ROUNDINGS.load(self.rounding)
         check_weights(self.sensitivity_on)
         check_balance(self.equalize, self.migration)
+        if self.samples is not None and self.samples < 1:
+            raise CalibrationError(
+                "no samples are asked for",
+                where="samples",
+                expected="1 or more",
+                found=self.samples,
+                remedy="correct the number, or leave it out",
+            )
 
     def provenance(self) -> dict[str, str]:
         """Return what a plan records of it."""
-        return asdict(self)
+        return {name: str(value) for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def of_plan(cls, provenance: Mapping[str, str]) -> Recipe:
         """Return the recipe that a plan was made with; plans of before an option lack it."""
-        recorded = {**_BEFORE, **provenance}
+        recorded: dict[str, Any] = {**_BEFORE, **provenance}
+        if "samples" in recorded:
+            recorded["samples"] = int(recorded["samples"])
         return cls(**{f.name: recorded[f.name] for f in fields(cls) if f.name in recorded})
 
 
 # What was done before an option was there, where that is not its default.
-_BEFORE = {"rounding": "nearest", "equalize": "none"}
+_BEFORE = {"rounding": "nearest"}

@@ -15,7 +15,7 @@ from torch import fx
 
 from mpq_compile.allocate import Allocation, constrained, solve_allocation
 from mpq_compile.building import build_plan, reference_of, structured
-from mpq_compile.calibrate import Batch, calibrate, hold_out, read_batches
+from mpq_compile.calibrate import Batch, calibrate, hold_out
 from mpq_compile.capture import capture
 from mpq_compile.cost.latency import Prediction
 from mpq_compile.cost.profile import Profile
@@ -26,6 +26,7 @@ from mpq_compile.cost.table import (
 from mpq_compile.cost.targets import Target, TargetLike, resolve_target
 from mpq_compile.cost.tune import tuning_budget_s
 from mpq_compile.costing import Costing
+from mpq_compile.data.batches import Data, read_data
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.balance import balanced
@@ -33,8 +34,10 @@ from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
+from mpq_compile.quant.range_stability import range_note
 from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import fit_channels
+from mpq_compile.reconstruct.enough import shortage
 from mpq_compile.reconstruct.per_site import reconstruct_per_site
 from mpq_compile.reconstruct.rounding import with_rounding
 from mpq_compile.registry import METRICS, SOLVERS
@@ -71,7 +74,7 @@ class Session:
         metric, solver: Names in the registries.
         recipe: How it is quantized beyond the bits.
         allow_float: Run operators without integer rule in float instead of refusing them.
-        seed: Recorded in the plan; every stage is deterministic.
+        seed: Recorded in the plan: which samples are drawn; every stage is deterministic.
         tuned: Search schedules and use those that were found; False leaves all to the cost model.
         measure_s: Seconds to spend on kernels that were never measured; what is left is estimated
             from those that were. None measures all.
@@ -129,9 +132,13 @@ class Session:
         return network
 
     @cached_property
+    def data(self) -> Data:
+        """The calibration data as it was read."""
+        return read_data(self.calibration, self._prepared, self.recipe.samples, self.seed)
+
+    @cached_property
     def _data(self) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
-        batches = read_batches(self.calibration, self._prepared)
-        return hold_out(batches, self.held_out_share, self._prepared)
+        return hold_out(self.data.batches, self.held_out_share, self._prepared)
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -302,7 +309,12 @@ class Session:
             certificate=_certificate(solution),
             table=self.rows(assignment, allocation),
             constraints=dict(self.constraints or {}),
-            notes=[*notes, *self._estimates(assignment), *_remarks(assignment, allocation)],
+            notes=[
+                *notes,
+                *self._of_data(assignment),
+                *self._estimates(assignment),
+                *_remarks(assignment, allocation),
+            ],
             seed=self.seed,
             provenance=self.provenance(),
         )
@@ -328,7 +340,10 @@ class Session:
             certificate={},
             table=[],
             constraints={},
-            notes=["assigned by hand: no sensitivity or latency was measured"],
+            notes=[
+                "assigned by hand: no sensitivity or latency was measured",
+                *self._of_data(assignment),
+            ],
             seed=self.seed,
             provenance=self.provenance(),
         )
@@ -378,6 +393,16 @@ class Session:
     def _is_estimated(self, site: str, name: str) -> bool:
         return self.costing.measured.kernels[site][name] in self.costing.measured.estimated
 
+    def _of_data(self, assignment: Mapping[str, str]) -> list[str]:
+        """Say how the data was read, and whether there is enough of it."""
+        methods = {"correction": self.recipe.correction, "rounding": self.recipe.rounding}
+        samples = self._ranges.samples
+        return [
+            *self.data.notes,
+            range_note(self._ranges),
+            *shortage(self.network, samples, assignment, methods),
+        ]
+
     def _estimates(self, assignment: Mapping[str, str]) -> list[str]:
         """Say how many of the assignment's latencies are estimated, and how."""
         if self.analytic or not self.costing.measured.estimated:
@@ -398,6 +423,7 @@ class Session:
             "device": self.device.fingerprint,
             "reached": self.device.name,
             "network": self.digest(),
+            "data": self.data.what,
             **self.recipe.provenance(),
         }
 

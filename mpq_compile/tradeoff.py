@@ -61,7 +61,7 @@ AXES: Mapping[str, Axis] = {
 def frontier(
     model: Any,
     example_inputs: Any,
-    calibration: Iterable[Any],
+    calibration: Any,
     target: TargetLike = "local",
     axis: str = "size_mb",
     budget: Budget | None = None,

@@ -75,7 +75,7 @@ def exhausted() -> Any:
         ([], "empty", "fresh DataLoader"),
         (exhausted(), "empty", "fresh DataLoader"),
         (None, "no calibration data", "representative inputs"),
-        ("images", "no calibration data", "representative inputs"),
+        ("images", "no such file", "correct the path"),
         ({"x": X}, "no calibration data", "representative inputs"),
         ([X, X[:, :2]], "wrong input shape", "batch first"),
         ([X[0]], "wrong input shape", "batch first"),
@@ -83,7 +83,6 @@ def exhausted() -> Any:
         ([X.double()], "wrong input dtype", "torch.float32"),
         ([torch.full_like(X, float("nan"))], "not finite", "repair"),
         ([X / 0], "not finite", "repair"),
-        ([X.numpy()], "does not fit", "yield tensors"),
         ([(X, X, X)], "does not fit", "yield tensors"),
         ([(X, Y[:3])], "labels do not match", "one label"),
     ],
@@ -120,6 +119,37 @@ def test_calibration_does_not_depend_on_how_data_is_cut() -> None:
     for name, histogram in whole.histograms.items():
         assert pieces.histograms[name].maximum == pytest.approx(histogram.maximum, rel=1e-5)
         assert pieces.histograms[name].minimum == pytest.approx(histogram.minimum, rel=1e-5)
+
+
+class Unreached(nn.Module):
+    """Its second layer reads none of the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.first(x), self.second(x[:, :0])], 1)
+
+
+def test_a_site_that_sees_no_values_is_named() -> None:
+    x = torch.randn(2, 3, 4)
+    found = prepare(capture(Unreached(), x))
+    with pytest.raises(CalibrationError, match="never executed on data") as caught:
+        calibrate(found, read_batches([x], found))
+    assert caught.value.where == "second:linear#0"
+
+
+def test_ranges_of_growing_parts_are_kept() -> None:
+    found = calibrate(network(), read_batches(list(X.split(1)), network()))
+    assert [prefix.samples for prefix in found.prefixes] == [1, 2]
+    read = {network().node(name).args[0].name for name in network().node_of.values()}
+    for prefix in found.prefixes:
+        assert set(prefix.histograms) == read
+        first = calibrate(network(), read_batches([X[: prefix.samples]], network()))
+        for name, histogram in prefix.histograms.items():
+            assert histogram.maximum == pytest.approx(first.histograms[name].maximum, rel=1e-5)
+    assert not calibrate(network(), read_batches([X], network())).prefixes
 
 
 def test_spread_takes_the_first_samples() -> None:

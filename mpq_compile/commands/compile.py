@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def compile_model(
     model: options.Model,
     data: options.DataFile,
+    images: options.Images,
     limits: options.Limits,
     goal: options.Goal,
     choice: options.Choice,
@@ -51,6 +52,7 @@ def compile_model(
     request = Request(
         model=model,
         data=data,
+        images=images,
         limits=limits,
         goal=goal,
         choice=choice,

@@ -9,18 +9,21 @@ import typer
 
 from mpq_compile.commands import options
 from mpq_compile.commands.compile import artifact_outcome, check_folder
+from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_plan
-from mpq_compile.commands.request import load
+from mpq_compile.commands.request import Loaded, load
 
 if TYPE_CHECKING:
     from mpq_compile.runtime.network import CompiledNetwork
     from mpq_compile.types import Plan
 
 
+@grouped
 def finetune(
     model: options.Model,
     data: options.DataFile,
+    images: options.Images,
     plan: Annotated[
         Path, typer.Option("--plan", metavar="plan.json", help="What `mpq plan -o` wrote.")
     ],
@@ -49,6 +52,7 @@ def finetune(
     target: Annotated[
         str | None, typer.Option("--target", help="Another target than the plan's.")
     ] = None,
+    samples: options.Samples = None,
     allow_float: options.AllowFloat = False,
     no_tune: options.NoTune = False,
     seed: options.Seed = 0,
@@ -63,14 +67,14 @@ def finetune(
     given = read_plan(plan)
     network = _trained(
         given,
-        model,
-        data,
+        load(model, data, images),
         target=target,
         epochs=epochs,
         batch_size=batch_size,
         rate=rate,
         loss=loss,
         checkpoint=checkpoint,
+        samples=samples,
         allow_float=allow_float,
         seed=seed,
         verify=not no_verify,
@@ -80,8 +84,7 @@ def finetune(
     return artifact_outcome(network, output)
 
 
-def _trained(plan: Plan, model: str, data: Path, **how: object) -> CompiledNetwork:
-    loaded = load(model, data)
+def _trained(plan: Plan, loaded: Loaded, **how: object) -> CompiledNetwork:
     from mpq_compile.finetuning import finetune
 
     return finetune(

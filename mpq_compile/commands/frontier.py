@@ -26,6 +26,7 @@ _PICTURES = (".png", ".svg", ".pdf", ".html")
 def frontier(
     model: options.Model,
     data: options.DataFile,
+    images: options.Images,
     limits: options.Limits,
     choice: options.Choice,
     recipe: options.Recipe,
@@ -57,6 +58,7 @@ def frontier(
     request = Request(
         model=model,
         data=data,
+        images=images,
         limits=limits,
         goal=options.Goal(evaluate=evaluate),
         choice=choice,

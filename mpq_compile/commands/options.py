@@ -11,6 +11,7 @@ import typer
 _BUDGET = "Budget"
 _CHOICE = "Choice of bits"
 _RECIPE = "Quantization"
+_IMAGES = "Images"
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -21,8 +22,9 @@ _MODEL = typer.Argument(
 )
 _DATA_FILE = typer.Option(
     "--data",
-    metavar="X.npz",
-    help="Samples: arrays batch-first, in the order of the model's inputs; labels optional.",
+    metavar="X.npz|FOLDER",
+    help="Samples: arrays batch-first, in the order of the model's inputs, labels optional; or "
+    "images, folders in it are classes.",
 )
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]
@@ -196,7 +198,7 @@ Equalize = Annotated[
     typer.Option(
         "--equalize",
         help="How scales of channels are evened out between sites: auto, cross_layer or none.",
-        show_default="auto",
+        show_default="none",
         rich_help_panel=_RECIPE,
     ),
 ]
@@ -209,6 +211,57 @@ Migration = Annotated[
         rich_help_panel=_RECIPE,
     ),
 ]
+
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        min=1,
+        help="Most samples that are used, drawn where they can be.",
+        show_default="all of a file, 256 of a folder",
+        rich_help_panel=_RECIPE,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="R,G,B",
+        help="Taken off each channel of images in [0, 1]; one number does for all.",
+        show_default="none",
+        rich_help_panel=_IMAGES,
+    ),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        "--std",
+        metavar="R,G,B",
+        help="What each channel is divided by after that.",
+        show_default="none",
+        rich_help_panel=_IMAGES,
+    ),
+]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        "--resize",
+        metavar="PIXELS",
+        min=1,
+        help="Shorter side of images before the centre is cut out.",
+        show_default="as short as fits",
+        rich_help_panel=_IMAGES,
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """What is done to images of a folder."""
+
+    mean: Mean = None
+    std: Std = None
+    resize: Resize = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,6 +309,7 @@ class Recipe:
     sensitivity_on: SensitivityOn = None
     equalize: Equalize = None
     migration: Migration = None
+    samples: Samples = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from mpq_compile.types import Plan
 def plan(
     model: options.Model,
     data: options.DataFile,
+    images: options.Images,
     limits: options.Limits,
     goal: options.Goal,
     choice: options.Choice,
@@ -35,6 +36,7 @@ def plan(
     request = Request(
         model=model,
         data=data,
+        images=images,
         limits=limits,
         goal=goal,
         choice=choice,

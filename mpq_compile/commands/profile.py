@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from mpq_compile.commands import options
 from mpq_compile.commands.default_group import DefaultGroup
+from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.request import load, read_candidates
 from mpq_compile.cost.generations import Generation
@@ -36,7 +37,9 @@ File = Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines, one meas
 
 
 @app.command("measure")
+@grouped
 def measure(
+    images: options.Images,
     model: options.OptionalModel = None,
     data: options.OptionalDataFile = None,
     candidates: options.Candidates = None,
@@ -66,7 +69,7 @@ def measure(
     if model is None or data is None:
         return _outcome(profiling.sweep(target, names, budget_s))
     resolve_target(target)
-    loaded = load(model, data)
+    loaded = load(model, data, images)
     return _outcome(
         profiling.profile(
             loaded.model,

@@ -10,28 +10,31 @@ from typing import Any
 
 from mpq_compile.commands import options
 from mpq_compile.commands.evaluation import read_evaluate
+from mpq_compile.commands.image_options import read_folder, refuse_for_arrays
 from mpq_compile.commands.model import read_model
-from mpq_compile.commands.reading import Data, read_data
 from mpq_compile.cost.targets import resolve_target
-from mpq_compile.errors import CalibrationError, PlanError
+from mpq_compile.data.images import ImageFolder
+from mpq_compile.data.npz import read_npz, refuse_float64
+from mpq_compile.data.samples import Samples
+from mpq_compile.errors import CaptureError, PlanError
 from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.types import Budget, Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model with its data as tensors.
+    """A model with its data.
 
     Args:
         model: ``nn.Module``, ``ExportedProgram``, or the path of a ``.pt2`` file.
         example_inputs: Those of the factory or of the exported program (None), else the first
             sample of the data.
-        calibration: One batch of inputs, with labels where the data has them.
+        calibration: One batch of inputs, with labels where the data has them; or a folder.
     """
 
     model: Any
     example_inputs: Any
-    calibration: Sequence[Any]
+    calibration: Sequence[Any] | ImageFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,7 @@ class Request:
 
     model: str
     data: Path
+    images: options.Images
     limits: options.Limits
     choice: options.Choice
     recipe: options.Recipe
@@ -75,7 +79,7 @@ class Request:
         return read_evaluate(self.goal.evaluate)
 
     @property
-    def given_recipe(self) -> dict[str, str]:
+    def given_recipe(self) -> dict[str, Any]:
         """How the network is quantized: what was given, where it was."""
         return {name: value for name, value in asdict(self.recipe).items() if value is not None}
 
@@ -112,40 +116,46 @@ class Request:
         METRICS.load(self.choice.metric)
         SOLVERS.load(self.goal.solver)
         Recipe(**self.given_recipe)
-        return load(self.model, self.data)
+        return load(self.model, self.data, self.images)
 
 
-def load(model: str, data: Path) -> Loaded:
+def load(model: str, data: Path, images: options.Images) -> Loaded:
     """Read the data, then the model."""
-    found = read_data(data)
+    if data.is_dir():
+        return _with_images(model, read_folder(data, images))
+    refuse_for_arrays(data, images)
+    samples = read_npz(data)
+    refuse_float64(samples)
     module, example = read_model(model)
-    return _loaded(found, module, example)
+    return _with_arrays(samples, module, example)
 
 
-def _loaded(data: Data, model: Any, example: Any) -> Loaded:
+def _with_images(model: str, folder: ImageFolder) -> Loaded:
+    from torch import nn
+
+    module, example = read_model(model)
+    if example is None and isinstance(module, nn.Module):
+        raise CaptureError(
+            "the size of the model's input is not known",
+            where=model,
+            expected="example inputs, to whose size images are brought",
+            found="a model alone",
+            remedy="return (model, example_inputs) from the factory",
+        )
+    return Loaded(model=module, example_inputs=example, calibration=folder)
+
+
+def _with_arrays(samples: Samples, model: Any, example: Any) -> Loaded:
     import torch
 
-    _refuse_float64(data)
-    inputs = tuple(torch.from_numpy(array) for array in data.inputs.values())
+    inputs = tuple(torch.from_numpy(array) for array in samples.inputs.values())
     # A path is a .pt2 file: its own example inputs say what shapes it was exported for.
     if example is None and not isinstance(model, Path):
         example = tuple(value[:1] for value in inputs)
-    if data.labels is None:
+    if samples.labels is None:
         return Loaded(model=model, example_inputs=example, calibration=[inputs])
-    labels = torch.from_numpy(data.labels)
+    labels = torch.from_numpy(samples.labels)
     return Loaded(model=model, example_inputs=example, calibration=[(inputs, labels)])
-
-
-def _refuse_float64(data: Data) -> None:
-    for name, array in data.inputs.items():
-        if array.dtype == "float64":
-            raise CalibrationError(
-                "the array has NumPy's default type, which networks do not take",
-                where=f"{data.path}: array {name!r}",
-                expected="float32",
-                found="float64",
-                remedy=f"save {name}.astype(np.float32)",
-            )
 
 
 def read_budget(**bounds: float | None) -> Budget:

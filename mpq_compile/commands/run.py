@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +13,13 @@ import typer
 from rich.console import Console
 
 from mpq_compile.commands import options
+from mpq_compile.commands.groups import grouped
+from mpq_compile.commands.image_options import read_folder, refuse_for_arrays
 from mpq_compile.commands.outcome import Outcome
-from mpq_compile.commands.reading import Data, read_data
+from mpq_compile.data.images import read_images
+from mpq_compile.data.npz import read_npz
+from mpq_compile.data.samples import Samples
+from mpq_compile.data.wanted import Wanted
 from mpq_compile.runtime.rpc_address import is_address
 
 if TYPE_CHECKING:
@@ -22,9 +27,12 @@ if TYPE_CHECKING:
     from mpq_compile.runtime.network import CompiledNetwork
 
 
+@grouped
 def run(
     artifact: options.Artifact,
     data: options.DataFile,
+    images: options.Images,
+    samples: options.Samples = None,
     target: options.RunTarget = None,
     output: Annotated[
         Path | None,
@@ -32,17 +40,33 @@ def run(
     ] = None,
     as_json: options.Json = False,
 ) -> Outcome:
-    """Run all samples; print shapes, latency of a call, and top-1 where the file has labels."""
+    """Run the samples; print shapes, latency of a call, and top-1 where there are labels."""
     from mpq_compile.runtime.network import load
 
-    samples = read_data(data)
-    network = load(artifact, _device(target))
-    outputs, calls_ms = _run_all(network, samples)
+    if data.is_dir():
+        folder = read_folder(data, images)
+        network = load(artifact, _device(target))
+        found = read_images(folder, _wanted(network.manifest.inputs, samples))
+    else:
+        refuse_for_arrays(data, images)
+        found = read_npz(data).first(samples)
+        network = load(artifact, _device(target))
+    outputs, calls_ms = _run_all(network, found)
     if output is not None:
         # A stream: to a path without suffix NumPy would add one.
         with output.open("wb") as stream:
             np.savez(stream, **_named(outputs))  # type: ignore[arg-type]
-    return _outcome(network, samples, outputs, calls_ms, output)
+    return _outcome(network, found, outputs, calls_ms, output)
+
+
+def _wanted(inputs: Sequence[Mapping[str, Any]], samples: int | None) -> Wanted:
+    """Return what an artifact wants of a folder of images."""
+    return Wanted(
+        names=tuple(f"input{index}" for index in range(len(inputs))),
+        shapes=tuple(tuple(entry["shape"]) for entry in inputs),
+        dtypes=tuple(entry["dtype"] for entry in inputs),
+        samples=samples,
+    )
 
 
 def _device(target: str | None) -> Device | None:
@@ -54,12 +78,12 @@ def _device(target: str | None) -> Device | None:
     return running_device(target)
 
 
-def _run_all(network: CompiledNetwork, data: Data) -> tuple[list[np.ndarray], list[float]]:
+def _run_all(network: CompiledNetwork, data: Samples) -> tuple[list[np.ndarray], list[float]]:
     """Run the samples in pieces of the compiled batch; return outputs and ms of each call."""
     size = network.manifest.inputs[0]["shape"][0]
     pieces: list[Sequence[np.ndarray]] = []
     calls_ms = []
-    for start in range(0, data.samples, size):
+    for start in range(0, data.count, size):
         part = [array[start : start + size] for array in data.inputs.values()]
         begin = time.perf_counter()
         made = network(*part)
@@ -82,7 +106,7 @@ def top1_percent(scores: np.ndarray, labels: np.ndarray | None) -> float | None:
 
 def _outcome(
     network: CompiledNetwork,
-    data: Data,
+    data: Samples,
     outputs: Sequence[np.ndarray],
     calls_ms: Sequence[float],
     output: Path | None,
@@ -101,7 +125,7 @@ def _outcome(
         for entry in shapes:
             console.print(f"{entry['name']}: {entry['dtype']}{entry['shape']}")
         if accuracy is not None:
-            console.print(f"top-1: {accuracy:.2f} % of {data.samples} samples")
+            console.print(f"top-1: {accuracy:.2f} % of {data.count} samples")
         name = "round trip (arrays sent and fetched)" if round_trip else "latency"
         console.print(f"{name}: {latency:.4g} ms, the median of {len(calls_ms)} calls of {batch}")
         if round_trip:
@@ -110,7 +134,7 @@ def _outcome(
             console.print(f"outputs written to {output}")
 
     record = {
-        "samples": data.samples,
+        "samples": data.count,
         "outputs": shapes,
         "top1_percent": accuracy,
         "latency_ms": latency,

@@ -11,16 +11,26 @@ from mpq_compile.types import QParams, QSpec
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What the first samples showed: histograms of what sites read, by node name."""
+
+    samples: int
+    histograms: Mapping[str, Histogram] = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """What calibration saw: one histogram a tensor, by node name of the float graph.
 
     By site and weight spec, ``weights`` holds roundings that were searched (``reconstruct``), where
     there are better ones than to nearest, and ``fits`` what was fitted to a site's rounded weights.
+    ``prefixes``, shortest first, tell how much ranges still move.
     """
 
     histograms: Mapping[str, Histogram]
     observer: str
     samples: int
+    prefixes: tuple[Prefix, ...] = ()
     weights: dict[tuple[str, QSpec], QuantizedWeight] = field(default_factory=dict, repr=False)
     fits: dict[tuple[str, QSpec], ChannelFit] = field(default_factory=dict, repr=False)
     _cache: dict[tuple[str, int], QParams] = field(default_factory=dict, repr=False)

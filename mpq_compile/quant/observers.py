@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -54,6 +54,15 @@ class Histogram:
             np.add.at(counts, index, self.counts)
         self.low, self.width, self.counts = low, width, counts
 
+    def power(self) -> float:
+        """Return the mean square of the values; the least positive number where all are zero."""
+        weight = self.counts / max(self.counts.sum(), 1)
+        return max(float((weight * self.centers() ** 2).sum()), 1e-30)
+
+    def copy(self) -> Histogram:
+        """Return what was seen so far."""
+        return replace(self, counts=self.counts.copy())
+
     def centers(self) -> np.ndarray:
         """Return the middle of each bin, float64 [BINS]."""
         return self.low + (np.arange(BINS) + 0.5) * self.width
@@ -100,15 +109,16 @@ def _dequantized(centers: np.ndarray, low: float, high: float, bits: int) -> np.
     return (np.clip(codes, 0, qparams.spec.qmax) - qparams.zero_point) * qparams.scale
 
 
+def noise(histogram: Histogram, span: tuple[float, float], bits: int) -> float:
+    """Return the expected squared error of values whose codes cover ``span``."""
+    centers, weight = histogram.centers(), histogram.counts / max(histogram.counts.sum(), 1)
+    step = centers - _dequantized(centers, *span, bits)
+    return float((weight * step**2).sum())
+
+
 def mse_range(histogram: Histogram, bits: int) -> tuple[float, float]:
     """Minimise the expected squared error Σ p(x) (x − q(x))² over 41 clipping points."""
-    centers, weight = histogram.centers(), histogram.counts / max(histogram.counts.sum(), 1)
-
-    def error(span: tuple[float, float]) -> float:
-        step = centers - _dequantized(centers, *span, bits)
-        return float((weight * step**2).sum())
-
-    return min(_clips(histogram), key=error)
+    return min(_clips(histogram), key=lambda span: noise(histogram, span, bits))
 
 
 def entropy_range(histogram: Histogram, bits: int) -> tuple[float, float]:

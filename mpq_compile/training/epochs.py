@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from mpq_compile.calibrate import Batch, read_batches
+from mpq_compile.data.batches import read_data
+from mpq_compile.data.sources import source_of
 from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.network import Network
 
@@ -25,20 +27,24 @@ class Epochs(Protocol):
         """Iterate over the batches of an epoch, from 0."""
 
 
-def read_epochs(loader: Any, network: Network, batch_size: int, seed: int) -> Epochs:
+def read_epochs(
+    loader: Any, network: Network, batch_size: int, seed: int, samples: int | None = None
+) -> Epochs:
     """Return the epochs of a loader.
 
-    A tensor, a list or a one-shot iterable is pooled and shuffled anew for each epoch. What has a
-    length and gives batches whenever it is asked, such as a ``DataLoader``, is taken as it comes:
-    it shuffles and augments by itself.
+    A tensor, a list or a one-shot iterable is pooled and shuffled anew for each epoch, and so are
+    ``samples`` (by default 256) of a data set or a folder. What has a length and gives batches
+    whenever it is asked, such as a ``DataLoader``, is taken as it comes: it shuffles and augments
+    by itself.
 
     Raises:
         CalibrationError: No data, or a batch that does not fit the network.
     """
     iterated_anew = isinstance(loader, Iterable) and isinstance(loader, Sized)
-    if iterated_anew and not isinstance(loader, (Tensor, Sequence)):
+    single = source_of(loader).single
+    if iterated_anew and not single and not isinstance(loader, (Tensor, Sequence)):
         return _Loader(loader=loader, network=network)
-    batches = read_batches(loader, network)
+    batches = read_data(loader, network, samples, seed).batches
     if not network.captured.dynamic_batch:
         return _Shuffled(batches=batches, seed=seed)
     return _Pool(batches=batches, batch_size=batch_size, seed=seed)

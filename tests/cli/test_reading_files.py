@@ -8,23 +8,24 @@ import numpy as np
 import pytest
 
 from mpq_compile.commands.model import read_model
-from mpq_compile.commands.reading import read_data, read_plan
+from mpq_compile.commands.reading import read_plan
 from mpq_compile.commands.request import read_budget, read_candidates, read_constraints
+from mpq_compile.data.npz import read_npz
 from mpq_compile.errors import CalibrationError, CaptureError, PlanError
 
 
 def test_arrays_come_in_the_order_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, second=np.zeros((3, 2)), labels=np.arange(3), first=np.ones((3, 1), np.int64))
-    data = read_data(path)
+    data = read_npz(path)
     assert list(data.inputs) == ["second", "first"]
-    assert data.samples == 3
+    assert data.count == 3
     assert data.labels is not None
 
 
 def test_foreign_byte_order_is_converted(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.arange(3, dtype=">f4"))
-    array = read_data(tmp_path / "x.npz").inputs["x"]
+    array = read_npz(tmp_path / "x.npz").inputs["x"]
     assert array.dtype == np.dtype("float32")
     assert array.tolist() == [0, 1, 2]
 
@@ -45,7 +46,7 @@ def test_foreign_byte_order_is_converted(tmp_path: Path) -> None:
 def test_refused_arrays(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match=message):
-        read_data(tmp_path / "x.npz")
+        read_npz(tmp_path / "x.npz")
 
 
 def test_nan_is_refused_with_its_sample(tmp_path: Path) -> None:
@@ -53,19 +54,19 @@ def test_nan_is_refused_with_its_sample(tmp_path: Path) -> None:
     images[3, 1] = np.nan
     np.savez(tmp_path / "x.npz", x=images)
     with pytest.raises(CalibrationError, match="not finite") as caught:
-        read_data(tmp_path / "x.npz")
+        read_npz(tmp_path / "x.npz")
     assert "sample 3" in str(caught.value.found)
 
 
 def test_refused_files(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="no such file"):
-        read_data(tmp_path / "none.npz")
+        read_npz(tmp_path / "none.npz")
     np.save(tmp_path / "x.npy", np.zeros(3))
     with pytest.raises(CalibrationError, match=r"\.npy"):
-        read_data(tmp_path / "x.npy")
+        read_npz(tmp_path / "x.npy")
     (tmp_path / "text.npz").write_text("text", encoding="utf-8")
     with pytest.raises(CalibrationError, match="another kind of file"):
-        read_data(tmp_path / "text.npz")
+        read_npz(tmp_path / "text.npz")
 
 
 def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     content[200:260] = bytes(60)
     path.write_bytes(content)
     with pytest.raises(CalibrationError, match="cannot be read"):
-        read_data(path)
+        read_npz(path)
 
 
 def test_the_model_may_bring_its_inputs(place: Path) -> None:

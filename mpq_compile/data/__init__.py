@@ -1,0 +1,1 @@
+"""Calibration data from what users have: arrays, files, folders of images, data sets."""
