@@ -25,6 +25,8 @@ _NAMES = {
     "assign": "mpq_compile.pipeline",
     "finetune": "mpq_compile.finetune",
     "frontier": "mpq_compile.tradeoff",
+    "search_policy": "mpq_compile.searching",
+    "Policy": "mpq_compile.search.policy",
     "FrontierReport": "mpq_compile.report.frontier",
     "profile": "mpq_compile.profiling",
     "Profiled": "mpq_compile.profiling",
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401
     from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
+    from mpq_compile.search.policy import Policy  # noqa: F401
+    from mpq_compile.searching import search_policy  # noqa: F401
     from mpq_compile.solve.certificate import check  # noqa: F401
     from mpq_compile.tradeoff import frontier  # noqa: F401
     from mpq_compile.types import Budget, Candidate, Plan, Site, Verification  # noqa: F401

@@ -32,7 +32,7 @@ class Policy:
         assignment: Candidate by site id.
         scores: Log-probability of each candidate by site id; 0 is certain.
         bops: Σ MACs · weight bits · activation bits, for the batch of the example inputs.
-        seed: What the search was seeded with.
+        seed: Of the order of samples.
         provenance: Options, versions and hashes that the policy depends on.
     """
 
@@ -43,6 +43,12 @@ class Policy:
     bops: int
     seed: int
     provenance: Mapping[str, str]
+
+    @property
+    def note(self) -> str:
+        """What a plan says of it."""
+        samples = self.provenance.get("samples", "?")
+        return f"bits of a policy that {self.method} found on {samples} samples"
 
     def assignment_for(self, network: Network) -> dict[str, str]:
         """Return the assignment of another network with the same sites.
