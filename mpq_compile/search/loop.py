@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
+from torch import Tensor
 
 from mpq_compile.calibrate import Batch
 from mpq_compile.errors import CalibrationError
@@ -130,10 +131,8 @@ def _check_labels(batches: Sequence[Batch], shape: Sequence[int]) -> None:
     for index, batch in enumerate(batches):
         labels = batch.labels
         assert labels is not None
-        whole = not labels.is_floating_point()
-        if whole and labels.numel() == size_of(batch) * positions:
-            if 0 <= int(labels.min()) and int(labels.max()) < classes:
-                continue
+        if _are_classes(labels, classes) and labels.numel() == size_of(batch) * positions:
+            continue
         raise CalibrationError(
             "labels do not match the class scores",
             where=f"batch {index}",
@@ -141,3 +140,8 @@ def _check_labels(batches: Sequence[Batch], shape: Sequence[int]) -> None:
             found=f"{labels.dtype} {list(labels.shape)}, {labels.min()} to {labels.max()}",
             remedy="number the classes as the network's outputs are",
         )
+
+
+def _are_classes(labels: Tensor, classes: int) -> bool:
+    whole = not labels.is_floating_point()
+    return whole and bool(((labels >= 0) & (labels < classes)).all())

@@ -1,4 +1,4 @@
-"""Branches side by side: exact at the corners, gradients against finite differences, what is tied."""
+"""Branches side by side: exact at the corners, gradients by finite differences, what is tied."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_logit_gradients_of_a_network_match_finite_differences() -> None:
     def loss() -> Tensor:
         return graph.module(x)[0].sin().sum()
 
-    # The first site's own: behind it, inputs are rounded, and steps of a code have no slope.
+    # Behind other sites inputs are rounded again, and the steps of codes have no slope.
     last = graph.bits[found.network.sites[-1].group]
     for logits in (last.weight_logits, last.input_logits):
         (slope,) = torch.autograd.grad(loss(), [logits])
