@@ -187,10 +187,10 @@ def test_complexity_is_in_units_of_the_first_layer() -> None:
     for bits in graph.bits.values():
         decide(bits, "w4a8")
     macs = [site.macs for site in found.network.sites]
-    assert float(graph.complexity()) == pytest.approx(sum(macs) / macs[0] * 32)
+    assert graph.complexity().item() == pytest.approx(sum(macs) / macs[0] * 32)
     for bits in graph.bits.values():
         nn.init.zeros_(bits.weight_logits)
-    assert float(graph.complexity()) == pytest.approx(sum(macs) / macs[0] * 24)
+    assert graph.complexity().item() == pytest.approx(sum(macs) / macs[0] * 24)
 
 
 def test_sites_that_share_a_weight_share_their_bits() -> None:

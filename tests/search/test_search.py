@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from functools import cache
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from search_nets import Setting, setting, small, unequal
+from search_nets import Setting, Small, setting, small, unequal
 from torch import Tensor, nn
 
 from mpq_compile.errors import CalibrationError, InfeasibleBudgetError, MpqError, PlanError
@@ -51,16 +53,16 @@ def test_bits_go_where_they_matter(method: str) -> None:
     assert policy.method == method
 
 
-def test_a_low_price_buys_all_bits_and_a_high_one_none() -> None:
+def test_a_higher_price_buys_fewer_bits() -> None:
     found = net()
-    for price, expected in ((0.0, None), (1.0, "w2a8")):
-        policy = found.search(
-            NAMES, SearchOptions(price=price, epochs=4, logit_rate=0.2, method="plain")
-        )
-        if expected:
-            assert set(policy.assignment.values()) == {expected}
-        else:
-            assert set(policy.assignment.values()) <= {"w4a8", "w8a8"}
+
+    def bought(price: float) -> Policy:
+        how = SearchOptions(price=price, epochs=4, logit_rate=0.2, method="plain")
+        return found.search(NAMES, how)
+
+    free, dear = bought(0.0), bought(1.0)
+    assert set(dear.assignment.values()) == {"w2a8"}
+    assert free.bops > 2 * dear.bops
 
 
 def test_the_likeliest_within_a_budget_is_the_best_of_all() -> None:
@@ -188,14 +190,16 @@ def test_labels_that_are_no_classes(wrong: Tensor) -> None:
 
 def test_a_search_that_diverges_names_the_site() -> None:
     found = net()
+    how = SearchOptions(price=0.0, weight_rate=1e38, epochs=4)
     with pytest.raises(CalibrationError, match="diverged") as error:
-        found.search(NAMES, options(found, weight_rate=1e30, epochs=4))
-    assert error.value.where in {*found.sites, *(f"epoch {i}" for i in range(4))}
+        found.search(("fp32",), how)
+    assert error.value.where in found.sites
 
 
 def test_a_budget_below_the_cheapest_says_what_that_is() -> None:
     found = net()
-    with pytest.raises(InfeasibleBudgetError, match=f"{found.bops(16):.4g}, the cheapest"):
+    least = re.escape(f"{found.bops(16):.4g}, the cheapest")
+    with pytest.raises(InfeasibleBudgetError, match=least):
         found.search(NAMES, options(found, 15.9))
 
 
@@ -222,8 +226,6 @@ def test_a_policy_survives_json(tmp_path: Path) -> None:
     found = net()
     policy = found.search(NAMES, options(found, epochs=1))
     policy.save(tmp_path / "policy.json")
-    import json
-
     data = json.loads((tmp_path / "policy.json").read_text(encoding="utf-8"))
     assert Policy.from_json(data) == policy
     with pytest.raises(PlanError, match="not a policy of this version"):
@@ -234,8 +236,6 @@ def test_a_policy_moves_to_the_same_sites_of_another_network() -> None:
     found = net()
     policy = found.search(NAMES, options(found, epochs=1))
     torch.manual_seed(5)
-    from search_nets import Small
-
     larger = setting(Small(classes=7), torch.randn(64, 3, 12, 12), torch.randint(0, 7, (64,)))
     assert policy.assignment_for(larger.network) == policy.assignment
 

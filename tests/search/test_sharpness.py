@@ -29,7 +29,7 @@ def test_the_step_is_the_mean_of_both_gradients() -> None:
     e = (0.05 / g1.norm() - 1e-3) * g1
     g2 = A @ (theta.detach() + e)
     assert torch.allclose(step.weights[0], 0.5 * g1 + 0.5 * g2, rtol=1e-12)
-    assert step.loss == pytest.approx(float(0.5 * theta @ A @ theta))
+    assert step.loss == pytest.approx((0.5 * theta @ A @ theta).item())
 
 
 def test_it_is_half_the_curvature_along_the_gradient_by_finite_differences() -> None:
