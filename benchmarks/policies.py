@@ -1,6 +1,6 @@
 """Do policies that are searched on digits hold on CIFAR? Top-1 of ResNet-20 at equal BOPs.
 
-    python benchmarks/policies.py [--bits w4a4] [--samples 1024] [--epochs 6] [--random 20]
+    python benchmarks/policies.py [--bits w3a3] [--samples 1024] [--epochs 6] [--random 20]
         [--images 1000] [--seeds 1] [--json FILE]
 
 ResNet-20, trained on CIFAR, is trained for a moment on scikit-learn's digits (8 × 8, brought to
@@ -156,7 +156,7 @@ def searched(
 def main() -> None:
     """Print each row when it is there, then what the random ones reach together."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--bits", default="w4a4", help="uniform candidate whose BOPs are allowed")
+    parser.add_argument("--bits", default="w3a3", help="uniform candidate whose BOPs are allowed")
     parser.add_argument("--samples", type=int, default=1024, help="digits")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--random", type=int, default=20)
