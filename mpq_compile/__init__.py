@@ -26,6 +26,8 @@ _NAMES = {
     "assign": "mpq_compile.pipeline",
     "finetune": "mpq_compile.finetuning",
     "frontier": "mpq_compile.tradeoff",
+    "search_policy": "mpq_compile.searching",
+    "Policy": "mpq_compile.search.policy",
     "FrontierReport": "mpq_compile.report.frontier",
     "profile": "mpq_compile.profiling",
     "Profiled": "mpq_compile.profiling",
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401
     from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
+    from mpq_compile.search.policy import Policy  # noqa: F401
+    from mpq_compile.searching import search_policy  # noqa: F401
     from mpq_compile.solve.certificate import check  # noqa: F401
     from mpq_compile.sufficiency import Stability, stability  # noqa: F401
     from mpq_compile.tradeoff import frontier  # noqa: F401

@@ -28,6 +28,7 @@ from mpq_compile.commands import (
     plan,
     profile,
     run,
+    search,
     solve,
     stability,
     targets,
@@ -55,6 +56,7 @@ app.add_typer(device.app, name="device")
 app.command("plan")(plan.plan)
 app.command("frontier")(frontier.frontier)
 app.command("stability")(stability.stability)
+app.command("search")(search.search)
 app.command("compile")(compile.compile_model)
 app.command("finetune")(finetune.finetune)
 app.command("verify")(verify.verify)

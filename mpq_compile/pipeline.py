@@ -14,6 +14,7 @@ from mpq_compile.inverse import EVALUATIONS
 from mpq_compile.judging import Evaluate
 from mpq_compile.recipe import Recipe, RecipeOptions
 from mpq_compile.runtime.network import CompiledNetwork
+from mpq_compile.search.policy import Policy
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan
 
@@ -51,6 +52,7 @@ def plan(
     allow_float: bool = False,
     tuned: bool = True,
     measure_s: float | None = None,
+    policy: Policy | None = None,
     **recipe: Unpack[RecipeOptions],
 ) -> Plan:
     """Choose the bits of every site: least loss within ``budget`` on ``target``.
@@ -83,6 +85,8 @@ def plan(
         measure_s: Seconds to spend on what was never measured on the target: tuning, kernels,
             then whole networks, which are begun only while there is time. Kernels that are left
             are estimated from those that were measured, and the plan says so. None measures all.
+        policy: Take these bits, found by :func:`mpq_compile.search_policy` on the same
+            architecture, instead of ``constraints``; the budget is checked.
         recipe: How the network is quantized beyond its bits, by keyword: see :class:`Recipe`.
 
     Raises:
@@ -105,8 +109,11 @@ def plan(
         measure_s=measure_s,
     )
     bounds = _budget(budget)
+    if policy is not None:
+        session.pin(policy.assignment_for(session.network))
     goal = goal_of(session, bounds, minimize, evaluate, evaluations)
-    return plan_within(session, bounds, goal)
+    found = plan_within(session, bounds, goal)
+    return found if policy is None else replace(found, notes=[*found.notes, policy.note])
 
 
 def compile(  # noqa: A001 - the public name
@@ -178,17 +185,18 @@ def assign(
     model: Any,
     example_inputs: Any,
     calibration: Any,
-    assignment: str | Mapping[str, str],
+    assignment: str | Mapping[str, str] | Policy,
     target: TargetLike = "local",
     allow_float: bool = False,
     verify: bool = False,
     tuned: bool = True,
     **recipe: Unpack[RecipeOptions],
 ) -> CompiledNetwork:
-    """Build a given assignment: one candidate for all sites, or a mapping from site id.
+    """Build a given assignment: one candidate for all sites, a mapping from site id, or a policy.
 
     Raises:
-        PlanError: A name is unknown, or the target does not support it at a site.
+        PlanError: A name is unknown, the target does not support it at a site, or the policy is of
+            another network.
     """
     session = Session(
         model,
@@ -203,9 +211,11 @@ def assign(
 
 
 def assign_session(
-    session: Session, assignment: str | Mapping[str, str], verify: bool = False
+    session: Session, assignment: str | Mapping[str, str] | Policy, verify: bool = False
 ) -> CompiledNetwork:
     """Build an assignment within a session."""
+    if isinstance(assignment, Policy):
+        assignment = assignment.assignment_for(session.network)
     full = complete_assignment(session.network, assignment)
     for site in session.network.sites:
         session.profile.candidates_for(site, [full[site.id]])

@@ -103,6 +103,15 @@ ROUNDINGS = Registry(
     },
 )
 
+# How a learned policy steps: these need labels and train, so they are no solvers of tables.
+SEARCHES = Registry(
+    kind="search",
+    table={
+        "asga": "mpq_compile.search.sharpness:SharpnessAware",
+        "plain": "mpq_compile.search.sharpness:Plain",
+    },
+)
+
 BLACK_BOX_SOLVERS = Registry(
     kind="black-box solver",
     table={

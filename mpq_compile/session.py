@@ -219,6 +219,11 @@ class Session:
         }
         return constrained(self.network.sites, offered, self.constraints)
 
+    def pin(self, assignment: Mapping[str, str]) -> None:
+        """Leave each site one candidate; before anything is chosen from."""
+        self.candidates = list(dict.fromkeys(assignment.values()))
+        self.constraints = dict(assignment)
+
     @property
     def sensitivity(self) -> SensitivityTable:
         """Loss of each (site, candidate)."""

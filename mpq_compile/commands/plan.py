@@ -11,9 +11,11 @@ from rich.console import Console
 from mpq_compile.commands import options
 from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome, json_text
+from mpq_compile.commands.reading import read_policy
 from mpq_compile.commands.request import Request
 from mpq_compile.commands.views import show_plan
 from mpq_compile.errors import PlanError
+from mpq_compile.search.policy import Policy
 from mpq_compile.types import Plan
 
 
@@ -27,6 +29,12 @@ def plan(
     choice: options.Choice,
     recipe: options.Recipe,
     measuring: options.Measuring,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy", metavar="policy.json", help="Take the bits that `mpq search` found."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="plan.json", help="Write the plan.")
     ] = None,
@@ -43,8 +51,9 @@ def plan(
         recipe=recipe,
         measuring=measuring,
     )
-    _check_output(output)
-    made = make_plan(request)
+    if output is not None:
+        check_output(output, "the plan")
+    made = make_plan(request, None if policy is None else read_policy(policy))
     if output is not None:
         output.write_text(json_text(made.to_json(), indent=1) + "\n", encoding="utf-8")
 
@@ -56,8 +65,8 @@ def plan(
     return Outcome(data=made.to_json(), show=show)
 
 
-def make_plan(request: Request) -> Plan:
-    """Plan what was asked for."""
+def make_plan(request: Request, policy: Policy | None = None) -> Plan:
+    """Plan what was asked for, or the bits of a policy."""
     loaded = request.load()
     from mpq_compile import pipeline
 
@@ -65,17 +74,18 @@ def make_plan(request: Request) -> Plan:
         loaded.model,
         loaded.example_inputs,
         loaded.calibration,
+        policy=policy,
         **request.keywords(),
         **request.goal_keywords(),
     )
 
 
-def _check_output(output: Path | None) -> None:
-    """Refuse a place that cannot be written before minutes are spent on planning."""
-    if output is None or (output.absolute().parent.is_dir() and not output.is_dir()):
+def check_output(output: Path, what: str) -> None:
+    """Refuse a place that cannot be written before minutes are spent on ``what``."""
+    if output.absolute().parent.is_dir() and not output.is_dir():
         return
     raise PlanError(
-        "the plan cannot be written there",
+        f"{what} cannot be written there",
         where=str(output),
         expected="a file in a folder that exists",
         found="a folder" if output.is_dir() else f"no folder {output.parent}",

@@ -1,4 +1,4 @@
-"""Files that commands read: plans and problems (.json). Imports no torch."""
+"""Files that commands read: plans, policies and problems (.json). Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from mpq_compile.errors import PlanError
+from mpq_compile.errors import MpqError, PlanError
+from mpq_compile.search.policy import Policy
 from mpq_compile.types import Plan
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "schemas"
@@ -43,7 +44,7 @@ def read_json(path: Path) -> Any:
 
 
 def schema(name: str) -> dict[str, Any]:
-    """Return a published JSON schema: ``plan`` or ``problem``."""
+    """Return a published JSON schema: ``plan``, ``policy`` or ``problem``."""
     text = (SCHEMAS / f"{name}.json").read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(text)
     return data
@@ -60,17 +61,27 @@ def read_plan(path: Path) -> Plan:
         from mpq_compile.runtime.artifact import open_artifact
 
         return open_artifact(path)[1]
+    return Plan.from_json(_valid(path, "plan", "mpq plan"))
+
+
+def read_policy(path: Path) -> Policy:
+    """Read a policy that ``mpq search -o`` wrote; raise ``PlanError`` where it is none."""
+    return Policy.from_json(_valid(path, "policy", "mpq search"))
+
+
+def _valid(path: Path, kind: str, verb: str) -> Any:
+    """Return the data of a JSON file that its schema allows."""
     data = read_json(path)
-    errors = sorted(Draft202012Validator(schema("plan")).iter_errors(data), key=_depth)
+    errors = sorted(Draft202012Validator(schema(kind)).iter_errors(data), key=_depth)
     if errors:
         raise PlanError(
-            "not a plan",
+            f"not a {kind}",
             where=f"{path}: {errors[0].json_path}",
-            expected="a plan as `mpq plan -o` writes it (schemas/plan.json)",
+            expected=f"a {kind} as `{verb} -o` writes it (schemas/{kind}.json)",
             found=errors[0].message[:200],
-            remedy="make the plan again with `mpq plan`",
+            remedy=f"make the {kind} again with `{verb}`",
         )
-    return Plan.from_json(data)
+    return data
 
 
 def _depth(error: Any) -> int:

@@ -80,7 +80,7 @@ class Loss:
                 remedy="add labels to the data, or use loss='distillation', which needs none",
             )
         scores = heads[0].scores(found)
-        labels = batch.labels.reshape(len(scores), 1, -1)
+        labels = batch.labels.reshape(len(scores), 1, -1).long()
         return -scores.gather(1, labels).mean()
 
 

@@ -1,0 +1,1 @@
+"""Bits learned by gradient on a small data set, and the policies that come of it."""
