@@ -114,8 +114,9 @@ def search_block(
         lockstep.advance(part)
     runner = BlockRunner(lockstep=lockstep, block=block, sites={}, fisher=fisher)
     count = len(lockstep.batches)
-    held = range(_HELD - 1, count, _HELD) or range(count)
-    seen = [i for i in range(count) if i not in held] or held
+    # Not the last one, which may be short.
+    held = range(min(1, count - 1), count, _HELD)
+    seen = [i for i in range(count) if i not in held] or list(held)
     gptq = {s: RoundedSite.of(network, calibration, s, c) for s, c in sites.items()}
     first = loss_of(runner, gptq, held)
     from_float = {s: LearnedSite.from_float(network, s, c) for s, c in sites.items()}

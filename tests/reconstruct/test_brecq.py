@@ -129,6 +129,16 @@ def test_too_few_samples() -> None:
     assert error.value.found == "31" and "32" in str(error.value.expected)
 
 
+def test_an_overflow_is_named() -> None:
+    network, calibration, _, assignment = prepared(inputs())
+    with torch.no_grad():
+        network.weight(network.sites[0].id).mul_(1e5)
+    wild = read_batches([inputs() * 1e35], network)
+    with pytest.raises(CalibrationError, match="not finite") as error:
+        reconstruct_brecq(network, calibration, wild, assignment)
+    assert error.value.where is not None and "stem" in error.value.where
+
+
 @pytest.mark.parametrize("name", sorted(operator_nets.CASES))
 def test_every_operator(name: str) -> None:
     """Each network that has a lowering is searched, and stays finite."""
