@@ -26,7 +26,7 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import QuantizedWeight
 from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, site_units
-from mpq_compile.reconstruct.moments import Reader
+from mpq_compile.reconstruct.moments import Positions, Reader
 from mpq_compile.reconstruct.rounded_site import (
     RoundedSite,
     check_finite,
@@ -171,15 +171,13 @@ def read_layer(lockstep: Lockstep, node: fx.Node, weight: Tensor, bias: Tensor, 
     reader = Reader(node=node, weight=weight)
     quantizer, residual = node.args[0], node.args[3]
     source = quantizer.args[0]
-    generator = torch.Generator().manual_seed(seed)
     wanted = max(FEWEST, min(_POSITIONS, _VALUES // weight[0].numel() // reader.groups))
+    draw = Positions(reader, len(lockstep.batches), wanted)
     constant = bias.reshape(reader.groups, -1, 1)
     inputs, exact, added = [], [], []
     for i in range(len(lockstep.batches)):
         shape = lockstep.exact[node][i].shape
-        samples, count = reader.count(shape)
-        share = -(-wanted // (len(lockstep.batches) * samples))
-        positions = torch.randperm(count, generator=generator)[:share]
+        positions = draw(shape)
         x = lockstep.evaluate(quantizer, {source: lockstep.rounded[source][i]})
         inputs.append(reader.inputs(x, shape, positions))
         full = reader.rows @ reader.inputs(lockstep.exact[source][i], shape, positions) + constant
@@ -188,6 +186,7 @@ def read_layer(lockstep: Lockstep, node: fx.Node, weight: Tensor, bias: Tensor, 
             added.append(reader.outputs(ours.expand(shape), positions) + constant)
             full = full + reader.outputs(theirs.expand(shape), positions)
         exact.append(full)
+    generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(sum(x.shape[-1] for x in inputs), generator=generator)
     return Layer(
         inputs=torch.cat(inputs, -1)[..., order],
