@@ -38,11 +38,6 @@ class Moments:
         self.squares = self.squares + (inputs @ inputs.mT).double()
         self.crosses = self.crosses + (targets @ inputs.mT).double()
 
-    @property
-    def finite(self) -> bool:
-        """Tell whether all that was seen was a number."""
-        return bool(self.squares.isfinite().all() and self.crosses.isfinite().all())
-
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the means of inputs and targets."""
         return self.inputs / self.count, self.targets / self.count
