@@ -32,7 +32,6 @@ from shared_nets import NAMES, SharedNet, load_net, paired_standard_error, top1
 from mpq_compile.finetuning import BATCH_SIZE, EPOCHS, RATE, finetune_session
 from mpq_compile.progress import track
 from mpq_compile.recipe import Recipe
-from mpq_compile.registry import ROUNDINGS
 from mpq_compile.session import Session
 from mpq_compile.training.epochs import read_epochs
 from mpq_compile.training.train import Schedule
@@ -166,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nets", default=",".join(NAMES))
     parser.add_argument("--settings", default=",".join(SETTINGS))
-    parser.add_argument("--methods", default=",".join(sorted(ROUNDINGS, reverse=True)))
+    parser.add_argument("--methods", default="nearest,gptq")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=5000, help="evaluation images of CIFAR")
     parser.add_argument("--json", type=Path)

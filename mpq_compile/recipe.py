@@ -38,7 +38,9 @@ class Recipe:
             for those whose drop is measured: "gptq", integer least squares on what the quantized
             network computes, site after site; "per_site", the same on what the float network
             computes, once for each candidate of a site and then for any number of assignments;
-            or "nearest", which costs nothing.
+            "adaround", each code up or down by gradient, site after site; "brecq" and "qdrop",
+            block after block, which start from what "gptq" finds and take the most time; or
+            "nearest", which costs nothing.
         sensitivity_on: The weights that sensitivities are measured on: "nearest" codes, or
             "rounded" as by "per_site".
         equalize: How scales of channels are evened out between sites before anything is quantized:

@@ -98,8 +98,11 @@ ROUNDINGS = Registry(
     kind="rounding",
     table={
         "gptq": "mpq_compile.reconstruct.gptq:reconstruct_gptq",
+        "adaround": "mpq_compile.reconstruct.adaround:reconstruct_adaround",
+        "brecq": "mpq_compile.reconstruct.brecq:reconstruct_brecq",
         "nearest": "mpq_compile.reconstruct.rounding:keep_nearest",
         "per_site": "mpq_compile.reconstruct.per_site:reconstruct_per_site",
+        "qdrop": "mpq_compile.reconstruct.brecq:reconstruct_qdrop",
     },
 )
 

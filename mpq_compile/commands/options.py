@@ -179,7 +179,8 @@ Rounding = Annotated[
     str | None,
     typer.Option(
         "--rounding",
-        help="How weights below 8 bits are rounded in the end: gptq, per_site or nearest.",
+        help="How weights below 8 bits are rounded in the end: gptq, per_site, adaround, brecq, "
+        "qdrop or nearest.",
         show_default="gptq",
         rich_help_panel=_RECIPE,
     ),

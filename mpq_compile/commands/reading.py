@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from mpq_compile.errors import MpqError, PlanError
+from mpq_compile.errors import PlanError
 from mpq_compile.search.policy import Policy
 from mpq_compile.types import Plan
 

@@ -70,6 +70,16 @@ class ActivationQuantizer(nn.Module):
             x, self._calibration.qparams(self._root, self.candidate.activation_bits)
         )
 
+    def straight_through(self, x: Tensor) -> Tensor:
+        """Return the same, with the gradient of clipping alone: that of rounding is taken as 1."""
+        rounded = self(x.detach())
+        if self.candidate.dynamic or self.candidate.input_format in ("fp32", "bf16"):
+            return x + (rounded - x.detach())
+        qparams = self._calibration.qparams(self._root, self.candidate.activation_bits)
+        low = -qparams.zero_point * qparams.scale
+        clipped = x.clamp(low, low + qparams.spec.qmax * qparams.scale)
+        return clipped + (rounded - clipped.detach())
+
 
 @dataclass(frozen=True, kw_only=True)
 class InsertQuantizers:

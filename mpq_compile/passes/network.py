@@ -75,6 +75,10 @@ class Network:
         nodes = [node for node in self.module.graph.nodes if node.op == "get_attr"]
         return {str(node.target): constant(self.module, node) for node in nodes}
 
+    def biased(self, site_id: str) -> bool:
+        """Tell whether a site has a bias."""
+        return self.node(self.node_of[site_id]).args[2] is not None
+
     def rounded(self, site_id: str, candidate: Candidate) -> QuantizedWeight:
         """Return a site's weight rounded to nearest; computed once for each width and grouping."""
         spec = weight_spec(candidate)

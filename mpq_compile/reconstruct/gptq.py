@@ -8,7 +8,6 @@ step size; GPTQ (arXiv 2210.17323) by name, with coordinate descent after its er
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx
@@ -20,6 +19,7 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import weight_spec
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, site_units
 from mpq_compile.reconstruct.moments import Moments, Positions, Reader
+from mpq_compile.reconstruct.rounded_site import searched_sites
 from mpq_compile.reconstruct.site_fit import SiteProblem
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.types import Candidate
@@ -44,16 +44,13 @@ def reconstruct_gptq(
     graph.assign(assignment)
     lockstep = Lockstep(graph, batches)
     units = site_units(graph)
-    groups = {site.id: site.group for site in network.sites}
-    tied = Counter(groups.values())
+    sites = searched_sites(network, assignment)
     with counted(len(network.sites), "gptq") as advance:
 
         def visit(unit: Unit) -> None:
             for site in unit.sites:
-                candidate = Candidate.parse(assignment[site])
-                # Sites that share a weight share its codes: there is no one input to fit them to.
-                if not candidate.is_float and tied[groups[site]] == 1:
-                    fit_site(lockstep, unit.exit, site, candidate)
+                if site in sites:
+                    fit_site(lockstep, unit.exit, site, sites[site])
                 advance(1)
 
         lockstep.run(units, visit)

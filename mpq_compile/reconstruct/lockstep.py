@@ -78,8 +78,12 @@ class Lockstep:
             for unit in units:
                 self._advance(unit, self.exact, self._exact_value)
                 visit(unit)
-                self._advance(unit, self.rounded, self._value)
+                self.advance(unit)
                 self._forget(unit)
+
+    def advance(self, unit: Unit) -> None:
+        """Compute the quantized values of a unit: for ``run``, or for a part of what is visited."""
+        self._advance(unit, self.rounded, self._value)
 
     def _advance(self, unit: Unit, values: Values, value_of: Callable[..., Any]) -> None:
         count = len(self.batches)
@@ -96,10 +100,11 @@ class Lockstep:
 
     def _value(self, node: fx.Node, values: Values, i: int) -> Any:
         if node.op == "placeholder":
-            return self._inputs(i)[node]
+            return self.inputs(i)[node]
         return self.evaluate(node, {source: values[source][i] for source in node.all_input_nodes})
 
-    def _inputs(self, i: int) -> Mapping[fx.Node, Tensor]:
+    def inputs(self, i: int) -> Mapping[fx.Node, Tensor]:
+        """Return the network's inputs of a batch, by node."""
         places = [n for n in self.graph.module.graph.nodes if n.op == "placeholder"]
         return dict(zip(places, self.batches[i].inputs, strict=True))
 

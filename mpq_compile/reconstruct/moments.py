@@ -41,11 +41,6 @@ class Moments:
         self.crosses = self.crosses + (targets @ inputs.mT).double()
 
     @property
-    def finite(self) -> bool:
-        """Tell whether all that was seen was a number."""
-        return bool(self.squares.isfinite().all() and self.crosses.isfinite().all())
-
-    @property
     def independent(self) -> float:
         """How many draws the positions are worth.
 
@@ -137,11 +132,12 @@ class Positions:
     Args:
         reader: The site.
         batches: How many batches there are.
+        wanted: How many, where not those.
     """
 
-    def __init__(self, reader: Reader, batches: int) -> None:
+    def __init__(self, reader: Reader, batches: int, wanted: int | None = None) -> None:
         self._reader, self._batches = reader, batches
-        self._wanted = max(_VALUES, _VALUES_AN_INPUT * reader.rows.shape[-1])
+        self._wanted = wanted or max(_VALUES, _VALUES_AN_INPUT * reader.rows.shape[-1])
         self._generator = torch.Generator().manual_seed(0)
 
     def __call__(self, y_shape: tuple[int, ...]) -> Tensor:

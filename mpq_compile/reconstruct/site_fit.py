@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mpq_compile.errors import CalibrationError
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight
 from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.integer_least_squares import Feedback, Grid, solve
 from mpq_compile.reconstruct.moments import Moments, Reader
+from mpq_compile.reconstruct.rounded_site import check_finite
 
 # Least share of a multiple of the identity in the inputs' second moments.
 _DAMPING = 0.01
@@ -49,14 +49,7 @@ class SiteProblem:
         """
         if moments.count < FEWEST:
             return None
-        if not moments.finite:
-            raise CalibrationError(
-                "activations are not finite",
-                where=site,
-                expected="finite inputs and outputs on the calibration data",
-                found="NaN or infinite values",
-                remedy="look for samples, or for a layer, that overflow in float",
-            )
+        check_finite(site, moments.squares, moments.crosses)
         biased = reader.node.args[2] is not None
         squares, crosses = moments.centred(about_mean=biased)
         rows = reader.rows

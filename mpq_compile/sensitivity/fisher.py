@@ -63,15 +63,28 @@ class FisherMetric:
     def _weights(
         self, part: Slice, heads: Sequence[Head], scores: Sequence[Tensor]
     ) -> list[list[Tensor]]:
-        count = self.labels_a_sample
-        drawn: list[Tensor] = []
-        for number, (head, score) in enumerate(zip(heads, scores, strict=True)):
-            _, classes, positions = score.shape
-            places = positions if head.classes is not None else classes
-            numbers = draws(self.seed + number, part, (count, places))
-            one = _labels if head.classes is not None else _normals
-            drawn.append(one(score, numbers) / (count * positions) ** 0.5)
-        return [[tensor[:, v] for tensor in drawn] for v in range(count)]
+        return drawn(part, heads, scores, self.labels_a_sample, self.seed)
+
+
+def drawn(
+    part: Slice, heads: Sequence[Head], scores: Sequence[Tensor], count: int, seed: int
+) -> list[list[Tensor]]:
+    """Return ``count`` weightings of the scores whose gradients g have E Σ g gᵀ = the Fisher.
+
+    Args:
+        part: The samples; each has a generator of its own.
+        heads, scores: The outputs, and what they say of these samples.
+        count: Labels a sample, or normal draws for a regression.
+        seed: Of the draws.
+    """
+    tensors: list[Tensor] = []
+    for number, (head, score) in enumerate(zip(heads, scores, strict=True)):
+        _, classes, positions = score.shape
+        places = positions if head.classes is not None else classes
+        numbers = draws(seed + number, part, (count, places))
+        one = _labels if head.classes is not None else _normals
+        tensors.append(one(score, numbers) / (count * positions) ** 0.5)
+    return [[tensor[:, v] for tensor in tensors] for v in range(count)]
 
 
 def _labels(score: Tensor, numbers: np.ndarray) -> Tensor:
