@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ BATCH_SIZE = 32
 def search_policy(
     model: Any,
     example_inputs: Any,
-    data: Iterable[Any],
+    data: Any,
     target: TargetLike = "local",
     budget: Budget | None = None,
     method: str = "asga",

@@ -51,7 +51,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "sufficiency",
         "profiling",
         "searching",
-        "finetune",
+        "finetuning",
         "recipe",
     ),
     ("integrations", "demo"),

@@ -20,7 +20,7 @@ def grouped(command: Callable[..., Result]) -> Callable[..., Result]:
     groups = {
         name: parameter.annotation
         for name, parameter in signature.parameters.items()
-        if is_dataclass(parameter.annotation)
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation)
     }
     flat: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from mpq_compile.commands import options
+from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.plan import check_output
 from mpq_compile.commands.request import load, read_budget, read_candidates, read_constraints
@@ -19,9 +20,11 @@ from mpq_compile.registry import SEARCHES
 from mpq_compile.search.policy import Policy
 
 
+@grouped
 def search(
     model: options.Model,
     data: options.DataFile,
+    images: options.Images,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="policy.json", help="Write the policy.")
     ],
@@ -59,7 +62,7 @@ def search(
     names, pinned = read_candidates(candidates), read_constraints(constraint)
     resolve_target(target)
     SEARCHES.load(method)
-    loaded = load(model, data)
+    loaded = load(model, data, images)
     from mpq_compile.searching import search_policy
 
     policy = search_policy(

@@ -33,7 +33,7 @@ class _Round(torch.autograd.Function):
         return real.round().clamp_(*ctx.bounds).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         real, scale = ctx.saved_tensors
         low, high = ctx.bounds
         inside = (real >= low) & (real <= high)
@@ -124,6 +124,7 @@ class LearnedBias(nn.Module):
 
     def __init__(self, bias: Tensor, step: float) -> None:
         super().__init__()
+        self.start: Tensor
         self.register_buffer("start", bias)
         self.step = step
         self.moved = nn.Parameter(torch.zeros_like(bias))

@@ -39,16 +39,16 @@ class Loss:
 
     Args:
         name: distillation, labels or both.
-        teacher: The float graph; called with flat inputs, it returns its outputs and those of all
-            sites, as the student does.
-        outputs: How many outputs the network has.
+        teacher: The float graph; called with flat inputs, it returns what the student returns.
         heads: How outputs are read, where labels are compared with them.
+        outputs: How many of what both return are the network's outputs, after which those of
+            sites follow; 0 where there are outputs alone.
     """
 
     name: str
     teacher: fx.GraphModule
-    outputs: int
     heads: Sequence[Head] = ()
+    outputs: int = 0
 
     def __call__(self, found: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return what is minimised, a scalar."""
@@ -56,7 +56,7 @@ class Loss:
 
     def judged(self, found: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return what tells whether training has helped, a scalar: of the outputs alone."""
-        return self._sum(found, batch, slice(self.outputs))
+        return self._sum(found, batch, slice(self.outputs or None))
 
     def _sum(self, found: Sequence[Tensor], batch: Batch, compared: slice) -> Tensor:
         terms = []

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mpq_compile.passes.base import run_passes
+from mpq_compile.passes.base import Pass, run_passes
 from mpq_compile.passes.formats import kinds, quantizer_roots, stored_formats
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.rounding import fitted_bias, fitted_weight
@@ -55,7 +55,7 @@ class Student:
     ranges: dict[tuple[str, int], LearnedRange] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        passes = [AppendTaps(taps=self.taps), _InsertLearned(student=self)]
+        passes: list[Pass] = [AppendTaps(taps=self.taps), _InsertLearned(student=self)]
         self.module = run_passes(self.network.module, passes)
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)

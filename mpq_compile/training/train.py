@@ -126,7 +126,7 @@ def _step(
             found=f"{value.item()}",
             remedy="look for samples that overflow in float, or lower the rate",
         )
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     optimizer.step()
 
 

@@ -255,7 +255,7 @@ def test_plans_take_it_by_name() -> None:
             [x],
             target="bit_serial",
             candidates=["w2a8"],
-            recipe=Recipe(correction=name),
+            correction=name,
         ).loss
         for name in CORRECTIONS
     }
