@@ -2,12 +2,14 @@
 
 Without a budget each site takes its likeliest candidate [source]. A budget is kept exactly: the
 log-probabilities add up, so the likeliest assignment within it is a multiple-choice knapsack, which
-the exact solver answers [derived].
+the exact solver answers [derived]. The likeliest assignment costs less than the mean one that the
+search kept to the budget; what is left buys the bits that were least unlikely for their cost, one
+site after the other [derived].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mpq_compile.errors import InfeasibleBudgetError
 from mpq_compile.passes.network import Network
@@ -52,15 +54,11 @@ def likeliest(network: Network, scores: Scores, bops: float | None) -> dict[str,
     Raises:
         InfeasibleBudgetError: No assignment is within it.
     """
-    ties: dict[str, list[Site]] = {}
-    for site in network.sites:
-        ties.setdefault(site.group, []).append(site)
     groups = []
-    for name, members in ties.items():
+    for name, members in _ties(network).items():
         row = scores[members[0].id]
         terms = (
-            CandidateTerm(name=n, loss=-row[n], costs={"bops": sum(bops_of(s, n) for s in members)})
-            for n in row
+            CandidateTerm(name=n, loss=-row[n], costs={"bops": _bops(members, n)}) for n in row
         )
         groups.append(Group(name=name, candidates=tuple(terms)))
     budget = {} if bops is None else {"bops": bops}
@@ -68,3 +66,40 @@ def likeliest(network: Network, scores: Scores, bops: float | None) -> dict[str,
     if solution.status == "infeasible":
         check_bops(network, {site: list(row) for site, row in scores.items()}, bops)
     return {site.id: solution.assignment[site.group] for site in network.sites}
+
+
+def spend(
+    network: Network, scores: Scores, assignment: Mapping[str, str], bops: float
+) -> dict[str, str]:
+    """Return the assignment with more bits where ``bops`` has room for them, and nowhere fewer."""
+    ties = _ties(network)
+    chosen = {name: assignment[members[0].id] for name, members in ties.items()}
+    while True:
+        room = bops - sum(_bops(members, chosen[name]) for name, members in ties.items())
+        steps = []
+        for name, members in ties.items():
+            row, now = scores[members[0].id], chosen[name]
+            for candidate in row:
+                extra = _bops(members, candidate) - _bops(members, now)
+                if 0 < extra <= room and _has_no_fewer_bits(candidate, now):
+                    steps.append(((row[now] - row[candidate]) / extra, name, candidate))
+        if not steps:
+            return {site.id: chosen[site.group] for site in network.sites}
+        _, name, candidate = min(steps)
+        chosen[name] = candidate
+
+
+def _ties(network: Network) -> dict[str, list[Site]]:
+    ties: dict[str, list[Site]] = {}
+    for site in network.sites:
+        ties.setdefault(site.group, []).append(site)
+    return ties
+
+
+def _bops(members: Sequence[Site], name: str) -> float:
+    return sum(bops_of(site, name) for site in members)
+
+
+def _has_no_fewer_bits(name: str, than: str) -> bool:
+    new, old = Candidate.parse(name), Candidate.parse(than)
+    return new.weight_bits >= old.weight_bits and new.activation_bits >= old.activation_bits

@@ -16,7 +16,7 @@ from mpq_compile.passes.network import Network
 from mpq_compile.progress import counted
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.search.branches import BranchedGraph
-from mpq_compile.search.likeliest import assignment_bops, check_bops, likeliest
+from mpq_compile.search.likeliest import assignment_bops, check_bops, likeliest, spend
 from mpq_compile.search.options import SearchOptions
 from mpq_compile.search.policy import POLICY_VERSION, Policy
 from mpq_compile.search.run import Run
@@ -75,6 +75,8 @@ def search(
             advance(1)
     scores = run.graph.scores()
     assignment = likeliest(network, scores, options.bops)
+    if options.bops is not None:
+        assignment = spend(network, scores, assignment, options.bops)
     return Policy(
         version=POLICY_VERSION,
         method=options.method,

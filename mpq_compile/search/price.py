@@ -1,21 +1,20 @@
 """What bits cost during a search.
 
-    L = loss + λ · complexity                   [source: EdMIPS, GMPQ], λ is given
-    L = loss + λ_t · complexity / budget        [derived], λ_t follows the budget
+    L = loss + λ · complexity                               [source: EdMIPS, GMPQ], λ is given
+    L = loss + κ/2 · max(0, complexity / budget − 1)²       [derived], a budget is given
 
-A fixed λ says nothing to a user and means another thing in each network; a budget does not. For
-one, the price is raised while the expected cost is above it and lowered while it is below, as in
-the method of multipliers: with h = complexity / budget − 1,
-
-    λ_t = max(0, μ_t + κ h)        μ_{t+1} = max(0, μ_t + η h)
+A fixed λ says nothing to a user and means another thing in each network; a budget does not. The
+square has the slope λ = κ (complexity / budget − 1) / budget: it is steep while the expected cost
+is far above the budget, and settles where a bit is worth to the loss what it costs. Nothing adds up
+over steps, so that the cost does not swing about the budget.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# κ and η: nats for a cost of twice the budget, at once, and more after each step that it stays.
-_GAIN, _RATE = 1.0, 0.1
+# κ: nats for a cost of twice the budget.
+_SLOPE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,22 +24,13 @@ class Price:
     Args:
         limit: Complexity that the budget allows; None where the price is fixed.
         fixed: λ of the published loss, nats for a complexity of one.
-        pressure: μ, nats.
     """
 
     limit: float | None
     fixed: float = 0.0
-    pressure: float = 0.0
 
     def at(self, complexity: float) -> float:
-        """Return nats for a complexity of one, where the network has ``complexity``."""
+        """Return λ, nats for a complexity of one, where the network has ``complexity``."""
         if self.limit is None:
             return self.fixed
-        return max(0.0, self.pressure + _GAIN * self._excess(complexity)) / self.limit
-
-    def pressure_after(self, complexity: float) -> float:
-        """Return μ of the next step."""
-        return max(0.0, self.pressure + _RATE * self._excess(complexity))
-
-    def _excess(self, complexity: float) -> float:
-        return 0.0 if self.limit is None else complexity / self.limit - 1
+        return _SLOPE * max(0.0, complexity / self.limit - 1) / self.limit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,6 @@ class Run:
         for value, gradient in zip([*self._weights, *self._logits], gradients, strict=True):
             value.grad = gradient
         self._optimizer.step()
-        self._price = replace(self._price, pressure=self._price.pressure_after(complexity))
         self._radius = step.radius
 
     def _check(self, step: Step, batch: Batch) -> None:
@@ -106,8 +105,7 @@ class Run:
 
     def save(self, state: TrainingState) -> None:
         """Write all that the rest of the search depends on."""
-        numbers = nn.Parameter(self._numbers(), requires_grad=False)
-        state.save(self.epoch, [*self._weights, *self._logits, numbers], self._optimizer)
+        state.save(self.epoch, [*self._weights, *self._logits, self._kept()], self._optimizer)
 
     def restore(self, state: TrainingState) -> None:
         """Go on from what was saved; begin anew where nothing was.
@@ -115,14 +113,13 @@ class Run:
         Raises:
             PlanError: The file is damaged, or of another search.
         """
-        numbers = nn.Parameter(self._numbers(), requires_grad=False)
-        parameters = [*self._weights, *self._logits, numbers]
-        self.epoch = state.load(parameters, self._optimizer)
-        self._radius, pressure = numbers.tolist()
-        self._price = replace(self._price, pressure=pressure)
+        kept = self._kept()
+        self.epoch = state.load([*self._weights, *self._logits, kept], self._optimizer)
+        self._radius = kept.item()
 
-    def _numbers(self) -> Tensor:
-        return torch.tensor([self._radius, self._price.pressure], dtype=torch.float64)
+    def _kept(self) -> nn.Parameter:
+        """Return the radius in the form in which training keeps its state."""
+        return nn.Parameter(torch.tensor(self._radius, dtype=torch.float64), requires_grad=False)
 
 
 def _root_mean_square(value: Tensor) -> float:

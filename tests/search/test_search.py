@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mpq_compile.errors import CalibrationError, InfeasibleBudgetError, MpqError, PlanError
 from mpq_compile.registry import SEARCHES
-from mpq_compile.search.likeliest import assignment_bops, likeliest
+from mpq_compile.search.likeliest import assignment_bops, likeliest, spend
 from mpq_compile.search.options import SearchOptions
 from mpq_compile.search.policy import Policy
 from mpq_compile.search.price import Price
@@ -87,6 +87,20 @@ def test_the_likeliest_within_a_budget_is_the_best_of_all() -> None:
     assert free == {site: max(row, key=row.__getitem__) for site, row in scores.items()}
 
 
+def test_what_is_left_buys_bits_and_takes_none() -> None:
+    found = net()
+    scores = {site: {"w2a8": -0.1, "w4a8": -2.5, "w8a8": -4.0} for site in found.sites}
+    start = dict.fromkeys(found.sites, "w2a8")
+    assert spend(found.network, scores, start, found.bops(64)) == dict.fromkeys(found.sites, "w8a8")
+    assert spend(found.network, scores, start, found.bops(16)) == start
+    # Room for one site: the one where a bit is least unlikely for its cost.
+    cheap = found.sites[-1]
+    scores[cheap] = {"w2a8": -0.1, "w4a8": -0.2, "w8a8": -9.0}
+    macs = {site.id: site.macs for site in found.network.sites}
+    room = found.bops(16) + 16 * macs[cheap]
+    assert spend(found.network, scores, start, room) == {**start, cheap: "w4a8"}
+
+
 @pytest.mark.parametrize("bits", [17.0, 33.0, 60.0])
 def test_budgets_are_kept_and_used(bits: float) -> None:
     found = net()
@@ -106,14 +120,21 @@ def test_the_same_twice_and_another_order_with_another_seed() -> None:
 # Prices
 
 
-def test_a_price_follows_the_budget() -> None:
+def test_a_price_is_asked_above_the_budget_alone() -> None:
     price = Price(limit=10.0)
     assert price.at(10.0) == price.at(5.0) == 0.0
-    assert price.at(20.0) > 0
-    raised = Price(limit=10.0, pressure=price.pressure_after(20.0))
-    assert raised.at(20.0) > price.at(20.0)
-    assert raised.pressure_after(5.0) < raised.pressure
     assert Price(limit=None, fixed=0.3).at(1e9) == 0.3
+
+
+def test_a_price_is_the_slope_of_a_square() -> None:
+    def penalty(complexity: float) -> float:
+        """κ/2 · (complexity / budget − 1)², with κ read off at twice the budget."""
+        kappa = Price(limit=10.0).at(20.0) * 10
+        return kappa / 2 * (complexity / 10 - 1) ** 2
+
+    for complexity in (11.0, 14.0, 30.0):
+        slope = (penalty(complexity + 1e-6) - penalty(complexity - 1e-6)) / 2e-6
+        assert Price(limit=10.0).at(complexity) == pytest.approx(slope)
 
 
 # Going on
