@@ -44,10 +44,10 @@ class Moments:
     def independent(self) -> float:
         """How many draws the positions are worth.
 
-        Those of one sample resemble each other: between the number of samples and that of
-        positions, the geometric mean is taken [derived].
+        Those of one sample resemble each other: a mean between the number of samples and that of
+        positions is taken [derived].
         """
-        return float(self.samples * self.count) ** 0.5
+        return float(self.samples) ** 0.25 * float(self.count) ** 0.75
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the means of inputs and targets."""
