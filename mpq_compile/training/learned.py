@@ -6,6 +6,9 @@ Rounding has gradient one (straight through), clamping has its own; so ∂ŵ/∂
 inside the range and the bound outside. The method divides the gradient of s by √(N · qmax), which
 changes nothing under an optimizer that is invariant to the scale of a gradient, such as Adam. The
 logarithm of s is trained, so that a step stays positive and moves by a share of itself [derived].
+
+So are activations. Of a weight, w / s is the parameter instead of w: the straight-through gradients
+are the same in other coordinates, and the slope of s is exact while no code changes [derived].
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import pytest
 import shared_nets
 import torch
 import torch.nn.functional as F
+from site_nets import Residual
+from site_nets import images as inputs
 from torch import Tensor, nn
 
 import mpq_compile as mpq
@@ -27,26 +29,6 @@ from mpq_compile.reconstruct.rounding import with_rounding
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.session import Session
 from mpq_compile.types import Candidate
-
-
-class Residual(nn.Module):
-    """Two convolutions with a skip, a depthwise one, and a linear head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 12, 3, padding=1)
-        self.one, self.two = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
-        self.depthwise = nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12, bias=False)
-        self.head = nn.Linear(12, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
-        x = F.relu(x + self.two(F.relu(self.one(x))))
-        return self.head(F.relu(self.depthwise(x)).mean((2, 3)))
-
-
-def inputs(count: int = 96, seed: int = 1) -> Tensor:
-    return torch.randn(count, 3, 10, 10, generator=torch.Generator().manual_seed(seed))
 
 
 def session(rounding: str = "gptq", model: nn.Module | None = None, **more: Any) -> Session:
