@@ -48,15 +48,20 @@ class Peaks:
 
 def measure_peaks(tier: Tier, threads: int, rounds: int = 7) -> Peaks:
     """Measure the peaks of a tier on ``threads`` threads: the best of ``rounds``."""
-    calls = {c: (_tile_peak if _on_tiles(tier, c) else _dot_peak)(tier, c, threads)
-             for c in ("int8", "bf16", "fp32")}  # fmt: skip
+    calls = {c: _rate(tier, c, threads) for c in ("int8", "bf16", "fp32")}
     macs = {name: max(call() for _ in range(rounds)) for name, call in calls.items()}
     stream = stream_rate(tier, threads)
     return Peaks(macs=macs, bytes=max(stream() for _ in range(rounds)))
 
 
-def _on_tiles(tier: Tier, compute: str) -> bool:
-    return tier.dot == "amx" and compute in TILE_DTYPES
+def int8_rate(tier: Tier, threads: int) -> Callable[[], float]:
+    """Return a measurement, of milliseconds, of int8 multiply-adds a second."""
+    return _rate(tier, "int8", threads)
+
+
+def _rate(tier: Tier, compute: str, threads: int) -> Callable[[], float]:
+    on_tiles = tier.dot == "amx" and compute in TILE_DTYPES
+    return (_tile_peak if on_tiles else _dot_peak)(tier, compute, threads)
 
 
 def _timed(function: Any, arrays: Sequence[np.ndarray], tier: Tier, threads: int, work: float):
