@@ -67,7 +67,7 @@ def _anchor(prior: LatencyModel, seen: Observation) -> Comparison:
         predicted_ms_lower95=low / 1e3,
         predicted_ms_upper95=high / 1e3,
         measured_ms=seen.latency_us / 1e3,
-        measured_ms_lower95=(seen.latency_us - half_width) / 1e3,
+        measured_ms_lower95=max(0.0, seen.latency_us - half_width) / 1e3,
         measured_ms_upper95=(seen.latency_us + half_width) / 1e3,
     )
 
