@@ -61,7 +61,7 @@ def _overview(plan: Plan, rows: Mapping[str, Row]) -> Figure:
         times = [rows[site]["latency_us"] or 0.0 for site in sites]
         most = f"up to {duration(max(times) / 1e3)}"
         strips.append(Strip(title="time, predicted", shares=_shares(times), most=most))
-    label = f"{len(sites)} sites in the order of the network: bits, size and time of each"
+    label = f"{len(sites)} sites in the order of the network; arrow keys go from site to site"
     tints = [tint_of(name) for name in plan.assignment.values()]
     return Figure(
         markup=skyline(strips, tints, label),
