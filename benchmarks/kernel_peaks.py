@@ -138,6 +138,7 @@ def _tile_peak(tier: Tier, compute: str, threads: int) -> Callable[[], float]:
         w = T.arg("W", T.buffer((2 * elements,), weights))
         out = T.arg("O", T.buffer((threads * 4 * 256,), sums))
         with T.parallel(threads) as task:
+            unit.begin()
             unit.configure(dict.fromkeys(range(8), 16))
             for tile in range(4):
                 unit.zero(tile)
