@@ -41,6 +41,7 @@ def used_budget(promised: float, found: Estimate, label: str, word: str) -> Mark
     ]
     if found.upper is not None:
         low = found.value if found.lower is None else found.lower
+        parts.append(_line("halo", at(low), 11, at(found.upper), 11))
         parts.append(_line("whisker", at(low), 11, at(found.upper), 11))
         parts.append(_line("whisker", at(found.upper), 8, at(found.upper), 14))
     parts.append(_line("limit", at(promised), 2, at(promised), 20))
