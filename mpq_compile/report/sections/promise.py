@@ -16,7 +16,8 @@ _MARKS = {"kept": "✓", "missed": "✗", "inconclusive": "?", "not measured": "
 def promise_section(evidence: Evidence) -> Section:
     """Return the budget's bounds, then what the budget leaves free."""
     bounded = verdicts(evidence)
-    free = [verdict(evidence, name, None) for name in _ALWAYS if name not in evidence.plan.budget]
+    known = _ALWAYS if evidence.plan.predicted.energy_mj is None else (*_ALWAYS, "energy_mj")
+    free = [verdict(evidence, name, None) for name in known if name not in evidence.plan.budget]
     blocks: list[Block] = []
     if not bounded:
         blocks.append(Prose(text="The plan has no budget: nothing was promised."))

@@ -19,7 +19,7 @@ def tradeoff_section(evidence: Evidence) -> Section:
     plan = evidence.plan
     given = {report.axis: report for report in evidence.frontiers}
     blocks: list[Block] = [_drawn(report, plan) for report in evidence.frontiers]
-    for axis in _FROM_TABLE:
+    for axis in sorted(_FROM_TABLE, key=lambda axis: axis not in plan.budget):
         if axis in given:
             continue
         reason = drawable(plan, axis)
