@@ -17,6 +17,7 @@ RUNTIME = [
     "typer>=0.12",
     "jsonschema>=4.20",
     "matplotlib>=3.8",
+    "jinja2>=3.1",
     "safetensors>=0.4",
     "tornado>=6",  # TVM's RPC tracker
     "scikit-learn>=1.4",
@@ -52,6 +53,7 @@ setup(
             "hw_profiles/measurements/*.jsonl.gz",
             "schemas/*.json",
             "report/*.html",
+            "report/templates/*",
             "py.typed",
         ]
     },

@@ -29,6 +29,7 @@ _NAMES = {
     "search_policy": "mpq_compile.searching",
     "Policy": "mpq_compile.search.policy",
     "FrontierReport": "mpq_compile.report.frontier",
+    "write_report": "mpq_compile.report.page",
     "profile": "mpq_compile.profiling",
     "Profiled": "mpq_compile.profiling",
     "stability": "mpq_compile.sufficiency",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401
+    from mpq_compile.report.page import write_report  # noqa: F401
     from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
     from mpq_compile.search.policy import Policy  # noqa: F401
     from mpq_compile.searching import search_policy  # noqa: F401

@@ -27,6 +27,7 @@ from mpq_compile.commands import (
     frontier,
     plan,
     profile,
+    report,
     run,
     search,
     solve,
@@ -61,6 +62,7 @@ app.command("compile")(compile.compile_model)
 app.command("finetune")(finetune.finetune)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)
+app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("solve")(solve.solve)

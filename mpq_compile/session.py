@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from mpq_compile import __version__
 from mpq_compile.allocate import Allocation, constrained, solve_allocation
 from mpq_compile.building import build_plan, reference_of, structured
 from mpq_compile.calibrate import Batch, calibrate, hold_out
@@ -384,6 +385,7 @@ class Session:
                 "latency_source": self._source(site.id, name),
                 "size_bytes": allocation.costs.costs[site.id][name]["size_bytes"],
                 "chosen": assignment[site.id] == name,
+                "group": site.group,
             }
             for site in self.network.sites
             for name in self.choices[site.id]
@@ -421,6 +423,7 @@ class Session:
     def provenance(self) -> dict[str, str]:
         """Return versions and hashes that the plan depends on."""
         return {
+            "mpq_compile": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "toolchain": toolchain_hash(),

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from mpq_compile.errors import PlanError
+from mpq_compile.registry import REPORTS
 
 SiteOp = Literal["conv2d", "conv_transpose2d", "linear"]
 Storage = Literal["u8", "bf16", "fp32"]
@@ -293,6 +294,11 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """Show what matters of the plan in a notebook."""
+        text: str = REPORTS.load("card")(self)
+        return text
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:

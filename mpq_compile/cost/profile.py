@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from mpq_compile.cost.profile_file import PROFILE_DIR, read_document
 from mpq_compile.cost.profile_rules import expanded, problems
-from mpq_compile.errors import ProfileError, nearest
+from mpq_compile.errors import MpqError, ProfileError, nearest
 from mpq_compile.kernels.tier import detect_tier
 from mpq_compile.types import Candidate, Site
 
@@ -235,6 +235,14 @@ def _is_path(name_or_path: str | os.PathLike[str]) -> bool:
         return True
     path = Path(name_or_path)
     return path.name != name_or_path or path.suffix in (".yaml", ".yml")
+
+
+def runs_networks(target: str) -> bool:
+    """Tell whether networks can be timed on a target; also where its profile is elsewhere."""
+    try:
+        return load_profile(target).runs_networks
+    except MpqError:
+        return True
 
 
 def profile_of_tier(tier: str) -> Profile:

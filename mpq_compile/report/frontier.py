@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from mpq_compile.errors import PlanError
 
 VERSION = 1
 
@@ -110,6 +112,39 @@ class FrontierReport:
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FrontierReport:
+        """Rebuild a frontier from :meth:`to_json`, or from ``mpq frontier --json``.
+
+        Raises:
+            PlanError: It is something else, or of another version.
+        """
+        try:
+            if data["version"] != VERSION:
+                raise ValueError(f"version {data['version']!r}")
+            known = {f.name: data[f.name] for f in fields(cls)}
+            for name in ("points", "uniform"):
+                known[name] = tuple(_point_of(point) for point in known[name])
+            known["sites"] = tuple(known["sites"])
+            known["inversions"] = tuple((a, b) for a, b in known["inversions"])
+            return cls(**known)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                "not a frontier",
+                expected=f"version {VERSION}, as `mpq frontier --json` prints it",
+                found=f"{type(error).__name__}: {error}",
+                remedy="write the file again with `mpq frontier MODEL … --json > frontier.json`",
+            ) from error
+
+
+def _point_of(data: Mapping[str, Any]) -> Point:
+    measured = data["measured"]
+    rebuilt = {
+        "candidates": tuple(data["candidates"]),
+        "measured": None if measured is None else Measured(**measured),
+    }
+    return Point(**{**data, **rebuilt})
 
 
 def inversions_among(

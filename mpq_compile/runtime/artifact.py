@@ -25,7 +25,7 @@ from mpq_compile.types import AuditRow, Plan, Verification
 
 VERSION = 3
 LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
-VERIFICATION = "verification.json"
+VERIFICATION, HISTORY = "verification.json", "history.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
     files = {
         path.name: sha256(path)
         for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST, VERIFICATION)
+        if path.name not in (MANIFEST, VERIFICATION, HISTORY)
     }
     body = {"format": "mpq-artifact", "version": VERSION, "files": files, **manifest.to_json()}
     body["sha256"] = _digest(body)
