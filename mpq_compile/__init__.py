@@ -33,6 +33,7 @@ _NAMES = {
     "Profiled": "mpq_compile.profiling",
     "stability": "mpq_compile.sufficiency",
     "Stability": "mpq_compile.sufficiency",
+    "distributed": "mpq_compile.integrations.torch_distributed",
     "check": "mpq_compile.solve.certificate",
     "load": "mpq_compile.runtime.network",
     "CompiledNetwork": "mpq_compile.runtime.network",
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from mpq_compile.finetuning import finetune  # noqa: F401
+    from mpq_compile.integrations.torch_distributed import distributed  # noqa: F401
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401

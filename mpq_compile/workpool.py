@@ -92,7 +92,8 @@ class OneProcess:
         """Go on."""
 
 
-_pool: ContextVar[WorkPool] = ContextVar("work pool", default=OneProcess())
+_ALONE = OneProcess()
+_pool: ContextVar[WorkPool] = ContextVar("work pool", default=_ALONE)
 
 
 def current_pool() -> WorkPool:

@@ -34,6 +34,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "closed_loop",
         "attempts",
         "session",
+        "shared_tasks",
         "allocate",
         "infeasibility",
         "deploy",
