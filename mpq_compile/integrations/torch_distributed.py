@@ -9,7 +9,6 @@ late, fail or be killed, and rank 0 does again what they leave undone.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch.distributed import DistError, Store
 from torch.distributed.rendezvous import rendezvous
 
 from mpq_compile.errors import DeviceLostError
+from mpq_compile.integrations import launch
 from mpq_compile.integrations.rank_helper import Dismissed, Helper
 from mpq_compile.integrations.rank_leader import LEADER, Leader
 from mpq_compile.integrations.work_queue import part
@@ -28,7 +28,6 @@ from mpq_compile.workpool import using
 log = logging.getLogger(__name__)
 
 LEASE_S, WAIT_S = 15.0, 30.0
-_LAUNCH = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _CONNECT = timedelta(seconds=300)
 
 
@@ -49,12 +48,7 @@ class Ranks:
     @property
     def leads(self) -> bool:
         """Tell whether this is the process that has the results."""
-        return self.rank == 0
-
-
-def launched() -> bool:
-    """Tell whether this process is one of several that a launcher such as torchrun started."""
-    return all(os.environ.get(name) for name in _LAUNCH) and int(os.environ["WORLD_SIZE"]) > 1
+        return self.rank == LEADER
 
 
 @contextmanager
@@ -69,7 +63,7 @@ def distributed(lease_s: float = LEASE_S, wait_s: float = WAIT_S) -> Iterator[Ra
         with mpq.distributed() as ranks:
             plan = mpq.plan(model, example, data, metric="kl")
         if ranks.leads:
-            plan.save("plan.json")
+            print(plan.assignment)
 
     Where nothing was launched (no ``RANK``, ``WORLD_SIZE`` and so on), it is one rank alone.
 
@@ -80,10 +74,10 @@ def distributed(lease_s: float = LEASE_S, wait_s: float = WAIT_S) -> Iterator[Ra
     Raises:
         DeviceLostError: Rank 0 was lost; on the other ranks.
     """
-    if not launched():
-        yield Ranks(rank=0, size=1)
+    if not launch.launched():
+        yield Ranks(rank=LEADER, size=1)
         return
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank, size = launch.rank(), launch.world_size()
     try:
         with _pool(rank, size, lease_s, wait_s) as pool, using(pool):
             yield Ranks(rank=rank, size=size, units=pool.units)
@@ -93,7 +87,7 @@ def distributed(lease_s: float = LEASE_S, wait_s: float = WAIT_S) -> Iterator[Ra
         raise DeviceLostError(
             "the store that the ranks share was lost",
             where=f"rank {rank}",
-            expected=f"a store at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            expected=f"a store at {launch.address()}",
             found=str(error).splitlines()[0],
             remedy="start all ranks again: slices that were complete are not computed again",
         ) from error
