@@ -18,7 +18,7 @@ _GONE = "gone"
 def heartbeat(store: Store, rank: int, lease_s: float) -> Iterator[None]:
     """Say meanwhile, from a thread with a connection of its own, that this process is alive."""
     stopped = threading.Event()
-    own = store.clone()
+    own = store.clone()  # type: ignore[attr-defined]  # not in torch's stubs
 
     def beat() -> None:
         try:

@@ -44,8 +44,10 @@ def packed(calibration: Calibration) -> tuple[dict[str, Any], dict[str, Tensor]]
 def unpacked(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Calibration:
     """Return the calibration that ``packed`` described."""
     histograms = {
-        name: Histogram(*span, counts=counts.numpy())
-        for name, span, counts in zip(
+        name: Histogram(
+            minimum=minimum, maximum=maximum, low=low, width=width, counts=counts.numpy()
+        )
+        for name, (minimum, maximum, low, width), counts in zip(
             described["nodes"], tensors["ranges"].tolist(), tensors["counts"], strict=True
         )
     }

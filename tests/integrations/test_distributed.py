@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("ranks_program.py")
 # All that is done on units: of sites, of slices, with gradients, with pairs.
 METRICS = "kl,sqnr,gauss_newton,taylor,pairwise"
@@ -111,37 +109,3 @@ def test_a_lost_leader_is_an_error_of_the_others(tmp_path: Path) -> None:
     (code, *_), (other, _, errors) = ended(started(2, tmp_path, "kl", "nearest", "0", "dies"))
     assert code == -signal.SIGKILL and other == 1
     assert "DeviceLostError" in errors
-
-
-NET = """
-import torch
-from torch import nn
-
-def make():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
-"""
-
-
-def test_torchrun_starts_the_command_line(tmp_path: Path) -> None:
-    """One plan, one JSON object on standard output, and exit code 0 of all ranks."""
-    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
-    x = np.random.default_rng(0).normal(size=(64, 3, 8, 8)).astype(np.float32)
-    np.savez(tmp_path / "calib.npz", x=x)
-    verb = ["-m", "mpq_compile", "plan", "net.py:make", "--data", "calib.npz", "--metric", "kl"]
-    options = ["--target", "bit_serial", "--size-mb", "0.001", "--json"]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
-    plans = []
-    for start in ([], [*launcher, free_port()]):
-        done = subprocess.run(
-            [sys.executable, *start, *verb, *options],
-            cwd=tmp_path,
-            env=environment(tmp_path / "cache", PYTHONPATH=str(ROOT)),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        plans.append(json.loads(done.stdout))
-    for plan in plans:
-        plan["certificate"].pop("wall_s")
-    assert plans[0] == plans[1]
