@@ -84,8 +84,8 @@ def planned(place: Path) -> Any:
 
 
 def on_this_host(command: Sequence[str], port: str) -> list[str]:
-    """Return a host's command with an address of this one, and a target that nothing is timed on."""
-    here = {"10.0.0.1": "127.0.0.1", "29500": port, "2": "2"}
+    """Return a host's command with an address of this one, and a target known by equations."""
+    here = {"10.0.0.1": "127.0.0.1", "29500": port}
     moved = [here.get(word, word) for word in command]
     moved[moved.index("--nproc-per-node") + 1] = "1"
     return [*moved, *PLAN[PLAN.index("--target") : PLAN.index("-o")]]
