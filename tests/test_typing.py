@@ -11,7 +11,9 @@ import mpq_compile as mpq
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = """
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from typing_extensions import assert_type
@@ -23,14 +25,14 @@ images = torch.randn(32, 3, 8, 8)
 budget = mpq.Budget(latency_ms=1.0, size_mb=0.1)
 
 
-def top1(net: mpq.CompiledNetwork) -> float:
+def top1(net: Callable[..., Any]) -> float:
     return float(net(images).argmax(1).float().mean())
 
 
 def use() -> list[str]:
     plan = mpq.plan(model, images[:1], [images], budget=budget, rounding="gptq", samples=8)
     assert_type(plan, mpq.Plan)
-    assert_type(plan.assignment, dict[str, str])
+    assert_type(plan.assignment, Mapping[str, str])
     net = mpq.compile(model, images[:1], [images], plan=plan)
     assert_type(net, mpq.CompiledNetwork)
     assert_type(net.save("artifact"), Path)

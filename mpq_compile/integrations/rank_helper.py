@@ -22,7 +22,8 @@ from mpq_compile.workpool import Perform, Task, Work
 
 log = logging.getLogger(__name__)
 
-_LONGEST_S = 0.5
+# How often rank 0 is looked at: what is waited for is seen late by a share of the wait.
+_SHORTEST_S, _LONGEST_S, _LATE = 0.005, 0.5, 0.02
 # Groups that this process was to be part of.
 _groups = count(1)
 
@@ -177,9 +178,9 @@ def _stranger(rank: int) -> CalibrationError:
 
 
 def pauses() -> Iterator[None]:
-    """Yield for ever, at first at once, later twice a second: who waits shall not disturb."""
-    pause = 0.005
+    """Yield for ever, ever more slowly: who waits long shall not disturb, nor be late by much."""
+    start = time.monotonic()
     while True:
         yield
-        time.sleep(pause)
-        pause = min(_LONGEST_S, pause * 1.3)
+        waited = time.monotonic() - start
+        time.sleep(min(_LONGEST_S, _SHORTEST_S + _LATE * waited))

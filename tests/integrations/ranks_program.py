@@ -2,7 +2,7 @@
 
     ranks_program.py METRIC,… WEIGHTS [RANK dies | stranger]
 
-``RANK dies`` kills that rank when it has taken its second unit; with ``stranger`` the last rank has
+``RANK dies`` kills that rank when it has taken a unit; with ``stranger`` the last rank has
 other data.
 """
 
@@ -13,6 +13,8 @@ import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -33,17 +35,16 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, *ends).eval()
 
 
-def die_at_second_unit() -> None:
-    """Let this process be killed, as by the kernel, while it computes."""
+def before_each_unit(act: Callable[[], None]) -> None:
+    """Let something happen when this process has taken a unit, before it computes it."""
     claims = WorkQueue.claims
 
-    def deadly(queue: WorkQueue):
-        for count, number in enumerate(claims(queue)):
-            if count == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def acting(queue: WorkQueue) -> Iterator[int]:
+        for number in claims(queue):
+            act()
             yield number
 
-    WorkQueue.claims = deadly  # type: ignore[method-assign]
+    WorkQueue.claims = acting  # type: ignore[method-assign]
 
 
 def opened(metric: str, weights: str, seed: int) -> Session:
@@ -75,8 +76,10 @@ def digest(session: Session) -> str:
 def main(metrics: str, weights: str, *mode: str) -> None:
     """Print tables, the hash of fits, and the units of each rank."""
     rank = os.environ.get("RANK", "0")
-    if mode == (rank, "dies"):
-        die_at_second_unit()
+    if mode == (rank, "dies"):  # as killed by the kernel
+        before_each_unit(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    elif "RANK" in os.environ:  # units are small: each rank leaves some to the others
+        before_each_unit(lambda: time.sleep(0.03))
     seed = int(rank) if mode == ("stranger",) else 0
     tables = {}
     with mpq.distributed(lease_s=LEASE_S) as ranks:
