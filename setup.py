@@ -22,7 +22,16 @@ RUNTIME = [
     "tornado>=6",  # TVM's RPC tracker
     "scikit-learn>=1.4",
 ]
-DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"]
+# The last two build what `make wheel-smoke` installs.
+DEVELOPMENT = [
+    "pytest>=8",
+    "hypothesis>=6",
+    "ruff>=0.6",
+    "mypy>=1.10",
+    "types-PyYAML",
+    "build>=1",
+    "setuptools>=69",
+]
 # What benchmarks/peers.py compares with: ratios are to these versions.
 PEERS = [
     "torchao==0.18.0",
@@ -35,6 +44,8 @@ PEERS = [
 IMAGES = ["pillow>=10"]
 # Nothing imports it: data sets are taken as they look, and tests do so with real ones.
 DATASETS = ["datasets>=3"]
+# Builds the documentation's site.
+DOCS = ["mkdocs-material>=9", "mkdocstrings[python]>=0.24"]
 # Links libraries for another architecture (85 MB, so it is no requirement).
 CROSS = ["ziglang==0.15.2"]
 
@@ -64,6 +75,21 @@ setup(
         "cross": CROSS,
         "images": IMAGES,
         "datasets": DATASETS,
+        "docs": DOCS,
+        # What any feature of the package itself can ask for; neither peers nor tools.
+        "all": [*CROSS, *IMAGES, *DATASETS],
     },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Software Development :: Compilers",
+        "Typing :: Typed",
+    ],
+    keywords=["quantization", "mixed precision", "pytorch", "tvm", "compiler"],
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mpq_compile"
 # One stage a line, in the order of the design's layout; modules of one line may import each other.
 LINES: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "registry"),
-    ("progress", "lock", "memo"),
+    ("progress", "lock", "memo", "workpool"),
     ("solve",),
     ("quant",),
     ("kernels",),
@@ -34,6 +34,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "closed_loop",
         "attempts",
         "session",
+        "shared_tasks",
         "allocate",
         "infeasibility",
         "deploy",
