@@ -18,6 +18,7 @@ from mpq_compile.kernels import (
     packing,
     pool,
     quantize_rows,
+    write_rows,
 )
 from mpq_compile.kernels.attention_workload import AttentionWorkload
 from mpq_compile.kernels.choice import Choice, ChoiceOf, modelled
@@ -26,6 +27,7 @@ from mpq_compile.kernels.elementwise_workload import (
     PoolWorkload,
     QuantizeRowsWorkload,
     TransposeConvertWorkload,
+    WriteRowsWorkload,
 )
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
@@ -159,6 +161,13 @@ class Emitter:
         kind = relax.TensorType((cells or math.prod(shape),), DTYPES[fmt])
         call = relax.call_tir(self._function(workload), list(arguments), kind)
         return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+
+    def kernel_in_place(self, workload: Any, arguments: Sequence[Any], value: Value) -> Value:
+        """Call a kernel that changes ``value``, its last argument; return it changed."""
+        kind = relax.TensorType((value.size,), DTYPES[value.fmt])
+        function, last = self._function(workload), len(arguments) - 1
+        call = relax.op.call_tir_inplace(function, relax.Tuple(list(arguments)), last, kind)
+        return replace(value, var=self.builder.emit(call), source=None)
 
     def kernel_outputs(
         self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmts: Sequence[str]
@@ -296,4 +305,6 @@ def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
         return layer_norm.generate
     if isinstance(workload, QuantizeRowsWorkload):
         return quantize_rows.generate
+    if isinstance(workload, WriteRowsWorkload):
+        return write_rows.generate
     return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate

@@ -92,7 +92,37 @@ _TABLES = frozenset(
         aten.pow.Tensor_Scalar,
     }
 )
-_FLOATS = frozenset(
+# Arithmetic of positions and masks: integers and truth values, which no quantizer touches.
+_INDICES = frozenset(
+    {
+        aten.le.Tensor,
+        aten.le.Scalar,
+        aten.lt.Tensor,
+        aten.lt.Scalar,
+        aten.ge.Tensor,
+        aten.ge.Scalar,
+        aten.gt.Tensor,
+        aten.gt.Scalar,
+        aten.eq.Tensor,
+        aten.eq.Scalar,
+        aten.ne.Tensor,
+        aten.ne.Scalar,
+        aten.logical_and.default,
+        aten.logical_or.default,
+        aten.logical_not.default,
+        aten.bitwise_and.Tensor,
+        aten.bitwise_or.Tensor,
+        aten.bitwise_not.default,
+        aten.where.self,
+        aten.where.ScalarOther,
+        aten.where.ScalarSelf,
+        aten.masked_fill.Scalar,
+        aten.masked_fill.Tensor,
+        aten.index_select.default,
+        aten.to.dtype,
+    }
+)
+_FLOATS = _INDICES | frozenset(
     {
         aten.softmax.int,
         aten._softmax.default,
@@ -119,6 +149,9 @@ _FLOATS = frozenset(
         aten.exp.default,
         aten.sqrt.default,
         aten.rsqrt.default,
+        aten.sin.default,
+        aten.cos.default,
+        ops.write_rows,
         ops.add,
         ops.multiply,
         ops.channel_affine,

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from mpq_compile.capture import CapturedGraph, source_line
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
+from mpq_compile.passes.cache_writes import CacheWrites
 from mpq_compile.passes.canonicalize import Canonicalize
 from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
 from mpq_compile.passes.fold_batchnorm import FoldBatchnorm, NormStatistics
@@ -96,6 +97,7 @@ def prepare(captured: CapturedGraph) -> Network:
             RemoveIdentity(),
             ExpandScaledSums(),
             FoldConstants(),
+            CacheWrites(),
             Canonicalize(),
             FoldBatchnorm(statistics=folded),
         ],

@@ -84,6 +84,17 @@ def multiply(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
     return clamp(a * b, lo, hi)
 
 
+def write_rows(cache: Tensor, rows: Tensor, position: Tensor, axis: int) -> Tensor:
+    """Return ``cache`` with ``rows`` at ``position`` along ``axis``: a step of a KV cache.
+
+    Args:
+        cache: [..., S, ...], S along ``axis``.
+        rows: The same shape with T instead of S.
+        position: int64 [T], each in [0, S).
+    """
+    return cache.index_copy(axis, position, rows)
+
+
 SITE_OPS = (site_conv2d, site_linear)
 # Operators whose last two arguments are the bounds of a clamp.
 CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)
