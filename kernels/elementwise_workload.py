@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mpq_compile.kernels.attention_workload import Layout
+
 Format = Literal["u8", "bf16", "fp32"]
 
 
@@ -202,3 +204,26 @@ class WriteRowsWorkload:
         place = f"{self.source_size}+{self.source_offset}@{self.source_strides[0]}"
         how = "in_place" if self.in_place else "copy"
         return f"write_rows/{shape}/{place}x{self.source_strides[1]}/{how}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryWorkload:
+    """Rotary embedding of float32 [batch, heads, rows, depth].
+
+    Args:
+        x, cos, sin: Where the operands lie; cos and sin have strides of 0 where they broadcast.
+    """
+
+    batch: int
+    heads: int
+    rows: int
+    depth: int
+    x: Layout
+    cos: Layout
+    sin: Layout
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        shape = f"{self.batch}x{self.heads}x{self.rows}x{self.depth}"
+        return "/".join(["rotary", shape, self.x.key, self.cos.key, self.sin.key])

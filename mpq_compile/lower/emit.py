@@ -18,6 +18,7 @@ from mpq_compile.kernels import (
     packing,
     pool,
     quantize_rows,
+    rotary,
     write_rows,
 )
 from mpq_compile.kernels.attention_workload import AttentionWorkload
@@ -26,6 +27,7 @@ from mpq_compile.kernels.elementwise_workload import (
     NormWorkload,
     PoolWorkload,
     QuantizeRowsWorkload,
+    RotaryWorkload,
     TransposeConvertWorkload,
     WriteRowsWorkload,
 )
@@ -297,14 +299,16 @@ def _is_matmul(workload: Any) -> bool:
 
 def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
     """Return the generator of a workload's kernel."""
-    if _is_matmul(workload):
-        return matmul.generate
-    if isinstance(workload, AttentionWorkload):
-        return attention.generate
-    if isinstance(workload, NormWorkload):
-        return layer_norm.generate
-    if isinstance(workload, QuantizeRowsWorkload):
-        return quantize_rows.generate
-    if isinstance(workload, WriteRowsWorkload):
-        return write_rows.generate
-    return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate
+    return _GENERATORS.get(type(workload), elementwise.generate)
+
+
+_GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
+    ConvWorkload: matmul.generate,
+    LinearWorkload: matmul.generate,
+    AttentionWorkload: attention.generate,
+    NormWorkload: layer_norm.generate,
+    QuantizeRowsWorkload: quantize_rows.generate,
+    RotaryWorkload: rotary.generate,
+    WriteRowsWorkload: write_rows.generate,
+    PoolWorkload: pool.generate,
+}

@@ -202,6 +202,7 @@ _RULES: dict[Any, Callable[[Lowering, fx.Node], Any]] = {
     qops.MAX_POOL2D: rules_elementwise.max_pool,
     aten.layer_norm.default: rules_norm.layer_norm,
     aten.rms_norm.default: rules_norm.rms_norm,
+    ops.rotary: rules_attention.rotary,
     ops.write_rows: rules_cache.write_rows,
     aten.cat.default: rules_elementwise.concat,
     operator.getitem: rules_float.pick,

@@ -13,6 +13,7 @@ from mpq_compile.capture import source_line
 from mpq_compile.errors import UnsupportedOpError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, is_call, target_name
+from mpq_compile.passes.index_ops import INDEX_OPS
 from mpq_compile.passes.network import Network
 from mpq_compile.types import FORMAT_WIDTH, Candidate, storage
 
@@ -92,37 +93,7 @@ _TABLES = frozenset(
         aten.pow.Tensor_Scalar,
     }
 )
-# Arithmetic of positions and masks: integers and truth values, which no quantizer touches.
-_INDICES = frozenset(
-    {
-        aten.le.Tensor,
-        aten.le.Scalar,
-        aten.lt.Tensor,
-        aten.lt.Scalar,
-        aten.ge.Tensor,
-        aten.ge.Scalar,
-        aten.gt.Tensor,
-        aten.gt.Scalar,
-        aten.eq.Tensor,
-        aten.eq.Scalar,
-        aten.ne.Tensor,
-        aten.ne.Scalar,
-        aten.logical_and.default,
-        aten.logical_or.default,
-        aten.logical_not.default,
-        aten.bitwise_and.Tensor,
-        aten.bitwise_or.Tensor,
-        aten.bitwise_not.default,
-        aten.where.self,
-        aten.where.ScalarOther,
-        aten.where.ScalarSelf,
-        aten.masked_fill.Scalar,
-        aten.masked_fill.Tensor,
-        aten.index_select.default,
-        aten.to.dtype,
-    }
-)
-_FLOATS = _INDICES | frozenset(
+_FLOATS = INDEX_OPS | frozenset(
     {
         aten.softmax.int,
         aten._softmax.default,
@@ -152,6 +123,7 @@ _FLOATS = _INDICES | frozenset(
         aten.sin.default,
         aten.cos.default,
         ops.write_rows,
+        ops.rotary,
         ops.add,
         ops.multiply,
         ops.channel_affine,

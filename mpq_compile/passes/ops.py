@@ -95,6 +95,17 @@ def write_rows(cache: Tensor, rows: Tensor, position: Tensor, axis: int) -> Tens
     return cache.index_copy(axis, position, rows)
 
 
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return ``x · cos + rotate_half(x) · sin``: a rotary position embedding.
+
+    Args:
+        x: [B, H, T, D], D even; its halves are the two coordinates that rotate.
+        cos, sin: Broadcastable to x.
+    """
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
 SITE_OPS = (site_conv2d, site_linear)
 # Operators whose last two arguments are the bounds of a clamp.
 CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)
