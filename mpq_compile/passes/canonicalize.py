@@ -212,16 +212,6 @@ def _matrix_transpose(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.transpose.int, (node.args[0], -2, -1))
 
 
-def _index(module: fx.GraphModule, node: fx.Node) -> None:
-    """x[:, positions] → index_select, for one vector of integers."""
-    indices: Any = node.args[1]
-    places = [place for place, index in enumerate(indices) if index is not None]
-    value = indices[places[0]].meta.get("val") if len(places) == 1 else None
-    if isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 1:
-        args = (node.args[0], places[0], indices[places[0]])
-        replace(module, node, aten.index_select.default, args)
-
-
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.conv2d.default: _conv2d,
     aten.conv2d.padding: _conv2d,
@@ -233,7 +223,6 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.stack.default: _stack,
     aten.pad.default: _pad,
     aten.view.default: _view,
-    aten.index.Tensor: _index,
     aten.mT.default: _matrix_transpose,
     aten.relu.default: _bounded(0.0, INF),
     aten.relu6.default: _bounded(0.0, 6.0),

@@ -27,10 +27,6 @@ INDEX_OPS = frozenset(
         aten.bitwise_or.Tensor,
         aten.bitwise_not.default,
         aten.where.self,
-        aten.where.ScalarOther,
-        aten.where.ScalarSelf,
-        aten.masked_fill.Scalar,
-        aten.masked_fill.Tensor,
         aten.index_select.default,
         aten.to.dtype,
     }

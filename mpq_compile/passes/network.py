@@ -22,6 +22,7 @@ from mpq_compile.passes.fuse_attention import FuseAttention
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
 from mpq_compile.passes.fuse_rms_norm import FuseRmsNorm
 from mpq_compile.passes.fuse_rotary import FuseRotary
+from mpq_compile.passes.index_forms import IndexForms
 from mpq_compile.passes.remove_identity import RemoveIdentity
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
 from mpq_compile.types import Candidate, QSpec, Site
@@ -101,6 +102,7 @@ def prepare(captured: CapturedGraph) -> Network:
             ExpandScaledSums(),
             FoldConstants(),
             CacheWrites(),
+            IndexForms(),
             Canonicalize(),
             FoldBatchnorm(statistics=folded),
         ],
