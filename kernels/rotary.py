@@ -15,7 +15,14 @@ from tvm.tirx import PrimFunc
 
 from mpq_compile.kernels.attention_workload import Layout
 from mpq_compile.kernels.elementwise_workload import RotaryWorkload
-from mpq_compile.kernels.emit import KERNEL_ATTRS, PARALLEL_ELEMENTS, load, pieces, shared_range, store
+from mpq_compile.kernels.emit import (
+    KERNEL_ATTRS,
+    PARALLEL_ELEMENTS,
+    load,
+    pieces,
+    shared_range,
+    store,
+)
 from mpq_compile.kernels.tier import Tier
 
 

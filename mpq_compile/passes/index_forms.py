@@ -41,9 +41,7 @@ def _number(module: fx.GraphModule, node: fx.Node, value: Any) -> Any:
 
 def _where(module: fx.GraphModule, node: fx.Node) -> None:
     condition, *values = node.args[:3]
-    replace(
-        module, node, aten.where.self, (condition, *(_number(module, node, v) for v in values))
-    )
+    replace(module, node, aten.where.self, (condition, *(_number(module, node, v) for v in values)))
 
 
 def _masked_fill(module: fx.GraphModule, node: fx.Node) -> None:

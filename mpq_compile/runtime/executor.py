@@ -91,9 +91,7 @@ class Executor:
             return self._run_once(inputs, as_torch, in_place)
         return self._run_slices(inputs, as_torch)
 
-    def _run_once(
-        self, inputs: Sequence[Any], as_torch: bool, in_place: bool = False
-    ) -> list[Any]:
+    def _run_once(self, inputs: Sequence[Any], as_torch: bool, in_place: bool = False) -> list[Any]:
         flat = [_contiguous(value, as_torch) for value in inputs]
         updates = self.manifest.updates
         if not in_place:
