@@ -2,8 +2,8 @@
 
 ``main(inputs…, parameters, arena, outputs…)`` starts the tasks once. Each calls the phases of all
 kernels in order and meets the others at a barrier (``kernels.barrier``) after every phase. An
-output that is an input changed in place is no argument of its own. Parameters lie in one buffer, and what is computed on the way in the arena, at offsets that are
-known when the function is built.
+output that is an input changed in place is no argument of its own. Parameters lie in one buffer,
+and what is computed on the way in the arena, at offsets that are known when the function is built.
 """
 
 from __future__ import annotations

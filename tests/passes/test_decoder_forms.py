@@ -1,4 +1,4 @@
-"""What decoders write in several ways has one form: norms, rotations, shared heads, cache writes."""
+"""What decoders write in several ways has one form: norms, rotations, heads, cache writes."""
 
 from __future__ import annotations
 
