@@ -60,7 +60,19 @@ class Prompt(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(input_ids=tokens, use_cache=False).logits
+        positions = torch.arange(tokens.shape[1])
+        # With a mask of their own, models do not look for several prompts in one row.
+        return self.model(
+            input_ids=tokens,
+            position_ids=positions[None],
+            attention_mask=seen(positions, len(positions)),
+            use_cache=False,
+        ).logits
+
+
+def seen(positions: Tensor, keys: int) -> Tensor:
+    """Return what is added to scores [1, 1, T, keys]: each token sees up to its own position."""
+    return torch.where(torch.arange(keys) <= positions[:, None], 0.0, float("-inf"))[None, None]
 
 
 class Step(nn.Module):
@@ -75,12 +87,10 @@ class Step(nn.Module):
             WrittenLayer(keys, values, positions)
             for keys, values in zip(cache[::2], cache[1::2], strict=True)
         ]
-        seen = (torch.arange(SIZE) <= positions[:, None])[None, None]
-        mask = torch.where(seen, 0.0, float("-inf"))
         logits = self.model(
             input_ids=tokens,
             position_ids=positions[None],
-            attention_mask=mask,
+            attention_mask=seen(positions, SIZE),
             past_key_values=cache_utils.Cache(layers=layers),
             use_cache=True,
         ).logits
