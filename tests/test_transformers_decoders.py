@@ -17,7 +17,7 @@ cache_utils = pytest.importorskip("transformers.cache_utils")
 if not hasattr(cache_utils, "CacheLayerMixin"):
     pytest.skip("caches of this transformers have no layers", allow_module_level=True)
 
-VOCABULARY, WIDTH, LAYERS, HEADS, SIZE = 96, 64, 2, 4, 24
+VOCABULARY, WIDTH, LAYERS, HEADS, SIZE = 96, 64, 1, 4, 24
 # Relative to the largest logit: float32 sums in another order.
 TOLERANCE = 1e-5
 
@@ -118,7 +118,6 @@ def gpt2(attention: str) -> tuple[nn.Module, int]:
 
 
 MODELS = {"llama": llama, "gpt2": gpt2}
-EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 
 
 def make(name: str, attention: str) -> tuple[nn.Module, int]:
@@ -141,8 +140,7 @@ def near(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> bool:
     return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-@EVERY_MODEL
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name,attention", [("llama", "sdpa"), ("gpt2", "eager")])
 def test_a_prompt(name: str, attention: str) -> None:
     model = Prompt(make(name, attention)[0])
     samples = [(tokens(seed, 9),) for seed in range(3)]
@@ -156,8 +154,7 @@ def test_a_prompt(name: str, attention: str) -> None:
     assert quantized.manifest.notes == []
 
 
-@EVERY_MODEL
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name,attention", [("llama", "eager"), ("gpt2", "sdpa")])
 def test_a_step(name: str, attention: str) -> None:
     model, heads = make(name, attention)
     samples = [step_inputs(heads, seed, 4 * seed) for seed in range(3)]

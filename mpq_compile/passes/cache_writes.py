@@ -55,7 +55,20 @@ def _index_put(module: fx.GraphModule, node: fx.Node) -> Write | None:
     position = indices[places[0]]
     if _value(position).dtype != torch.int64:
         return None  # a mask, which takes as many rows as it has ones
+    rows = _widened(module, node, rows, _value(cache).dim())
     return _positioned(module, node, cache, rows, position, places[0])
+
+
+def _widened(module: fx.GraphModule, node: fx.Node, rows: Any, rank: int) -> fx.Node:
+    """Return rows of ``rank`` axes: an assignment leaves leading axes of one out."""
+    value = _value(rows)
+    shape = [1] * (rank - value.dim()) + list(value.shape)
+    if value.dim() == rank or not all(isinstance(size, int) for size in shape):
+        return rows
+    with module.graph.inserting_before(node):
+        wide = module.graph.call_function(aten.reshape.default, (rows, shape))
+    wide.meta["val"] = value.reshape(shape)
+    return wide
 
 
 def _positioned(
