@@ -43,7 +43,7 @@ def _value(node: Any) -> Tensor:
 
 def _index_copy(module: fx.GraphModule, node: fx.Node) -> Write | None:
     cache, axis, position, rows = node.args[:4]
-    return _positioned(module, node, cache, rows, position, int(axis))  # type: ignore[call-overload]
+    return _positioned(module, node, cache, rows, position, int(axis))
 
 
 def _index_put(module: fx.GraphModule, node: fx.Node) -> Write | None:
@@ -98,19 +98,19 @@ def _slice_scatter(module: fx.GraphModule, node: fx.Node) -> Write | None:
     if not isinstance(size, int):
         return None
     places = range(*span.indices(size))
-    return cache, rows, _constant_position(module, node, places), axis  # type: ignore[return-value]
+    return cache, rows, _constant_position(module, node, places), axis
 
 
 def _select_scatter(module: fx.GraphModule, node: fx.Node) -> Write | None:
     cache, row, axis, index = node.args[:4]
-    axis %= _value(cache).dim()  # type: ignore[operator]
+    axis %= _value(cache).dim()
     size = _value(cache).shape[axis]
     if not isinstance(index, int) or not isinstance(size, int):
         return None
     position = _constant_position(module, node, range(index % size, index % size + 1))
     with module.graph.inserting_before(node):
         rows = module.graph.call_function(aten.unsqueeze.default, (row, axis))
-    return cache, rows, position, axis  # type: ignore[return-value]
+    return cache, rows, position, axis
 
 
 def _constant_position(module: fx.GraphModule, node: fx.Node, places: range) -> fx.Node:

@@ -64,9 +64,9 @@ class FuseAttention:
         """Return keys as rows: what was transposed, or its transposition."""
         rank = len(self._shape(k) or ())
         if is_call(k, aten.transpose.int):
-            axes = sorted(int(axis) % rank for axis in k.args[1:3])  # type: ignore[call-overload]
+            axes = sorted(int(axis) % rank for axis in k.args[1:3])
             if axes == [rank - 2, rank - 1]:
-                return k.args[0]  # type: ignore[return-value]
+                return k.args[0]
         with module.graph.inserting_before(output):
             return module.graph.call_function(aten.transpose.int, (k, -2, -1))
 

@@ -80,7 +80,7 @@ class FuseRmsNorm:
         for value, weight in (scaled.args[:2], scaled.args[1::-1]):
             factors = constant(module, weight)
             if value is node and factors is not None and tuple(factors.shape) == (columns,):
-                return weight  # type: ignore[return-value]
+                return weight
         return None
 
 

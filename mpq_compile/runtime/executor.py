@@ -101,11 +101,11 @@ class Executor:
         shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
         results = []
         for place, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
-            index = updates.get(place)
-            if index is None:
+            if place not in updates:
                 results.append(_shaped(output, shape, as_torch))
-            else:
-                results.append(inputs[index] if in_place else flat[index].reshape(shape))
+                continue
+            changed = updates[place]
+            results.append(inputs[changed] if in_place else flat[changed].reshape(shape))
         return results
 
     def _run_slices(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
