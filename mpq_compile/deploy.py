@@ -112,6 +112,7 @@ def write_artifact(
         arena=library.arena,
         inputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in inputs],
         outputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in outputs],
+        updates=lowered.updates,
         out_spec=pytree.treespec_dumps(network.captured.out_spec),
         dynamic_batch=network.captured.dynamic_batch,
         sites=lowered.sites,

@@ -13,6 +13,7 @@ from mpq_compile.capture import source_line
 from mpq_compile.errors import UnsupportedOpError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, is_call, target_name
+from mpq_compile.passes.index_ops import INDEX_OPS
 from mpq_compile.passes.network import Network
 from mpq_compile.types import FORMAT_WIDTH, Candidate, storage
 
@@ -92,7 +93,7 @@ _TABLES = frozenset(
         aten.pow.Tensor_Scalar,
     }
 )
-_FLOATS = frozenset(
+_FLOATS = INDEX_OPS | frozenset(
     {
         aten.softmax.int,
         aten._softmax.default,
@@ -119,6 +120,10 @@ _FLOATS = frozenset(
         aten.exp.default,
         aten.sqrt.default,
         aten.rsqrt.default,
+        aten.sin.default,
+        aten.cos.default,
+        ops.write_rows,
+        ops.rotary,
         ops.add,
         ops.multiply,
         ops.channel_affine,

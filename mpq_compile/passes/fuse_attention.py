@@ -50,8 +50,7 @@ class FuseAttention:
         (q, q_factor), (k, k_factor) = (_unscaled(value) for value in scores.args[:2])
         if not self._fits(q, k, v):
             return
-        with module.graph.inserting_before(output):
-            k = module.graph.call_function(aten.transpose.int, (k, -2, -1))
+        k = self._transposed(module, output, k)
         scale = factor * q_factor * k_factor
         fused = replace(
             module,
@@ -60,6 +59,16 @@ class FuseAttention:
             (q, k, v, mask, 0.0, False),
         )
         fused.kwargs = {"scale": scale}
+
+    def _transposed(self, module: fx.GraphModule, output: fx.Node, k: fx.Node) -> fx.Node:
+        """Return keys as rows: what was transposed, or its transposition."""
+        rank = len(self._shape(k) or ())
+        if is_call(k, aten.transpose.int):
+            axes = sorted(int(axis) % rank for axis in k.args[1:3])
+            if axes == [rank - 2, rank - 1]:
+                return k.args[0]
+        with module.graph.inserting_before(output):
+            return module.graph.call_function(aten.transpose.int, (k, -2, -1))
 
     def _over_keys(self, softmax: fx.Node) -> bool:
         rank = len(self._shape(softmax) or ())

@@ -46,8 +46,12 @@ def _mask(builder: Builder, mask: Any) -> fx.Node | None:
         return None
     if builder.network.shapes[mask.name][1] != torch.bool:
         return builder.operand(mask, "fp32")
+    made = builder.made.setdefault(mask.name, {})
+    if "added" in made:  # layers share one mask
+        return made["added"]
     seen, hidden = torch.zeros(1), torch.full((1,), float("-inf"))
     values = (builder.attribute(f"{mask.name}_{n}", t) for n, t in (("on", seen), ("off", hidden)))
     new = builder.graph.call_function(aten.where.self, (builder.raw(mask), *values))
     builder.floats.append(new.name)
+    made["added"] = new
     return new

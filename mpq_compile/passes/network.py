@@ -12,12 +12,17 @@ from torch import Tensor, fx
 from mpq_compile.capture import CapturedGraph, source_line
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
+from mpq_compile.passes.cache_writes import CacheWrites
 from mpq_compile.passes.canonicalize import Canonicalize
 from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
 from mpq_compile.passes.fold_batchnorm import FoldBatchnorm, NormStatistics
 from mpq_compile.passes.fold_constants import FoldConstants
+from mpq_compile.passes.fold_shared_heads import FoldSharedHeads
 from mpq_compile.passes.fuse_attention import FuseAttention
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
+from mpq_compile.passes.fuse_rms_norm import FuseRmsNorm
+from mpq_compile.passes.fuse_rotary import FuseRotary
+from mpq_compile.passes.index_forms import IndexForms
 from mpq_compile.passes.remove_identity import RemoveIdentity
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
 from mpq_compile.types import Candidate, QSpec, Site
@@ -96,12 +101,19 @@ def prepare(captured: CapturedGraph) -> Network:
             RemoveIdentity(),
             ExpandScaledSums(),
             FoldConstants(),
+            CacheWrites(),
+            IndexForms(),
             Canonicalize(),
             FoldBatchnorm(statistics=folded),
         ],
     )
     shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
-    module = run_passes(module, [FuseAttention(shapes=shapes), FuseEpilogues(shapes=shapes)])
+    module = run_passes(
+        module,
+        [FuseAttention(shapes=shapes), FuseRmsNorm(shapes=shapes), FuseRotary(shapes=shapes)],
+    )
+    shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
+    module = run_passes(module, [FoldSharedHeads(shapes=shapes), FuseEpilogues(shapes=shapes)])
     shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
     nodes = [node for node in module.graph.nodes if is_call(node, *ops.SITE_OPS)]
     node_of: dict[str, str] = {}

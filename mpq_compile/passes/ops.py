@@ -84,6 +84,28 @@ def multiply(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
     return clamp(a * b, lo, hi)
 
 
+def write_rows(cache: Tensor, rows: Tensor, position: Tensor, axis: int) -> Tensor:
+    """Return ``cache`` with ``rows`` at ``position`` along ``axis``: a step of a KV cache.
+
+    Args:
+        cache: [..., S, ...], S along ``axis``.
+        rows: The same shape with T instead of S.
+        position: int64 [T], each in [0, S).
+    """
+    return cache.index_copy(axis, position, rows)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return ``x · cos + rotate_half(x) · sin``: a rotary position embedding.
+
+    Args:
+        x: [B, H, T, D], D even; its halves are the two coordinates that rotate.
+        cos, sin: Broadcastable to x.
+    """
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
 SITE_OPS = (site_conv2d, site_linear)
 # Operators whose last two arguments are the bounds of a clamp.
 CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)

@@ -26,6 +26,14 @@ _CHECKS = (
     aten._assert_scalar.default,
     aten._assert_async.msg,
 )
+# Casts, also to a device or a layout; they do something where the dtype changes.
+_CASTS = (
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten._to_copy.default,
+)
 _WHOLE = 2**62
 
 
@@ -52,7 +60,7 @@ def _is_identity(node: fx.Node) -> bool:
         start = argument(node, 2, "start")
         end, step = argument(node, 3, "end"), argument(node, 4, "step", 1)
         return start in (None, 0) and (end is None or end_is_whole(end)) and step == 1
-    if is_call(node, aten.to.dtype, aten._to_copy.default):
+    if is_call(node, *_CASTS):
         value, source = node.meta.get("val"), node.args[0]
         before = source.meta.get("val") if isinstance(source, fx.Node) else None
         return value is not None and before is not None and value.dtype == before.dtype

@@ -73,11 +73,17 @@ class CompiledNetwork:
             )
         return self._reference
 
-    def __call__(self, *inputs: Any) -> Any:
-        """Run the network; a single output comes alone, several as the model returns them."""
+    def __call__(self, *inputs: Any, in_place: bool = False) -> Any:
+        """Run the network; a single output comes alone, several as the model returns them.
+
+        Args:
+            inputs: What the model takes.
+            in_place: Change inputs that the model returns with rows written into them (the cache
+                of a decoder) instead of copies of them. What is returned then is what was passed.
+        """
         if not inputs:
             raise MpqError("no input", expected=f"{len(self.manifest.inputs)} tensors")
-        outputs = self.executor.run(list(inputs))
+        outputs = self.executor.run(list(inputs), in_place)
         return _as_returned(outputs, self.manifest.out_spec, _torch(inputs[0]))
 
     def save(self, folder: str | Path) -> Path:
