@@ -208,6 +208,18 @@ def _pads_with_zeros(pad: fx.Node) -> bool:
     return fits and argument(pad, 2, "value", 0) == 0
 
 
+def _cast(module: fx.GraphModule, node: fx.Node) -> None:
+    """A change of type, on whatever device: the graph is for one."""
+    value = node.meta.get("val")
+    if value is not None:
+        replace(module, node, aten.to.dtype, (node.args[0], value.dtype))
+
+
+def _clamp_min(module: fx.GraphModule, node: fx.Node) -> None:
+    if _is_float_tensor(node) and isinstance(node.args[1], (int, float)):
+        replace(module, node, ops.clamp, (node.args[0], float(node.args[1]), INF))
+
+
 def _matrix_transpose(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.transpose.int, (node.args[0], -2, -1))
 
@@ -228,6 +240,10 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.relu6.default: _bounded(0.0, 6.0),
     aten.hardtanh.default: _clamp,
     aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp_min,
+    aten.to.device: _cast,
+    aten.to.dtype_layout: _cast,
+    aten._to_copy.default: _cast,
     aten.add.Tensor: _binary(ops.add),
     aten.mul.Tensor: _binary(ops.multiply),
 }

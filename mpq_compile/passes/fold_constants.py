@@ -1,4 +1,4 @@
-"""Evaluate once what depends on parameters only: standardised or reshaped weights, masks."""
+"""Evaluate once what depends on nothing but parameters: reshaped weights, ranges, masks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ import torch
 from torch import Tensor, fx
 
 from mpq_compile.passes.base import add_constant, constant
+
+aten = torch.ops.aten
+# Tensors that are made of numbers alone. What draws random numbers is none of them.
+_FACTORIES = frozenset(
+    {
+        aten.arange.default,
+        aten.arange.start,
+        aten.arange.start_step,
+        aten.full.default,
+        aten.ones.default,
+        aten.scalar_tensor.default,
+        aten.zeros.default,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +35,7 @@ class FoldConstants:
             value = _evaluate(module, node)
             if value is not None:
                 new = add_constant(module, node, f"{_owner(node)}folded_{node.name}", value)
+                new.meta["val"] = value.to("meta")  # shape and type, as traced nodes have them
                 node.replace_all_uses_with(new)
                 module.graph.erase_node(node)
         return module
@@ -28,7 +43,7 @@ class FoldConstants:
 
 def _evaluate(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
     inputs = node.all_input_nodes
-    if node.op != "call_function" or not inputs:
+    if node.op != "call_function" or not (inputs or node.target in _FACTORIES):
         return None
     values = {n: constant(module, n) for n in inputs}
     if any(value is None for value in values.values()):
@@ -41,5 +56,6 @@ def _evaluate(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
 
 def _owner(node: fx.Node) -> str:
     """Keep the module path of the first parameter: site ids are made from weight names."""
-    path = str(node.all_input_nodes[0].target).rpartition(".")[0]
+    inputs = node.all_input_nodes
+    path = str(inputs[0].target).rpartition(".")[0] if inputs else ""
     return f"{path}." if path else ""

@@ -119,9 +119,31 @@ _FLOATS = frozenset(
         aten.exp.default,
         aten.sqrt.default,
         aten.rsqrt.default,
+        aten.linalg_vector_norm.default,
         ops.add,
         ops.multiply,
         ops.channel_affine,
+    }
+)
+# Of integers and truth values, exact; and what makes floats of them.
+_LOGIC = frozenset(
+    {
+        aten.to.dtype,
+        aten.where.self,
+        aten.where.Scalar,
+        aten.where.ScalarOther,
+        aten.where.ScalarSelf,
+        aten.masked_fill.Scalar,
+        aten.__and__.Tensor,
+        aten.__or__.Tensor,
+        aten.bitwise_and.Tensor,
+        aten.bitwise_or.Tensor,
+        aten.bitwise_not.default,
+        aten.logical_and.default,
+        aten.logical_or.default,
+        aten.logical_not.default,
+        *(getattr(aten, name).Scalar for name in ("eq", "ne", "lt", "le", "gt", "ge")),
+        *(getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")),
     }
 )
 
@@ -236,7 +258,7 @@ _RULES = (
     (lambda _, node: is_call(node, ops.clamp), Kind.CLAMP),
     (_is_average, Kind.AVERAGE),
     (_is_table, Kind.TABLE),
-    (lambda _, node: node.target in _FLOATS, Kind.FLOAT),
+    (lambda _, node: node.target in _FLOATS or node.target in _LOGIC, Kind.FLOAT),
 )
 
 # Sharing the quantizer of the input: codes move, scale and zero point stay.

@@ -19,6 +19,7 @@ from mpq_compile.passes.fold_constants import FoldConstants
 from mpq_compile.passes.fuse_attention import FuseAttention
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
 from mpq_compile.passes.remove_identity import RemoveIdentity
+from mpq_compile.passes.sink_expands import SinkExpands
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
 from mpq_compile.types import Candidate, QSpec, Site
 
@@ -96,6 +97,7 @@ def prepare(captured: CapturedGraph) -> Network:
             RemoveIdentity(),
             ExpandScaledSums(),
             FoldConstants(),
+            SinkExpands(),
             Canonicalize(),
             FoldBatchnorm(statistics=folded),
         ],
