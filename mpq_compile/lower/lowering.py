@@ -19,6 +19,7 @@ from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower import (
     rules_attention,
     rules_elementwise,
+    rules_embedding,
     rules_float,
     rules_matmul,
     rules_norm,
@@ -191,6 +192,7 @@ _RULES: dict[Any, Callable[[Lowering, fx.Node], Any]] = {
     qops.QADD: rules_elementwise.add,
     qops.QMUL: rules_elementwise.multiply,
     qops.LUT: rules_elementwise.table,
+    qops.EMBEDDING: rules_embedding.embedding,
     qops.ATTENTION: rules_attention.attention,
     qops.AVG_POOL2D: rules_elementwise.average_pool,
     qops.MAX_POOL2D: rules_elementwise.max_pool,

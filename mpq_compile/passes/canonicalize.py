@@ -131,6 +131,12 @@ def _transposed_linear(
     replace(module, node, ops.site_linear, (x, turned, bias, None, -INF, INF))
 
 
+def _embedding(module: fx.GraphModule, node: fx.Node) -> None:
+    table, ids = node.args[:2]
+    if constant(module, table) is not None:
+        replace(module, node, ops.site_embedding, (ids, table, None, None))
+
+
 def _bounded(lo: float, hi: float) -> Callable[[fx.GraphModule, fx.Node], None]:
     def rule(module: fx.GraphModule, node: fx.Node) -> None:
         if _is_float_tensor(node):
@@ -232,6 +238,7 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.matmul.default: _matmul,
     aten.mm.default: _matmul,
     aten.addmm.default: _addmm,
+    aten.embedding.default: _embedding,
     aten.stack.default: _stack,
     aten.pad.default: _pad,
     aten.view.default: _view,

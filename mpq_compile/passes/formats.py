@@ -23,6 +23,7 @@ class Kind(Enum):
     """What the materializer does with a node."""
 
     SITE = auto()
+    EMBEDDING = auto()  # a site too: rows of a table by number; stores fp32
     ADD = auto()
     MULTIPLY = auto()
     AFFINE = auto()
@@ -129,6 +130,8 @@ _FLOATS = frozenset(
 _LOGIC = frozenset(
     {
         aten.to.dtype,
+        aten.type_as.default,
+        aten.cumsum.default,
         aten.where.self,
         aten.where.Scalar,
         aten.where.ScalarOther,
@@ -154,6 +157,8 @@ def classify(network: Network, node: fx.Node) -> Kind | None:
         return None
     if is_call(node, *ops.SITE_OPS):
         return Kind.SITE
+    if is_call(node, ops.site_embedding):
+        return Kind.EMBEDDING
     if node.target is operator.getitem:
         return Kind.PICK
     if node.name not in network.shapes and not _has_several_results(node):

@@ -169,6 +169,7 @@ class _Builder:
 
 _RULES: dict[Kind, Callable[[Builder, fx.Node], tuple[fx.Node, str]]] = {
     Kind.SITE: materialize_site.site,
+    Kind.EMBEDDING: materialize_site.embedding,
     Kind.ADD: tensors.add,
     Kind.MULTIPLY: tensors.multiply,
     Kind.AFFINE: tensors.affine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def prepare(captured: CapturedGraph) -> Network:
     shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
     module = run_passes(module, [FuseAttention(shapes=shapes), FuseEpilogues(shapes=shapes)])
     shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
-    nodes = [node for node in module.graph.nodes if is_call(node, *ops.SITE_OPS)]
+    nodes = [node for node in module.graph.nodes if is_call(node, *ops.ALL_SITE_OPS)]
     node_of: dict[str, str] = {}
     sites = []
     seen: dict[str, int] = {}
@@ -132,7 +133,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
     path = site_path(str(weight_node.target)) or node.name
     stem = f"{path}:{kind}"
     seen[stem] = seen.get(stem, -1) + 1
-    groups = int(node.args[7]) if kind != "linear" else 1
+    groups = int(node.args[7]) if is_call(node, ops.site_conv2d) else 1
     output_shape = shapes[node.name][0]
     macs = _macs(node, kind, weight, output_shape, shapes)
     return Site(
@@ -144,7 +145,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
         macs=macs,
         # One weight read twice has one set of bits.
         group=_DERIVED.sub("", str(weight_node.target)),
-        groups=int(node.args[7]) if kind != "linear" else 1,
+        groups=groups,
         source=source_line(node),
     )
 
@@ -169,6 +170,8 @@ def site_path(weight_name: str) -> str:
 def _operator(node: fx.Node) -> str:
     if is_call(node, ops.site_linear):
         return "linear"
+    if is_call(node, ops.site_embedding):
+        return "embedding"
     leaf = str(node.args[1].target).rpartition(".")[2]
     transposed = "_transposed" in leaf
     return "conv_transpose2d" if transposed else "conv2d"
@@ -177,6 +180,8 @@ def _operator(node: fx.Node) -> str:
 def _macs(
     node: fx.Node, kind: str, weight: torch.Tensor, output: tuple[int, ...], shapes: Shapes
 ) -> int:
+    if kind == "embedding":
+        return math.prod(output)  # each value meets the scale of its row
     if kind == "conv_transpose2d":
         # Each input cell meets each weight once; the zeros between cells are no work.
         batch, _, height, width = shapes[node.args[0].name][0]

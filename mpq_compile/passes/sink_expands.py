@@ -159,7 +159,7 @@ def _widths(source: Any, wide: fx.Node) -> list[int] | None:
 
 def _sink(module: fx.GraphModule, node: fx.Node) -> bool:
     """f(expand(x), numbers) → expand(f(x, numbers))."""
-    tensors = [value for value in node.all_input_nodes if _is_wide(value)]
+    tensors = [value for value in node.all_input_nodes if _is_wide(module, value)]
     if len(tensors) != 1 or not is_call(tensors[0], *_EXPANDS):
         return False
     wide, source = tensors[0], broadcast_source(tensors[0])
@@ -182,9 +182,10 @@ def broadcast_source(node: Any) -> Any:
     return node
 
 
-def _is_wide(node: fx.Node) -> bool:
+def _is_wide(module: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether a tensor has an axis; a single number has none that an expansion matters to."""
-    value = _value(node)
+    fixed = constant(module, node)
+    value = _value(node) if fixed is None else fixed
     return value is None or value.dim() > 0
 
 
