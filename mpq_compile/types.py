@@ -10,7 +10,7 @@ from typing import Any, Literal
 from mpq_compile.errors import PlanError
 from mpq_compile.registry import REPORTS
 
-SiteOp = Literal["conv2d", "conv_transpose2d", "linear"]
+SiteOp = Literal["conv2d", "conv_transpose2d", "linear", "embedding"]
 Storage = Literal["u8", "bf16", "fp32"]
 
 # Narrowest first: a tensor that feeds sites of several formats is stored in the widest of them.
@@ -122,10 +122,15 @@ class Site:
 
     @property
     def out_channels(self) -> int:
-        """Number of output channels (features)."""
+        """Number of output channels (features); of an embedding, rows: what has a scale."""
         if self.op == "conv_transpose2d":
             return self.weight_shape[1] * self.groups
         return self.weight_shape[0]
+
+    @property
+    def multiplies(self) -> bool:
+        """True where activations meet weights in products; an embedding only looks weights up."""
+        return self.op != "embedding"
 
     @property
     def depthwise(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -186,6 +187,8 @@ def in_channels(site: Site) -> int:
 
 def site_rows(site: Site) -> int:
     """Return the number of output positions: elements of the output per output channel."""
+    if site.op == "embedding":
+        return math.prod(site.input_shape)
     count = 1
     for size in site.output_shape:
         count *= size

@@ -13,6 +13,7 @@ from tvm import relax
 from mpq_compile.kernels import (
     attention,
     elementwise,
+    embedding,
     layer_norm,
     matmul,
     packing,
@@ -31,6 +32,7 @@ from mpq_compile.kernels.elementwise_workload import (
     TransposeConvertWorkload,
     WriteRowsWorkload,
 )
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.parameters import Recipe, describe_workload
@@ -306,6 +308,7 @@ _GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
     ConvWorkload: matmul.generate,
     LinearWorkload: matmul.generate,
     AttentionWorkload: attention.generate,
+    EmbeddingWorkload: embedding.generate,
     NormWorkload: layer_norm.generate,
     QuantizeRowsWorkload: quantize_rows.generate,
     RotaryWorkload: rotary.generate,

@@ -15,6 +15,7 @@ from torch import fx
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, is_call, only_user, replace
 from mpq_compile.passes.fuse_epilogues import Shapes
+from mpq_compile.passes.sink_expands import broadcast_source
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
@@ -83,7 +84,7 @@ class FuseAttention:
         for value, mask in (scores.args[:2], scores.args[1::-1]):
             is_mask = isinstance(mask, fx.Node) and self._is_float(mask)
             if self._shape(value) == self._shape(scores) and is_mask and _is_scores(value):
-                return value, mask
+                return value, broadcast_source(mask)
         return scores, None
 
     def _fits(self, q: Any, k: Any, v: Any) -> bool:

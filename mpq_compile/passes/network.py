@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from mpq_compile.passes.fuse_rms_norm import FuseRmsNorm
 from mpq_compile.passes.fuse_rotary import FuseRotary
 from mpq_compile.passes.index_forms import IndexForms
 from mpq_compile.passes.remove_identity import RemoveIdentity
+from mpq_compile.passes.sink_expands import SinkExpands
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
 from mpq_compile.types import Candidate, QSpec, Site
 
@@ -101,6 +103,7 @@ def prepare(captured: CapturedGraph) -> Network:
             RemoveIdentity(),
             ExpandScaledSums(),
             FoldConstants(),
+            SinkExpands(),
             CacheWrites(),
             IndexForms(),
             Canonicalize(),
@@ -115,7 +118,7 @@ def prepare(captured: CapturedGraph) -> Network:
     shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
     module = run_passes(module, [FoldSharedHeads(shapes=shapes), FuseEpilogues(shapes=shapes)])
     shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
-    nodes = [node for node in module.graph.nodes if is_call(node, *ops.SITE_OPS)]
+    nodes = [node for node in module.graph.nodes if is_call(node, *ops.ALL_SITE_OPS)]
     node_of: dict[str, str] = {}
     sites = []
     seen: dict[str, int] = {}
@@ -142,7 +145,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
     path = site_path(str(weight_node.target)) or node.name
     stem = f"{path}:{kind}"
     seen[stem] = seen.get(stem, -1) + 1
-    groups = int(node.args[7]) if kind != "linear" else 1
+    groups = int(node.args[7]) if is_call(node, ops.site_conv2d) else 1
     output_shape = shapes[node.name][0]
     macs = _macs(node, kind, weight, output_shape, shapes)
     return Site(
@@ -154,7 +157,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
         macs=macs,
         # One weight read twice has one set of bits.
         group=_DERIVED.sub("", str(weight_node.target)),
-        groups=int(node.args[7]) if kind != "linear" else 1,
+        groups=groups,
         source=source_line(node),
     )
 
@@ -179,6 +182,8 @@ def site_path(weight_name: str) -> str:
 def _operator(node: fx.Node) -> str:
     if is_call(node, ops.site_linear):
         return "linear"
+    if is_call(node, ops.site_embedding):
+        return "embedding"
     leaf = str(node.args[1].target).rpartition(".")[2]
     transposed = "_transposed" in leaf
     return "conv_transpose2d" if transposed else "conv2d"
@@ -187,6 +192,8 @@ def _operator(node: fx.Node) -> str:
 def _macs(
     node: fx.Node, kind: str, weight: torch.Tensor, output: tuple[int, ...], shapes: Shapes
 ) -> int:
+    if kind == "embedding":
+        return math.prod(output)  # each value meets the scale of its row
     if kind == "conv_transpose2d":
         # Each input cell meets each weight once; the zeros between cells are no work.
         batch, _, height, width = shapes[node.args[0].name][0]

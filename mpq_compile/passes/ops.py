@@ -66,6 +66,12 @@ def site_linear(
     return _finish(F.linear(x, weight, bias), residual, lo, hi)
 
 
+def site_embedding(x: Tensor, weight: Tensor, bias: None = None, residual: None = None) -> Tensor:
+    """Rows of ``weight`` by number. Every site's first arguments are input, weight, bias and
+    residual; a lookup has neither of the last two."""
+    return F.embedding(x, weight)
+
+
 def channel_affine(
     x: Tensor, scale: Tensor, bias: Tensor, lo: float = -INF, hi: float = INF
 ) -> Tensor:
@@ -106,6 +112,8 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
+# Sites that multiply, and all sites.
 SITE_OPS = (site_conv2d, site_linear)
+ALL_SITE_OPS = (*SITE_OPS, site_embedding)
 # Operators whose last two arguments are the bounds of a clamp.
 CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)

@@ -1,11 +1,12 @@
-"""Drop what does nothing at inference: dropout, clone, contiguous, whole slices, casts to self."""
+"""Drop what does nothing at inference: dropout, copies, whole slices, casts and views to self."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mpq_compile.passes.base import argument, is_call
 
@@ -34,6 +35,7 @@ _CASTS = (
     aten.to.other,
     aten._to_copy.default,
 )
+_VIEWS = (aten.reshape.default, aten.view.default)
 _WHOLE = 2**62
 
 
@@ -64,7 +66,16 @@ def _is_identity(node: fx.Node) -> bool:
         value, source = node.meta.get("val"), node.args[0]
         before = source.meta.get("val") if isinstance(source, fx.Node) else None
         return value is not None and before is not None and value.dtype == before.dtype
+    if is_call(node, *_VIEWS):
+        shapes = [_shape(node), _shape(node.args[0])]
+        return shapes[0] is not None and shapes[0] == shapes[1]
     return False
+
+
+def _shape(node: Any) -> list[str] | None:
+    """Return the sizes of a tensor as text, in which equal symbols are equal."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return [str(size) for size in value.shape] if isinstance(value, Tensor) else None
 
 
 def end_is_whole(end: object) -> bool:

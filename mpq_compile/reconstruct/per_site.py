@@ -123,7 +123,7 @@ def _missing(
         candidates = [c for c in map(Candidate.parse, names) if c.weight_bits < 8]
         by_spec = {weight_spec(candidate): candidate for candidate in candidates}
         new = [c for spec, c in by_spec.items() if (site.id, spec) not in calibration.weights]
-        if new and tied[site.group] == 1:
+        if new and tied[site.group] == 1 and site.multiplies:
             missing[site.id] = [network.rounded(site.id, candidate) for candidate in new]
     return missing
 
