@@ -24,6 +24,8 @@ _NAMES = {
     "plan": "mpq_compile.pipeline",
     "compile": "mpq_compile.pipeline",
     "assign": "mpq_compile.pipeline",
+    "calibrating": "mpq_compile.integrations.calibrating",
+    "explain": "mpq_compile.integrations.explanation",
     "finetune": "mpq_compile.finetuning",
     "frontier": "mpq_compile.tradeoff",
     "search_policy": "mpq_compile.searching",
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from mpq_compile.finetuning import finetune  # noqa: F401
+    from mpq_compile.integrations.calibrating import calibrating  # noqa: F401
+    from mpq_compile.integrations.explanation import explain  # noqa: F401
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401

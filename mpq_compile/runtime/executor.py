@@ -84,6 +84,10 @@ class Executor:
         shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
         return [_shaped(o, s, as_torch) for o, s in zip(outputs, shapes, strict=True)]
 
+    def run_tensors(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run on torch tensors of the compiled shapes and types, which are not checked."""
+        return self._run_once(inputs, True)
+
     def _run_slices(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
         """Run another batch as slices of the compiled one.
 

@@ -16,6 +16,7 @@ from mpq_compile.runtime.artifact import (
     write_verification,
 )
 from mpq_compile.runtime.device import Device, LocalDevice
+from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native_export import export_native
 from mpq_compile.runtime.rpc_address import Address, is_address
 from mpq_compile.types import AuditRow, Verification
@@ -78,6 +79,15 @@ class CompiledNetwork:
             raise MpqError("no input", expected=f"{len(self.manifest.inputs)} tensors")
         outputs = self.executor.run(list(inputs))
         return _as_returned(outputs, self.manifest.out_spec, _torch(inputs[0]))
+
+    @property
+    def run_compiled_shapes(self) -> Callable[[Sequence[Any]], list[Any]]:
+        """What runs torch tensors of exactly the compiled shapes, without checking them.
+
+        It returns the outputs in a flat list: the shortest way to the network.
+        """
+        executor = self.executor
+        return executor.run_tensors if isinstance(executor, Executor) else executor.run
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact to ``folder``, whole or not at all; return the path."""

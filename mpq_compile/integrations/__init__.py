@@ -1,0 +1,1 @@
+"""Where users already are: ``torch.compile`` and other tools that call this package."""
