@@ -75,6 +75,12 @@ class Compilation:
         """Call ``forget`` whenever there is a new plan: what ran the old one is out of date."""
         self._forget.append(forget)
 
+    def note(self, text: str) -> None:
+        """Warn of something, and keep it for :func:`mpq_compile.explain`."""
+        if text not in self.notes:
+            self.notes.append(text)
+            warnings.warn(f"mpq: {text}", RuntimeWarning, stacklevel=2)
+
     def run_for(self, bound: BoundGraph, args: Sequence[Any], call: RunningCall) -> Run:
         """Return how to run a graph; plan and build first where that was not done."""
         if self.plan is None:
@@ -151,7 +157,8 @@ class Compilation:
             part.add(network, part.example)
             part.batches = []
         self.parts, self.others = parts, {}
-        self.plan = joined_plan(sessions, [network.plan for network in networks])
+        joined = joined_plan(sessions, [network.plan for network in networks])
+        self.plan = joined if self.options.plan is None else self.options.plan
         for forget in self._forget:
             forget()
         for part in parts:
@@ -199,14 +206,12 @@ class Compilation:
 
     def _planned(self, sessions: Sequence[Session], plan: Plan) -> list[CompiledNetwork]:
         self._note_left_over(sessions, plan.assignment)
-        budget = plan.budget if len(sessions) == 1 else {}
-        shares = [share_of(session, plan.assignment) for session in sessions]
-        return [
-            build_given(
-                session, replace(plan, assignment=share, budget=budget), self.options.verify
-            )
-            for session, share in zip(sessions, shares, strict=True)
-        ]
+        if len(sessions) == 1:
+            share = share_of(sessions[0], plan.assignment)
+            given = replace(plan, assignment=share)
+            return [build_given(sessions[0], given, self.options.verify)]
+        # What the plan predicts, and bounds, is the sum of all parts.
+        return self._assigned(sessions, plan.assignment)
 
     def _assigned(
         self, sessions: Sequence[Session], assignment: str | Mapping[str, str] | Policy
@@ -214,21 +219,15 @@ class Compilation:
         given = assignment.assignment if isinstance(assignment, Policy) else assignment
         if not isinstance(given, str):
             self._note_left_over(sessions, given)
-        return [
-            assign_session(
-                session,
-                given if isinstance(given, str) else share_of(session, given),
-                self.options.verify,
-            )
-            for session in sessions
-        ]
+        shares = [given if isinstance(given, str) else share_of(s, given) for s in sessions]
+        pairs = zip(sessions, shares, strict=True)
+        return [assign_session(session, share, self.options.verify) for session, share in pairs]
 
     def _note_left_over(self, sessions: Sequence[Session], given: Mapping[str, str]) -> None:
         known = {site.id for session in sessions for site in session.network.sites}
         if left := [site for site in given if site not in known]:
             listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if left[5:] else "")
-            self.notes = [f"no compiled part has these sites of the plan: {listed}"]
-            warnings.warn(f"mpq: {self.notes[0]}", RuntimeWarning, stacklevel=2)
+            self.note(f"no compiled part has these sites of the plan: {listed}")
 
 
 # By Dynamo's object for one call of torch.compile: it lives as long as the compiled model.

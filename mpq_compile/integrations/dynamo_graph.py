@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch._dynamo
 from torch import Tensor, fx, nn
 
 aten = torch.ops.aten
@@ -63,6 +64,7 @@ class DynamoGraph:
         outputs: One for each value that is returned.
         break_reason: Why the graph ends where it does; "" at the end of the function.
         frame: Number that Dynamo gives the function; recompiled graphs of it share it.
+        is_last: Whether Dynamo's limit lets no other graph of the function follow.
     """
 
     def __init__(self, module: fx.GraphModule, examples: Sequence[Any]) -> None:
@@ -73,6 +75,7 @@ class DynamoGraph:
         self.break_reason = _break_reason(module)
         identity = torch._guards.CompileContext.current_compile_id()
         self.frame: int | None = identity.frame_id if identity else None
+        self.is_last = bool(identity) and _is_last(identity)
         self.signature = _signature(module.graph)
 
     def positions(self, role: Role) -> tuple[int, ...]:
@@ -126,6 +129,11 @@ class DynamoGraph:
                 _share(self.module, holder, node)
                 value_of[node] = graph.node_copy(node, lambda n: value_of[n])
         return fx.GraphModule(holder, graph)
+
+
+def _is_last(identity: Any) -> bool:
+    number = identity.frame_compile_id
+    return number is not None and number + 1 >= torch._dynamo.config.recompile_limit
 
 
 def _placeholders(graph: fx.Graph) -> list[fx.Node]:

@@ -1,4 +1,4 @@
-"""What a compiled model consists of: parts, their bits and costs, and what runs in eager PyTorch."""
+"""What a compiled model consists of: parts, their bits and costs, and what PyTorch runs itself."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def explain(compiled: Any) -> Explanation:
     return Explanation(
         parts=parts,
         plan=compilation.plan,
-        predicted_ms=_total([part.predicted_ms for part in quantized]),
+        predicted_ms=compilation.plan.predicted.latency_ms,
         measured_ms=_total([part.measured_ms for part in quantized]),
         notes=_notes(compilation),
     )

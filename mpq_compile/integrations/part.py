@@ -106,8 +106,10 @@ class Part:
         """Tell whether a graph has the operators of this part, and weights of the same names."""
         graph, own = bound.graph, self.bound.graph
         inputs = len(graph.positions("input")), len(own.positions("input"))
-        return graph.signature == own.signature and bound.names == self.bound.names and (
-            inputs[0] == inputs[1]
+        return (
+            graph.signature == own.signature
+            and bound.names == self.bound.names
+            and (inputs[0] == inputs[1])
         )
 
     def holds(self, bound: BoundGraph) -> bool:

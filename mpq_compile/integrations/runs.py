@@ -53,7 +53,9 @@ class Conditions:
         self._versions = bound.versions
         self._held = items(bound.graph.positions("constant"))
         self._inputs = items(bound.graph.positions("input"))
-        self._model: Callable[[], nn.Module | None] = (lambda: None) if model is None else ref(model)
+        self._model: Callable[[], nn.Module | None] = (
+            (lambda: None) if model is None else ref(model)
+        )
         self._first = first if bound.graph.positions("size") else None
         self._shapes = None if self._first is None else shapes_of(inputs, self._first)
 
@@ -63,10 +65,7 @@ class Conditions:
             all(map(is_, self._held(args), self._constants))
             and sum(map(_VERSION, self._tracked)) == self._versions
             and (model is None or not model.training)
-            and (
-                self._first is None
-                or shapes_of(self._inputs(args), self._first) == self._shapes
-            )
+            and (self._first is None or shapes_of(self._inputs(args), self._first) == self._shapes)
         )
 
 
@@ -115,6 +114,10 @@ class NetworkRun:
 
     def _has_compiled_shapes(self, inputs: Sequence[Tensor]) -> bool:
         return [tuple(value.shape) for value in inputs] == self._compiled
+
+
+def _nothing() -> None:
+    """Stand for the reference to a model where there is none."""
 
 
 def items(positions: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

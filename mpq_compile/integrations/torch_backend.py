@@ -69,6 +69,11 @@ class GraphCall:
         if self._compilation is None:
             self._compilation = compilation
             compilation.on_new_plan(self._forget)
+            if self._graph.is_last:
+                compilation.note(
+                    "Dynamo's recompile_limit is reached: what needs another graph of this "
+                    "function runs in eager PyTorch from now on"
+                )
 
     def _forget(self) -> None:
         self._bound, self._runs, self._last = [], [], None
