@@ -22,7 +22,7 @@ from mpq_compile.integrations.model_batches import model_calls
 from mpq_compile.integrations.part import Part, find_network, gathered, shapes_of
 from mpq_compile.integrations.recording import Recording, recorded
 from mpq_compile.integrations.running_call import RunningCall
-from mpq_compile.integrations.runs import Conditions, EagerRun, NetworkRun, Run
+from mpq_compile.integrations.runs import Conditions, EagerRun, NetworkRun, Run, never
 from mpq_compile.pipeline import assign_session, build_given
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.search.policy import Policy
@@ -96,6 +96,9 @@ class Compilation:
         _refuse_changed(part.bound.is_current())
         with _LOCK, torch.inference_mode(False):
             network = part.network_for(bound, _ordinary(inputs), self.options)
+        if network is None and shapes_of(inputs, 0) not in part.unbuilt:
+            self.note(part.full)
+            return EagerRun(bound, never)
         if network is None:
             _warn(bound, part.unbuilt[shapes_of(inputs, 0)])
             return EagerRun(bound, Conditions(bound, inputs, self.model, 0))
@@ -143,7 +146,7 @@ class Compilation:
 
     def finish(self, recording: Recording) -> None:
         """Plan and build the parts that were recorded, all together."""
-        with _LOCK, torch.inference_mode(False), torch.no_grad():
+        with _LOCK, torch.inference_mode(False), torch.enable_grad():
             parts = gathered(recording.seen.get(self, {}))
             met: dict[str, int] = {}
             for part in parts:

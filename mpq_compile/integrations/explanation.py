@@ -123,8 +123,11 @@ def _part(part: Part) -> PartExplanation:
         shapes=[[spec["shape"] for spec in n.manifest.inputs] for n in part.networks.values()],
         dynamic_batch=network.manifest.dynamic_batch,
         eager_shapes={
-            ", ".join(str(list(shape)) for shape, _ in key): reason
-            for key, reason in part.unbuilt.items()
+            **{
+                ", ".join(str(list(shape)) for shape, _ in key): reason
+                for key, reason in part.unbuilt.items()
+            },
+            **({"other shapes": part.full} if part.full else {}),
         },
         size_bytes=network.size_bytes,
         predicted_ms=part.plan.predicted.latency_ms,

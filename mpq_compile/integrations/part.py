@@ -42,6 +42,7 @@ class Part:
         plan: Its share of the plan.
         networks: One for each key.
         unbuilt: Why other shapes run in eager PyTorch.
+        full: What is said when there are as many networks as are allowed; "" before.
     """
 
     bound: BoundGraph
@@ -53,6 +54,7 @@ class Part:
     plan: Plan | None = None
     networks: dict[Key, CompiledNetwork] = field(default_factory=dict)
     unbuilt: dict[Key, str] = field(default_factory=dict)
+    full: str = ""
 
     @property
     def captured(self) -> CapturedGraph:
@@ -124,9 +126,9 @@ class Part:
         found, key = self.network_of(inputs), shapes_of(inputs, 0)
         if found is not None or key in self.unbuilt:
             return found
-        if len(self.networks) >= options.max_variants:
-            self.unbuilt[key] = (
-                f"there are {len(self.networks)} networks of other input shapes already "
+        if len(self.networks) + len(self.unbuilt) >= options.max_variants:
+            self.full = (
+                "input shapes beyond those that are compiled run in eager PyTorch "
                 f"(max_variants={options.max_variants})"
             )
             return None

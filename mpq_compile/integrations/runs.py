@@ -69,10 +69,15 @@ class Conditions:
         )
 
 
+def never(args: Sequence[Any]) -> bool:
+    """The conditions of a run that is made anew for every call."""
+    return False
+
+
 class EagerRun:
     """A graph in float, as Dynamo gave it."""
 
-    def __init__(self, bound: BoundGraph, fits: Conditions) -> None:
+    def __init__(self, bound: BoundGraph, fits: Callable[[Sequence[Any]], bool]) -> None:
         self._bound = bound
         self.fits = fits
 

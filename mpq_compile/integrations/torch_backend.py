@@ -15,7 +15,7 @@ from torch._dynamo import list_backends, register_backend
 from mpq_compile.integrations.bound_graph import BoundGraph
 from mpq_compile.integrations.compilation import Compilation, compilation_of
 from mpq_compile.integrations.dynamo_graph import DynamoGraph
-from mpq_compile.integrations.recording import CURRENT
+from mpq_compile.integrations.recording import CURRENT, Recording
 from mpq_compile.integrations.running_call import running_call
 from mpq_compile.integrations.runs import Run
 
@@ -47,7 +47,7 @@ class GraphCall:
         return self._other(args)
 
     def _other(self, args: Sequence[Any]) -> Any:
-        recording = CURRENT.get()
+        recording = self._recording()
         if recording is None:
             known = next((run for run in self._runs if run.fits(args)), None)
             if known is not None:
@@ -61,9 +61,18 @@ class GraphCall:
         if recording is not None and recording.accepts(compilation):
             return recording.run(compilation, bound, args)
         run = compilation.run_for(bound, args, call)
-        self._runs.append(run)
-        self._last = run
+        if run.fits(args):
+            self._runs.append(run)
+            self._last = run
         return run(args)
+
+    def _recording(self) -> Recording | None:
+        """Return the recording that the graph's calls may belong to."""
+        recording = CURRENT.get()
+        known = self._compilation
+        if recording is None or (known is not None and not recording.accepts(known)):
+            return None
+        return recording
 
     def _belong_to(self, compilation: Compilation) -> None:
         if self._compilation is None:

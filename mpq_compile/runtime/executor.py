@@ -45,6 +45,7 @@ class Executor:
         if tier.dot == "amx":
             request_amx()
         self.manifest = manifest
+        self._output_shapes = [tuple(spec["shape"]) for spec in manifest.outputs]
         parameters = kernel_parameters(folder, manifest)
         self._engine = _engine(folder / LIBRARY, parameters, manifest)
         self._lock = threading.Lock()
@@ -81,8 +82,8 @@ class Executor:
     def _run_once(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
         flat = [_contiguous(value, as_torch) for value in inputs]
         outputs = self.run_flat(flat, _torch_tensor if as_torch else empty)
-        shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
-        return [_shaped(o, s, as_torch) for o, s in zip(outputs, shapes, strict=True)]
+        shaped = zip(outputs, self._output_shapes, strict=True)
+        return [_shaped(output, shape, as_torch) for output, shape in shaped]
 
     def run_tensors(self, inputs: Sequence[Any]) -> list[Any]:
         """Run on torch tensors of the compiled shapes and types, which are not checked."""
@@ -102,10 +103,9 @@ class Executor:
         joined = [
             np.empty((total, *spec["shape"][1:]), spec["dtype"]) for spec in self.manifest.outputs
         ]
-        shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
         for first in slice_starts(total, size):
             part = [_contiguous(value[first : first + size], as_torch) for value in inputs]
-            outputs = zip(joined, self.run_flat(part), shapes, strict=True)
+            outputs = zip(joined, self.run_flat(part), self._output_shapes, strict=True)
             for whole, output, shape in outputs:
                 whole[first : first + size] = np.from_dlpack(output).reshape(shape)
         return [_as_torch(whole) for whole in joined] if as_torch else joined

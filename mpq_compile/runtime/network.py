@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,15 @@ def _as_returned(outputs: list[Any], spec: str, as_torch: bool) -> Any:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
     from torch.utils import _pytree as pytree
 
-    return pytree.tree_unflatten(outputs, pytree.treespec_loads(spec))
+    return pytree.tree_unflatten(outputs, _tree(spec))
+
+
+@cache
+def _tree(spec: str) -> Any:
+    """Read the tree of outputs; every call of a network needs it."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.treespec_loads(spec)
 
 
 def load(folder: str | Path, device: Device | None = None) -> CompiledNetwork:

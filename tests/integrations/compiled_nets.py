@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+import mpq_compile.integrations.torch_backend  # noqa: F401 - registers the backend
+
 # What only exactness needs: no search of codes or schedules, no timing.
 QUICK: dict[str, Any] = {"rounding": "nearest", "tuned": False, "verify": False}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """Begin and end with nothing compiled: code that Dynamo compiled outlives its model."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 class Plain(nn.Module):
@@ -41,7 +53,7 @@ class Block(nn.Module):
 
 
 class Broken(nn.Module):
-    """Two blocks of one class: five parts, which take four graphs."""
+    """Two blocks of one class: six parts, which take four graphs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import shared_nets
 import torch
+from compiled_nets import nothing_compiled  # noqa: F401 - for every test
 
 import mpq_compile as mpq
 

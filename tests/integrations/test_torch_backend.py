@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from compiled_nets import QUICK, Broken, Plain, Whole, built, images
+from compiled_nets import (
+    QUICK,
+    Broken,
+    Plain,
+    Whole,
+    built,
+    images,
+    nothing_compiled,  # noqa: F401 - for every test
+)
 from torch import Tensor, nn
 
 import mpq_compile as mpq
@@ -108,7 +116,7 @@ def test_two_input_shapes_share_plan_and_codes(
     explained = mpq.explain(compiled)
     assert [part.shapes for part in explained.parts] == [[[[1, 3, 8, 8]], [[3, 3, 12, 12]]]]
     exact = plain(wide)
-    assert (first - exact).norm() < 0.1 * exact.norm()
+    assert (first - exact).norm() < 0.25 * exact.norm()
     with pytest.warns(RuntimeWarning, match="max_variants=2"):
         beyond = compiled(images(3, 16, seed=7))
     assert torch.equal(beyond, plain(images(3, 16, seed=7)))
@@ -132,7 +140,7 @@ def test_graph_breaks_have_one_plan() -> None:
     for count in (1, 3):
         x = images(count, seed=9)
         exact = broken(x)
-        assert (compiled(x) - exact).norm() < 0.2 * exact.norm()
+        assert (compiled(x) - exact).norm() < 0.3 * exact.norm()
     again = torch.compile(
         broken,
         backend="mpq",
@@ -156,8 +164,11 @@ def test_functions_and_models_compiled_in_place(
         return plain(x)
 
     assert torch.equal(compiled_by(call, assignment="w4a8")(X), artifact(X))
+    asked = {**QUICK, "calibration": DATA, "assignment": "w4a8"}
+    whole = torch.compile(plain, backend="mpq", fullgraph=True, options=asked)
+    assert torch.equal(whole(X), artifact(X))
     model = built(Plain)
-    model.compile(backend="mpq", options={**QUICK, "calibration": DATA, "assignment": "w4a8"})
+    model.compile(backend="mpq", options=asked)
     assert torch.equal(model(X), artifact(X))
     assert mpq.explain(model).plan.assignment == artifact.plan.assignment
 
