@@ -24,7 +24,7 @@ _NAMES = {
     "plan": "mpq_compile.pipeline",
     "compile": "mpq_compile.pipeline",
     "assign": "mpq_compile.pipeline",
-    "calibrating": "mpq_compile.integrations.calibrating",
+    "calibrating": "mpq_compile.integrations.calibration_context",
     "explain": "mpq_compile.integrations.explanation",
     "finetune": "mpq_compile.finetuning",
     "frontier": "mpq_compile.tradeoff",
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from mpq_compile.finetuning import finetune  # noqa: F401
-    from mpq_compile.integrations.calibrating import calibrating  # noqa: F401
+    from mpq_compile.integrations.calibration_context import calibrating  # noqa: F401
     from mpq_compile.integrations.explanation import explain  # noqa: F401
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
