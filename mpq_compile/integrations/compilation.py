@@ -66,10 +66,8 @@ class Compilation:
             *self.model.named_parameters(remove_duplicate=False),
             *self.model.named_buffers(remove_duplicate=False),
         )
-        names: dict[int, str] = {}
-        for name, tensor in held:
-            names.setdefault(id(tensor), name)
-        return names
+        # Of several names of one tensor torch.export takes the last, too.
+        return {id(tensor): name for name, tensor in held}
 
     def on_new_plan(self, forget: Any) -> None:
         """Call ``forget`` whenever there is a new plan: what ran the old one is out of date."""

@@ -157,6 +157,16 @@ def test_two_models_of_one_class_stay_apart() -> None:
         assert torch.equal(compiled(X), expected(X))
 
 
+def test_a_weight_with_two_names_has_that_of_the_export() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    model[2].weight = model[0].weight
+    x = torch.rand(2, 8)
+    compiled = compiled_by(model, [x], assignment="w8a8")
+    expected = mpq.assign(model, x, [x], "w8a8", rounding="nearest", tuned=False)
+    assert torch.equal(compiled(x), expected(x))
+    assert mpq.explain(compiled).plan.assignment == expected.plan.assignment
+
+
 def test_functions_and_models_compiled_in_place(
     plain: nn.Module, artifact: mpq.CompiledNetwork
 ) -> None:
