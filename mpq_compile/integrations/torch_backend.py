@@ -120,7 +120,9 @@ class Backend:
     ) -> GraphCall:
         """Take a graph; ``options`` are checked when it is first called."""
         given = dict(options or {})
-        return GraphCall(DynamoGraph(module, example_inputs), {**given, **_mode(mode)})
+        graph = DynamoGraph(module, example_inputs)
+        graph.drop_guards_of_constants()
+        return GraphCall(graph, {**given, **_mode(mode)})
 
 
 def _mode(mode: str | None) -> dict[str, str]:
