@@ -96,5 +96,9 @@ setup(
         "Typing :: Typed",
     ],
     keywords=["quantization", "mixed precision", "pytorch", "tvm", "compiler"],
-    entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
+    entry_points={
+        "console_scripts": ["mpq = mpq_compile.cli:main"],
+        # torch.compile(model, backend="mpq") without an import of ours
+        "torch_dynamo_backends": ["mpq = mpq_compile.integrations.torch_backend:mpq"],
+    },
 )

@@ -24,6 +24,8 @@ _NAMES = {
     "plan": "mpq_compile.pipeline",
     "compile": "mpq_compile.pipeline",
     "assign": "mpq_compile.pipeline",
+    "calibrating": "mpq_compile.integrations.calibration_context",
+    "explain": "mpq_compile.integrations.explanation",
     "finetune": "mpq_compile.finetuning",
     "frontier": "mpq_compile.tradeoff",
     "search_policy": "mpq_compile.searching",
@@ -67,6 +69,8 @@ if TYPE_CHECKING:  # one line a name; `as` says that it is public
     from mpq_compile.errors import ProfileError as ProfileError
     from mpq_compile.errors import UnsupportedOpError as UnsupportedOpError
     from mpq_compile.finetuning import finetune as finetune
+    from mpq_compile.integrations.calibration_context import calibrating as calibrating
+    from mpq_compile.integrations.explanation import explain as explain
     from mpq_compile.integrations.torch_distributed import distributed as distributed
     from mpq_compile.pipeline import assign as assign
     from mpq_compile.pipeline import compile as compile

@@ -48,7 +48,7 @@ def constrained(
         wanted = [value] if isinstance(value, str) else list(value)
         for name in wanted:
             Candidate.parse(name)
-        matched = [site for site in sites if _matches(key, site)]
+        matched = [site for site in sites if matches_site(key, site)]
         if not matched:
             raise PlanError(
                 f"constraint {key!r} matches no site",
@@ -74,7 +74,8 @@ def _kept(site: Site, names: list[str], wanted: list[str]) -> list[str]:
     return kept
 
 
-def _matches(key: str, site: Site) -> bool:
+def matches_site(key: str, site: Site) -> bool:
+    """Tell whether a constraint's key (a site id, a module path or ``re:PATTERN``) means a site."""
     if key.startswith("re:"):
         try:
             pattern = re.compile(key[3:])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,15 @@ class CapturedGraph:
         example_inputs: Flat example tensors; their shapes are the ones that are compiled.
         out_spec: Tree of the outputs, to give back what the model returns.
         dynamic_batch: True where dimension 0 of every input may change from call to call.
+        met: Where the graph is one part of a model: how many sites of a path and operator
+            (``"fc:linear"``) the parts before it have. Ids count on from there.
     """
 
     module: fx.GraphModule
     example_inputs: tuple[Tensor, ...]
     out_spec: pytree.TreeSpec
     dynamic_batch: bool
+    met: Mapping[str, int] = field(default_factory=dict)
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
@@ -60,7 +63,7 @@ def source_line(node: fx.Node) -> str:
 
 
 def capture(
-    model: nn.Module | ExportedProgram | str | Path, example_inputs: Any = None
+    model: nn.Module | ExportedProgram | CapturedGraph | str | Path, example_inputs: Any = None
 ) -> CapturedGraph:
     """Trace ``model`` with ``torch.export``.
 
@@ -69,12 +72,14 @@ def capture(
 
     Args:
         model: An ``nn.Module`` (traced in eval mode; the model itself is not changed), an
-            ``ExportedProgram`` or the path of a ``.pt2`` file.
+            ``ExportedProgram``, the path of a ``.pt2`` file, or a graph that was captured already.
         example_inputs: A tensor or a tuple of tensors; optional for exported programs.
 
     Raises:
         CaptureError: The model cannot be traced, or the inputs do not fit it.
     """
+    if isinstance(model, CapturedGraph):
+        return model
     if isinstance(model, (str, Path)):
         model = _load(Path(model))
     if isinstance(model, ExportedProgram):

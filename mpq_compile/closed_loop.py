@@ -97,7 +97,7 @@ def compile_session(
         if attempts.enough or (attempts.any and goal is not None):
             break
         if number < MAX_ROUNDS:
-            _learn(session, plan, seen, budget)
+            learn(session, plan, seen, budget)
     if attempts.any:
         return recording.kept_in(attempts.best)
     raise InfeasibleBudgetError(
@@ -140,7 +140,7 @@ def _aimed_plan(session: Session, attempts: Attempts, goal: Goal | None) -> Plan
     return plan_within(session, budget, goal)
 
 
-def _learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:
+def learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> None:
     """Let the latency model know what was measured; the next plan follows from it."""
     half_width = (seen.latency_ms_upper95 - seen.latency_ms_lower95) / (2 * Z95 * seen.latency_ms)
     session.costing.learn(

@@ -19,7 +19,7 @@ from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan
 
 
-def _budget(budget: Budget | Mapping[str, float] | None) -> Budget:
+def as_budget(budget: Budget | Mapping[str, float] | None) -> Budget:
     if budget is None:
         return Budget()
     if isinstance(budget, Budget):
@@ -108,7 +108,7 @@ def plan(
         tuned=tuned,
         measure_s=measure_s,
     )
-    bounds = _budget(budget)
+    bounds = as_budget(budget)
     if policy is not None:
         session.pin(policy.assignment_for(session.network))
     goal = goal_of(session, bounds, minimize, evaluate, evaluations)
@@ -169,11 +169,12 @@ def compile(  # noqa: A001 - the public name
         measure_s=measure_s,
     )
     if plan is not None:
-        return _build_given(session, plan, verify)
-    return compile_session(session, _budget(budget), minimize, evaluate, verify, evaluations)
+        return build_given(session, plan, verify)
+    return compile_session(session, as_budget(budget), minimize, evaluate, verify, evaluations)
 
 
-def _build_given(session: Session, plan: Plan, verify: bool) -> CompiledNetwork:
+def build_given(session: Session, plan: Plan, verify: bool) -> CompiledNetwork:
+    """Build a plan within a session, and measure it against the plan's own budget."""
     assignment = complete_assignment(session.network, plan.assignment)
     network = session.build(replace(plan, assignment=assignment))
     if verify and not session.analytic:

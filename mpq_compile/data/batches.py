@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from mpq_compile.data.collate import Collation
 from mpq_compile.data.items import as_tensor, inputs_and_labels, labels_tensor
 from mpq_compile.data.seeding import seeded
 from mpq_compile.data.sources import source_of
-from mpq_compile.data.wanted import MAX_BATCH, Wanted
+from mpq_compile.data.wanted import MAX_BATCH, Reading, Wanted
 from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.network import Network
 
@@ -74,9 +74,7 @@ def read_data(
     wanted = wanted_by(network, samples, seed)
     pieces: list[Batch] = []
     with seeded(seed):
-        source = source_of(calibration)
-        reading = source.read(calibration, wanted)
-        items = Collation(reading.items, wanted) if source.single else reading.items
+        reading, items = opened(calibration, wanted)
         for index, item in enumerate(items):
             pieces += _split(_read(item, f"calibration batch {index}", wanted, network), network)
             if samples is not None and _count(pieces) >= samples:
@@ -92,6 +90,17 @@ def read_data(
     made = items.transform if isinstance(items, Collation) else None
     notes = (*reading.notes, made.how) if made is not None else reading.notes
     return Data(batches=tuple(pieces), what=reading.what, notes=notes)
+
+
+def opened(calibration: Any, wanted: Wanted) -> tuple[Reading, Iterable[Any]]:
+    """Open the user's data; return what is known of it, and its batches as they come.
+
+    Raises:
+        CalibrationError: It is of no kind that is understood.
+    """
+    source = source_of(calibration)
+    reading = source.read(calibration, wanted)
+    return reading, Collation(reading.items, wanted) if source.single else reading.items
 
 
 def wanted_by(network: Network, samples: int | None = None, seed: int = 0) -> Wanted:

@@ -121,7 +121,7 @@ def prepare(captured: CapturedGraph) -> Network:
     nodes = [node for node in module.graph.nodes if is_call(node, *ops.ALL_SITE_OPS)]
     node_of: dict[str, str] = {}
     sites = []
-    seen: dict[str, int] = {}
+    seen = {stem: count - 1 for stem, count in captured.met.items()}
     for node in nodes:
         site = _site(module, node, shapes, seen)
         sites.append(site)

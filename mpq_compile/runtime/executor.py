@@ -52,6 +52,7 @@ class Executor:
         if tier.dot == "amx":
             request_amx()
         self.manifest = manifest
+        self._output_shapes = [tuple(spec["shape"]) for spec in manifest.outputs]
         parameters = kernel_parameters(folder, manifest)
         self._engine = _engine(folder / LIBRARY, parameters, manifest)
         self._lock = threading.Lock()
@@ -98,15 +99,18 @@ class Executor:
             for index in updates.values():
                 flat[index] = _copied(flat[index], as_torch)
         outputs = self.run_flat(flat, _torch_tensor if as_torch else empty)
-        shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
         results = []
-        for place, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
+        for place, (output, shape) in enumerate(zip(outputs, self._output_shapes, strict=True)):
             if place not in updates:
                 results.append(_shaped(output, shape, as_torch))
                 continue
             changed = updates[place]
             results.append(inputs[changed] if in_place else flat[changed].reshape(shape))
         return results
+
+    def run_tensors(self, inputs: Sequence[Any]) -> list[Any]:
+        """Run on torch tensors of the compiled shapes and types, which are not checked."""
+        return self._run_once(inputs, True)
 
     def _run_slices(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
         """Run another batch as slices of the compiled one.
@@ -122,12 +126,11 @@ class Executor:
         joined = [
             np.empty((total, *spec["shape"][1:]), spec["dtype"]) for spec in self.manifest.outputs
         ]
-        shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
         for first in slice_starts(total, size):
             part = [_contiguous(value[first : first + size], as_torch) for value in inputs]
             for index in self.manifest.updates.values():
                 part[index] = _copied(part[index], as_torch)
-            outputs = zip(joined, self.run_flat(part), shapes, strict=True)
+            outputs = zip(joined, self.run_flat(part), self._output_shapes, strict=True)
             for whole, output, shape in outputs:
                 whole[first : first + size] = np.from_dlpack(output).reshape(shape)
         return [_as_torch(whole) for whole in joined] if as_torch else joined

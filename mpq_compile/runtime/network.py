@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpq_compile.runtime.artifact import (
     write_verification,
 )
 from mpq_compile.runtime.device import Device, LocalDevice
+from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native_export import export_native
 from mpq_compile.runtime.rpc_address import Address, is_address
 from mpq_compile.types import AuditRow, Verification
@@ -86,6 +88,15 @@ class CompiledNetwork:
         outputs = self.executor.run(list(inputs), in_place)
         return _as_returned(outputs, self.manifest.out_spec, _torch(inputs[0]))
 
+    @property
+    def run_compiled_shapes(self) -> Callable[[Sequence[Any]], list[Any]]:
+        """What runs torch tensors of exactly the compiled shapes, without checking them.
+
+        It returns the outputs in a flat list: the shortest way to the network.
+        """
+        executor = self.executor
+        return executor.run_tensors if isinstance(executor, Executor) else executor.run
+
     def save(self, folder: str | Path) -> Path:
         """Write the artifact to ``folder``, whole or not at all; return the path."""
         if self.verification is not None:
@@ -138,7 +149,15 @@ def _as_returned(outputs: list[Any], spec: str, as_torch: bool) -> Any:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
     from torch.utils import _pytree as pytree
 
-    return pytree.tree_unflatten(outputs, pytree.treespec_loads(spec))
+    return pytree.tree_unflatten(outputs, _tree(spec))
+
+
+@cache
+def _tree(spec: str) -> Any:
+    """Read the tree of outputs; every call of a network needs it."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.treespec_loads(spec)
 
 
 def load(folder: str | Path, device: Device | None = None) -> CompiledNetwork:
