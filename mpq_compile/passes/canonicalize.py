@@ -208,6 +208,11 @@ def _pads_with_zeros(pad: fx.Node) -> bool:
     return fits and argument(pad, 2, "value", 0) == 0
 
 
+def _clamp_min(module: fx.GraphModule, node: fx.Node) -> None:
+    if _is_float_tensor(node) and isinstance(node.args[1], (int, float)):
+        replace(module, node, ops.clamp, (node.args[0], float(node.args[1]), INF))
+
+
 def _matrix_transpose(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.transpose.int, (node.args[0], -2, -1))
 
@@ -228,6 +233,8 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.relu6.default: _bounded(0.0, 6.0),
     aten.hardtanh.default: _clamp,
     aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp_min,
     aten.add.Tensor: _binary(ops.add),
+    aten.sub.Tensor: _binary(ops.subtract),
     aten.mul.Tensor: _binary(ops.multiply),
 }

@@ -79,6 +79,11 @@ def add(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
     return clamp(a + b, lo, hi)
 
 
+def subtract(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
+    """``a − b``, then clamp."""
+    return clamp(a - b, lo, hi)
+
+
 def multiply(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
     """``a · b``, then clamp."""
     return clamp(a * b, lo, hi)
@@ -86,4 +91,4 @@ def multiply(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
 
 SITE_OPS = (site_conv2d, site_linear)
 # Operators whose last two arguments are the bounds of a clamp.
-CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)
+CLAMPED = (site_conv2d, site_linear, channel_affine, add, subtract, multiply)
