@@ -80,7 +80,7 @@ class FoldScale:
 def _by_channel(x: fx.Node, value: Tensor, axis: int) -> Tensor | None:
     """Return float64 [C] where ``value`` is constant along all axes of ``x`` but ``axis``."""
     shape = getattr(x.meta.get("val"), "shape", None)
-    if shape is None or not 2 <= len(shape) or value.dim() > len(shape):
+    if shape is None or len(shape) < 2 or value.dim() > len(shape):
         return None
     spread = (1,) * (len(shape) - value.dim()) + tuple(value.shape)
     axis %= len(shape)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.passes.base import KEPT_META, add_constant, argument, constant, is_call
+from mpq_compile.passes.base import KEPT_META, add_constant, argument, constant
 
 aten = torch.ops.aten
 _HEIGHT = 2  # the axis that is put in
