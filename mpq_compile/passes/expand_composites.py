@@ -48,14 +48,23 @@ def _sizes(module: fx.GraphModule, node: fx.Node, like: fx.Node) -> list[Any]:
     ]
 
 
-def _shaped(target: Any) -> Callable[[fx.GraphModule, fx.Node], None]:
-    def rule(module: fx.GraphModule, node: fx.Node) -> None:
-        x, like = node.args[:2]
-        assert isinstance(like, fx.Node)
-        if like.meta.get("val") is not None:
-            replace(module, node, target, (x, _sizes(module, node, like)))
+def _expand_as(module: fx.GraphModule, node: fx.Node) -> None:
+    x, like = node.args[:2]
+    assert isinstance(like, fx.Node)
+    if like.meta.get("val") is not None:
+        replace(module, node, aten.expand.default, (x, _sizes(module, node, like)))
 
-    return rule
+
+def _reshape_as(module: fx.GraphModule, node: fx.Node) -> None:
+    x, like = node.args[:2]
+    assert isinstance(like, fx.Node)
+    if like.meta.get("val") is None:
+        return
+    sizes = [size if isinstance(size, int) else -1 for size in like.meta["val"].shape]
+    # One free size follows from the others, and ``like`` has one reader less.
+    if sizes.count(-1) > 1:
+        sizes = _sizes(module, node, like)
+    replace(module, node, aten.reshape.default, (x, sizes))
 
 
 def _addcmul(module: fx.GraphModule, node: fx.Node) -> None:
@@ -116,9 +125,9 @@ def _slice_scatter(module: fx.GraphModule, node: fx.Node) -> None:
 def _copy(module: fx.GraphModule, node: fx.Node) -> None:
     """What is written over a tensor, in its shape."""
     x, value = node.args[:2]
-    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (x, value)]  # type: ignore[union-attr]
+    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (x, value)]
     if shapes[0] is not None and shapes[0] == shapes[1]:
-        node.replace_all_uses_with(value)  # type: ignore[arg-type]
+        node.replace_all_uses_with(value)
         module.graph.erase_node(node)
 
 
@@ -139,9 +148,9 @@ def _with_number(module: fx.GraphModule, node: fx.Node) -> None:
 
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.addcmul.default: _addcmul,
-    aten.expand_as.default: _shaped(aten.expand.default),
-    aten.reshape_as.default: _shaped(aten.reshape.default),
-    aten.view_as.default: _shaped(aten.reshape.default),
+    aten.expand_as.default: _expand_as,
+    aten.reshape_as.default: _reshape_as,
+    aten.view_as.default: _reshape_as,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.copy.default: _copy,
     aten.slice_scatter.default: _slice_scatter,

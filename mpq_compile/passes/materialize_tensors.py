@@ -106,6 +106,8 @@ def average(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
         storage(fmt),
     )
     new = builder.graph.call_function(qops.AVG_POOL2D, args)
+    if builder.stored(x) == "fp32":  # sums of floats depend on their order
+        builder.floats.append(new.name)
     if len(builder.network.shapes[node.name][0]) == 2:
         new = builder.graph.call_function(aten.flatten.using_ints, (new, 1))
     return new, fmt

@@ -158,12 +158,13 @@ class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.scale = nn.Conv2d(6, 8, 1), nn.Parameter(torch.rand(8, 1, 1))
-        self.offset = nn.Parameter(torch.randn(8))
+        self.offset, self.last = nn.Parameter(torch.randn(8)), nn.Conv2d(8, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.a(x))
         z = (F.avg_pool2d(y, 3, 1, 1, count_include_pad=False) - y) * self.scale
-        return F.relu(torch.addcmul(z, y, y, value=0.5) + self.offset.view(1, -1, 1, 1))
+        z = F.relu(torch.addcmul(z, y, y, value=0.5) + self.offset.view(1, -1, 1, 1))
+        return self.last(z)
 
 
 class Temporal(nn.Module):
@@ -185,7 +186,7 @@ class Temporal(nn.Module):
         y = self.up(F.relu(F.max_pool1d(y, 2))) * self.scale
         y = y + F.interpolate(z, scale_factor=2)[:, :8]
         y = torch.cat([y, self.same(F.pad(y, (1, 1)))[:, :, 1:-1]], 1)[:, 4:12]
-        return self.fc(y.mean(-1)), F.adaptive_avg_pool1d(y, 1).flatten(1), y.transpose(1, 2)
+        return self.fc(y.mean(-1)), self.fc(y.transpose(1, 2))
 
 
 class Rolled(nn.Module):
