@@ -7,6 +7,7 @@ bytes, so these serve every format. Where it costs nothing, the channels-last la
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,30 @@ def _flip(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], _: 
     return emitter.relax_op(value, turn, shape, _physical(value))
 
 
+def _roll(emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], kw: Any) -> Value:
+    """Each rolled axis as its two parts the other way round."""
+    axes = args[1] if len(args) > 1 else kw.get("dims", ())
+    if not axes:  # all values in a row
+        flat = replace(emitter.logical(value), shape=(value.size,), source=None)
+        turned = _roll(emitter, flat, flat.shape, (args[0], (0,)), {})
+        return replace(turned, shape=shape)
+    steps = []
+    for shift, axis in zip(args[0], axes, strict=True):
+        place = _axes(value).index(int(axis) % len(shape))
+        size = shape[int(axis)]
+        steps.append((place, size, (size - int(shift)) % size))
+
+    def turn(v: Any) -> Any:
+        for place, size, cut in steps:
+            if cut:
+                head = relax.op.strided_slice(v, [place], [0], [cut], [1])
+                tail = relax.op.strided_slice(v, [place], [cut], [size], [1])
+                v = relax.op.concat([tail, head], place)
+        return v
+
+    return emitter.relax_op(value, turn, shape, _physical(value))
+
+
 def _pixel_shuffle(
     emitter: Emitter, value: Value, shape: Shape, args: Sequence[Any], _: Any
 ) -> Value:
@@ -202,6 +227,7 @@ MOVES: dict[Any, Callable[..., Any]] = {
     aten.upsample_nearest2d.default: _nearest,
     aten.expand.default: _expand,
     aten.flip.default: _flip,
+    aten.roll.default: _roll,
     aten.pixel_shuffle.default: _pixel_shuffle,
     aten.chunk.default: _chunk,
     aten.split.Tensor: _split,

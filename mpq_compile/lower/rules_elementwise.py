@@ -124,6 +124,7 @@ def _pool(
         source=x.fmt,  # type: ignore[arg-type]
         out=out or x.fmt,  # type: ignore[arg-type]
     )
+    lowering.kernel_of[node.name] = workload.key
     arguments = [x.var, lowering.emitter.words(packing.pack_windows(*spans))]
     if kind == "avg":
         arguments += [scales, lowering.emitter.words(record)]

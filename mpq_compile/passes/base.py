@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from mpq_compile.errors import CaptureError
 
-_KEPT_META = ("stack_trace", "nn_module_stack", "val")
+KEPT_META = ("stack_trace", "nn_module_stack", "val")
 
 
 class Pass(Protocol):
@@ -105,7 +105,7 @@ def replace(
     """Put a call of ``target`` where ``node`` stands; its source line and value stay known."""
     with module.graph.inserting_before(node):
         new = module.graph.call_function(target, args)
-    new.meta.update({k: node.meta[k] for k in _KEPT_META if k in node.meta})
+    new.meta.update({k: node.meta[k] for k in KEPT_META if k in node.meta})
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
     return new

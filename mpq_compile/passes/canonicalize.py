@@ -252,5 +252,6 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.to.dtype_layout: _cast,
     aten._to_copy.default: _cast,
     aten.add.Tensor: _binary(ops.add),
+    aten.sub.Tensor: _binary(ops.subtract),
     aten.mul.Tensor: _binary(ops.multiply),
 }

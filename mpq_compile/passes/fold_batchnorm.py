@@ -12,6 +12,7 @@ from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, constant, is_call, only_user, replace
 
 aten = torch.ops.aten
+_ROWS = (aten.flatten.using_ints, aten.reshape.default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +52,17 @@ class FoldBatchnorm:
 
     def _fold(self, module: fx.GraphModule, node: fx.Node) -> None:
         scale, bias = _affine(module, node)
-        site = node.args[0]
-        foldable = is_call(site, *ops.SITE_OPS) and only_user(site) is node
-        if foldable and _normalises_outputs(site):
+        site = _site_before(node)
+        if site is not None:
             found = _statistics(module, node, scale)
-            _into_site(module, node, site, scale, bias)
+            scale_outputs(module, site, scale, bias)
             self.statistics[str(site.args[1].target)] = found
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
             return
         names = [f"{node.name}_scale", f"{node.name}_bias"]
         values = [add_constant(module, node, n, v.float()) for n, v in zip(names, (scale, bias))]  # noqa: B905
-        args = (site, *values, -ops.INF, ops.INF)
+        args = (node.args[0], *values, -ops.INF, ops.INF)
         replace(module, node, ops.channel_affine, args)
 
 
@@ -72,10 +74,28 @@ def _statistics(module: fx.GraphModule, node: fx.Node, scale: Tensor) -> NormSta
     return NormStatistics(mean=mean, std=scale.abs() * variance.double().sqrt())
 
 
-def _normalises_outputs(site: fx.Node) -> bool:
+def _site_before(node: fx.Node) -> fx.Node | None:
+    """Return the site whose outputs, and nothing else, a batch norm normalises."""
+    x, user = node.args[0], node
+    # Rows of several axes laid out as one keep their features last: LeViT's linear layers.
+    while is_call(x, *_ROWS) and only_user(x) is user and _keeps_features(x):
+        user, x = x, x.args[0]
+    if not is_call(x, *ops.SITE_OPS) or only_user(x) is not user:
+        return None
+    if user is not node:
+        return x if is_call(x, ops.site_linear) else None
     # A linear over [B, T, K] has its features last, a batch norm in dimension 1.
-    value = site.meta.get("val")
-    return is_call(site, ops.site_conv2d) or value is None or value.dim() == 2
+    value = x.meta.get("val")
+    return x if is_call(x, ops.site_conv2d) or value is None or value.dim() == 2 else None
+
+
+def _keeps_features(node: fx.Node) -> bool:
+    """Tell whether a reshape gives [rows, features] of a tensor with the same features last."""
+    values = [n.meta.get("val") for n in (node, node.args[0])]
+    if any(value is None for value in values):
+        return False
+    after, before = (value.shape for value in values)
+    return len(after) == 2 and isinstance(after[1], int) and after[1] == before[-1]
 
 
 def _affine(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
@@ -95,9 +115,8 @@ def _affine(module: fx.GraphModule, node: fx.Node) -> tuple[Tensor, Tensor]:
     return scale, bias if beta is None else bias + beta.double()
 
 
-def _into_site(
-    module: fx.GraphModule, node: fx.Node, site: fx.Node, scale: Tensor, bias: Tensor
-) -> None:
+def scale_outputs(module: fx.GraphModule, site: fx.Node, scale: Tensor, bias: Tensor) -> None:
+    """Make a site compute ``scale ⊙ y + bias`` of its outputs y; float64 [N] both."""
     weight_node, bias_node = site.args[1], site.args[2]
     weight, old = constant(module, weight_node), constant(module, bias_node)
     assert weight is not None
@@ -111,5 +130,3 @@ def _into_site(
         module, site, f"{owner}.bias_folded" if owner else "bias_folded", shifted.float()
     )
     site.args = (site.args[0], new_weight, new_bias, *site.args[3:])
-    node.replace_all_uses_with(site)
-    module.graph.erase_node(node)

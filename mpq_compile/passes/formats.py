@@ -64,6 +64,7 @@ MOVES = frozenset(
         aten.upsample_nearest2d.default,
         aten.pixel_shuffle.default,
         aten.flip.default,
+        aten.roll.default,
         aten.chunk.default,
         aten.split.Tensor,
         aten.split_with_sizes.default,
@@ -126,7 +127,10 @@ _FLOATS = INDEX_OPS | frozenset(
         ops.write_rows,
         ops.rotary,
         aten.linalg_vector_norm.default,
+        aten.upsample_bicubic2d.vec,
+        aten.constant_pad_nd.default,  # of another value than zero
         ops.add,
+        ops.subtract,
         ops.multiply,
         ops.channel_affine,
     }
@@ -189,6 +193,10 @@ def _shape(network: Network, node: object) -> tuple[int, ...] | None:
 def _same_shapes(network: Network, node: fx.Node) -> bool:
     shapes = [_shape(network, value) for value in (node, node.args[0], node.args[1])]
     return shapes[0] is not None and shapes.count(shapes[0]) == 3
+
+
+def _is_sum(network: Network, node: fx.Node) -> bool:
+    return is_call(node, ops.add, ops.subtract) and _same_shapes(network, node)
 
 
 def _broadcasts_pixels(network: Network, node: fx.Node) -> bool:
@@ -261,7 +269,7 @@ _RULES = (
     (_is_max_pool, Kind.MAX_POOL),
     (_is_move, Kind.MOVE),
     (lambda _, node: is_call(node, aten.cat.default), Kind.CONCAT),
-    (lambda network, node: is_call(node, ops.add) and _same_shapes(network, node), Kind.ADD),
+    (_is_sum, Kind.ADD),
     (_is_multiply, Kind.MULTIPLY),
     (_is_affine, Kind.AFFINE),
     (_is_attention, Kind.ATTENTION),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, constant, is_call
 from mpq_compile.passes.formats import PAD, Kind
 from mpq_compile.passes.materialized import Builder
@@ -33,7 +34,10 @@ def add(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
     fmt = builder.stored(node)
     (new_a, qa), (new_b, qb) = builder.as_stored(a), builder.as_stored(b)
     after = builder.qparams(node, fmt)
-    scales = tuple(f32(scale_of(q) / scale_of(after)) for q in (qa, qb))
+    signs = (1.0, -1.0 if is_call(node, ops.subtract) else 1.0)
+    scales = tuple(
+        f32(s * scale_of(q) / scale_of(after)) for s, q in zip(signs, (qa, qb), strict=True)
+    )
     zero_points = tuple(zero_point_of(q) for q in (qa, qb, after))
     bounds = bounds_of(after, *node.args[2:])
     args = (new_a, new_b, zero_points, scales, bounds, storage(fmt))
@@ -102,6 +106,8 @@ def average(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
         storage(fmt),
     )
     new = builder.graph.call_function(qops.AVG_POOL2D, args)
+    if builder.stored(x) == "fp32":  # sums of floats depend on their order
+        builder.floats.append(new.name)
     if len(builder.network.shapes[node.name][0]) == 2:
         new = builder.graph.call_function(aten.flatten.using_ints, (new, 1))
     return new, fmt

@@ -15,23 +15,26 @@ from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
 from mpq_compile.passes.cache_writes import CacheWrites
 from mpq_compile.passes.canonicalize import Canonicalize
+from mpq_compile.passes.expand_composites import ExpandComposites
 from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
 from mpq_compile.passes.fold_batchnorm import FoldBatchnorm, NormStatistics
 from mpq_compile.passes.fold_constants import FoldConstants
+from mpq_compile.passes.fold_scale import FoldScale
 from mpq_compile.passes.fold_shared_heads import FoldSharedHeads
 from mpq_compile.passes.fuse_attention import FuseAttention
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
 from mpq_compile.passes.fuse_rms_norm import FuseRmsNorm
 from mpq_compile.passes.fuse_rotary import FuseRotary
 from mpq_compile.passes.index_forms import IndexForms
+from mpq_compile.passes.lift_one_dimension import LiftOneDimension
 from mpq_compile.passes.remove_identity import RemoveIdentity
 from mpq_compile.passes.sink_expands import SinkExpands
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
 from mpq_compile.types import Candidate, QSpec, Site
 
-_DERIVED = re.compile(r"(_folded|_transposed)\w*$")
+_DERIVED = re.compile(r"(_folded|_transposed|_lifted)\w*$")
 _WEIGHT_SUFFIX = re.compile(
-    r"(\.parametrizations)?\.?(in_proj_)?(weight)?((\.|^)folded_\w+|((_folded|_transposed)\w*)*)$"
+    r"(\.parametrizations)?\.?(in_proj_)?(weight)?((\.|^)folded_\w+|((_folded|_transposed|_lifted)\w*)*)$"
 )
 
 
@@ -104,10 +107,13 @@ def prepare(captured: CapturedGraph) -> Network:
             ExpandScaledSums(),
             FoldConstants(),
             SinkExpands(),
+            ExpandComposites(),
             CacheWrites(),
             IndexForms(),
+            LiftOneDimension(),
             Canonicalize(),
             FoldBatchnorm(statistics=folded),
+            FoldScale(statistics=folded),
         ],
     )
     shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]

@@ -85,6 +85,11 @@ def add(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
     return clamp(a + b, lo, hi)
 
 
+def subtract(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
+    """``a − b``, then clamp."""
+    return clamp(a - b, lo, hi)
+
+
 def multiply(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
     """``a · b``, then clamp."""
     return clamp(a * b, lo, hi)
@@ -116,4 +121,4 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 SITE_OPS = (site_conv2d, site_linear)
 ALL_SITE_OPS = (*SITE_OPS, site_embedding)
 # Operators whose last two arguments are the bounds of a clamp.
-CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)
+CLAMPED = (site_conv2d, site_linear, channel_affine, add, subtract, multiply)
