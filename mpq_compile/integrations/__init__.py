@@ -1,0 +1,1 @@
+"""What connects mpq_compile with other tools."""
