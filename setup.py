@@ -22,10 +22,12 @@ RUNTIME = [
     "scikit-learn>=1.4",
 ]
 DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"]
+# Runs what mpq.export_onnx writes; the export itself needs onnx alone.
+ONNX = ["onnxruntime==1.32.0"]
 # What benchmarks/peers.py compares with: ratios are to these versions.
 PEERS = [
     "torchao==0.18.0",
-    "onnxruntime==1.32.0",
+    *ONNX,
     "onnxscript==0.7.2",
     "openvino==2026.4.1",
     "nncf==3.4.0",
@@ -57,10 +59,11 @@ setup(
     },
     install_requires=RUNTIME,
     extras_require={
-        "dev": [*DEVELOPMENT, *IMAGES, *CROSS],
+        "dev": [*DEVELOPMENT, *IMAGES, *CROSS, *ONNX],
         "peers": PEERS,
         "cross": CROSS,
         "images": IMAGES,
+        "onnx": ONNX,
         "datasets": DATASETS,
     },
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},

@@ -47,6 +47,9 @@ _NAMES = {
     "ArtifactError": "mpq_compile.errors",
     "DeviceError": "mpq_compile.errors",
     "errors": "mpq_compile.errors",
+    "export_encodings": "mpq_compile.integrations.encodings.collect",
+    "export_onnx": "mpq_compile.integrations.onnx_export",
+    "from_encodings": "mpq_compile.integrations.encodings.rebuild",
 }
 __all__ = ["__version__", *_NAMES]
 
@@ -66,6 +69,9 @@ if TYPE_CHECKING:
         UnsupportedOpError,
     )
     from mpq_compile.finetuning import finetune  # noqa: F401
+    from mpq_compile.integrations.encodings.collect import export_encodings  # noqa: F401
+    from mpq_compile.integrations.encodings.rebuild import from_encodings  # noqa: F401
+    from mpq_compile.integrations.onnx_export import export_onnx  # noqa: F401
     from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
     from mpq_compile.profiling import Profiled, profile  # noqa: F401
     from mpq_compile.report.frontier import FrontierReport  # noqa: F401

@@ -162,7 +162,10 @@ def _reduce(kind: str) -> Rule:
         axes = range(call.x.rank) if axes is None else [axes] if isinstance(axes, int) else axes
         kept = int(bool(call.argument(2, "keepdim", False)))
         return writer.op(
-            kind, call.x.name, writer.sizes(*(axes or range(call.x.rank))), into=call.name,
+            kind,
+            call.x.name,
+            writer.sizes(*(axes or range(call.x.rank))),
+            into=call.name,
             keepdims=kept,
         )
 

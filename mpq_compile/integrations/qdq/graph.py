@@ -20,15 +20,15 @@ from mpq_compile.integrations.qdq.floats import FLOATS, Rule
 from mpq_compile.integrations.qdq.moves import MOVES
 from mpq_compile.integrations.qdq.shapes import Sizes
 from mpq_compile.integrations.qdq.values import Call, Value
-from mpq_compile.integrations.qdq.writer import Writer
+from mpq_compile.integrations.qdq.writer import OPSET, Writer
 from mpq_compile.passes.base import ValueRecorder, constant, target_name
 from mpq_compile.passes.materialized import Materialized
 from mpq_compile.quant import ops as qops
 
 _FORMATS = (torch.uint8, torch.bfloat16)
 _ATEN: Mapping[Any, Rule] = {**FLOATS, **MOVES}
-# IR version that came with an operator set: readers of one refuse later ones of the other.
-_IR_VERSIONS = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
+# That of the operator set: its readers may refuse later ones.
+_IR_VERSION = 10
 
 
 class Export:
@@ -36,11 +36,11 @@ class Export:
 
     Args:
         source: The materialized graph.
-        opset: Operator set of the model.
+        int32_biases: Round biases between integer products to the accumulator's units.
     """
 
-    def __init__(self, source: Materialized, opset: int) -> None:
-        self.source, self.writer = source, Writer(opset)
+    def __init__(self, source: Materialized, int32_biases: bool = False) -> None:
+        self.source, self.writer, self.int32_biases = source, Writer(), int32_biases
         self._values: dict[str, Any] = {}
         captured = source.network.captured
         inputs = captured.example_inputs
@@ -66,12 +66,11 @@ class Export:
             [_described(value) for value in outputs],
             self.writer.initializers,
         )
-        opset = self.writer.opset
         model = helper.make_model(
             graph,
             producer_name="mpq_compile",
-            opset_imports=[helper.make_opsetid("", opset)],
-            ir_version=_IR_VERSIONS[opset],
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=_IR_VERSION,
         )
         records = self.source.records.values()
         assignment = {record.site.id: record.candidate.name for record in records}

@@ -65,7 +65,9 @@ def _flip(writer: Writer, _: Sizes, call: Call) -> str:
 
 def _nearest(writer: Writer, _: Sizes, call: Call) -> str:
     """Resize by the rule of PyTorch: ⌊index · old ÷ new⌋, or index ÷ the factor that is given."""
-    given = call.argument(2, "scale_factors") if call.target is aten.upsample_nearest2d.vec else None
+    given = (
+        call.argument(2, "scale_factors") if call.target is aten.upsample_nearest2d.vec else None
+    )
     attributes = {
         "mode": "nearest",
         "coordinate_transformation_mode": "asymmetric",

@@ -19,9 +19,7 @@ from mpq_compile.quant.multipliers import ROW_PEAK
 from mpq_compile.quant.weights import QuantizedWeight
 
 Arranged = Callable[[np.ndarray], np.ndarray]
-# A bias of int32 codes is off by up to half a unit of the accumulator. It stays float where a unit
-# is more than this part of the output's step, and where its sum with the products could overflow.
-_FINEST = 1 / 256
+# An int32 bias that is larger could overflow in its sum with the products.
 _LARGEST_BIAS = 2**30
 
 
@@ -31,6 +29,7 @@ class Graph(Protocol):
     writer: Writer
     sizes: Sizes
     source: Materialized
+    int32_biases: bool
 
     def value(self, node: fx.Node) -> Value: ...
 
@@ -45,8 +44,7 @@ def conv2d(graph: Graph, node: fx.Node) -> str:
     stride, padding, dilation, groups, spread = node.args[5:10]
     attributes: dict[str, Any] = {"strides": list(stride), "dilations": list(dilation)}
     attributes["group"] = int(groups)
-    x = graph.value(node.args[0]).name
-    bias = _bias(graph, node, record)
+    x, bias = graph.value(node.args[0]).name, _codes_of_bias(graph, node, record)
     optional = [] if bias is None else [bias]
     if tuple(spread) != (1, 1):
         geometry = _transposed_geometry(record, padding, dilation, spread)
@@ -54,29 +52,28 @@ def conv2d(graph: Graph, node: fx.Node) -> str:
         result = writer.op(
             "ConvTranspose", x, weight, *optional, into=node.name, group=int(groups), **geometry
         )
-        return _finished(graph, node, result)
+        return _finished(graph, node, result, bias)
     pads = [int(amount) for amount in padding]
     if min(pads) < 0:
         x = writer.op("Pad", x, writer.sizes(0, 0, *pads[:2], 0, 0, *pads[2:]), into=f"{x}_cropped")
         pads = [0, 0, 0, 0]
     weight = _weight(writer, record)
     result = writer.op("Conv", x, weight, *optional, into=node.name, pads=pads, **attributes)
-    return _finished(graph, node, result)
+    return _finished(graph, node, result, bias)
 
 
 def linear(graph: Graph, node: fx.Node) -> str:
     """Write a linear layer: Gemm where integer kernels read it, else MatMul and Add."""
     record, writer = graph.source.records[node.name], graph.writer
-    x, bias = graph.value(node.args[0]), _bias(graph, node, record)
-    if x.rank == 2 and node.args[0].name in graph.source.codes and not _blocks(record):
+    x = graph.value(node.args[0])
+    if x.rank == 2 and _is_integer(graph, node, record):
+        bias = _codes_of_bias(graph, node, record)
         optional = [] if bias is None else [bias]
         weight = _weight(writer, record)
         result = writer.op("Gemm", x.name, weight, *optional, into=node.name, transB=1)
-        return _finished(graph, node, result)
+        return _finished(graph, node, result, bias)
     result = writer.op("MatMul", x.name, _weight(writer, record, transposed=True), into=node.name)
-    if bias is not None:
-        result = writer.op("Add", result, bias, into=f"{node.name}_biased")
-    return _finished(graph, node, result)
+    return _finished(graph, node, result, None)
 
 
 def quantize_rows(graph: Graph, node: fx.Node) -> list[str]:
@@ -91,15 +88,20 @@ def quantize_rows(graph: Graph, node: fx.Node) -> list[str]:
     return [writer.op("Mul", codes, scale, into=f"{stem}_real"), scale]
 
 
-def _finished(graph: Graph, node: fx.Node, result: str) -> str:
-    """Write residual and clamp; the driver stores the result."""
+def _finished(graph: Graph, node: fx.Node, result: str, bias: str | None) -> str:
+    """Write the bias that the product has not added, the residual and the clamp."""
+    record, writer = graph.source.records[node.name], graph.writer
+    if record.has_bias and bias is None:
+        column = (-1, 1, 1) if is_call(node, qops.QCONV2D) else (-1,)
+        added = writer.constant(record.bias.numpy().reshape(column), f"{record.site.path}.bias")
+        result = writer.op("Add", result, added, into=f"{node.name}_biased")
     residual = node.args[5 if is_call(node, qops.QLINEAR_ROWS) else 4]
     if residual is not None:
         added = graph.value(residual).name
-        result = graph.writer.op("Add", result, added, into=f"{node.name}_sum")
+        result = writer.op("Add", result, added, into=f"{node.name}_sum")
     origin = graph.origin(node)
     assert origin is not None
-    return graph.writer.clip(result, *origin.args[-2:], into=node.name)
+    return writer.clip(result, *origin.args[-2:], into=node.name)
 
 
 # Weights
@@ -178,30 +180,27 @@ def _transposed_geometry(
 # Biases
 
 
-def _bias(graph: Graph, node: fx.Node, record: SiteRecord) -> str | None:
-    """Return the bias of a site, float32 [N]; None where it has none.
+def _codes_of_bias(graph: Graph, node: fx.Node, record: SiteRecord) -> str | None:
+    """Return the bias of a site as int32 in units of the accumulator, where that is asked for.
 
-    Behind integer products with one scale a channel it is stored as int32 in units of the
-    accumulator, as integer kernels read it, where that moves no output by more than a small part
-    of a step; elsewhere as float32.
+    None where there is none, where there are no integer products with one scale a channel, or
+    where int32 is too narrow: it is then added in float32, as the deployed network does, by a node
+    of its own, because ONNX Runtime makes int32 of any bias that a Conv or Gemm between codes has.
     """
-    if not record.has_bias:
+    if not graph.int32_biases or not record.has_bias or not _is_integer(graph, node, record):
         return None
-    writer, stem, bias = graph.writer, f"{record.site.path}.bias", record.bias.numpy()
-    units = _units(graph, node, record)
-    codes = None if units is None else np.rint(bias / units.astype(np.float64))
-    if units is None or codes is None or np.abs(codes).max() > _LARGEST_BIAS:
-        return writer.constant(bias, stem)
-    stored = writer.constant(codes.astype(np.int32), f"{stem}_codes")
-    scale = writer.constant(units, f"{stem}_scale")
-    return writer.op("DequantizeLinear", stored, scale, into=stem, axis=0)
-
-
-def _units(graph: Graph, node: fx.Node, record: SiteRecord) -> np.ndarray | None:
-    """Return the scale of each channel's accumulator, float32 [N]; None where it is float."""
-    static = not record.candidate.dynamic and node.args[0].name in graph.source.codes
-    if not static or not isinstance(record.weight, QuantizedWeight) or _blocks(record):
-        return None
+    assert isinstance(record.weight, QuantizedWeight)
     scale = record.weight.scale.numpy().astype(np.float64) * record.input_scale
-    coarse = node.name in graph.source.codes and scale.max() > _FINEST * record.output_scale
-    return None if coarse else scale.astype(np.float32)
+    codes = np.rint(record.bias.numpy() / scale.astype(np.float32).astype(np.float64))
+    if np.abs(codes).max() > _LARGEST_BIAS:
+        return None
+    stem = f"{record.site.path}.bias"
+    stored = graph.writer.constant(codes.astype(np.int32), f"{stem}_codes")
+    units = graph.writer.constant(scale.astype(np.float32), f"{stem}_scale")
+    return graph.writer.op("DequantizeLinear", stored, units, into=stem, axis=0)
+
+
+def _is_integer(graph: Graph, node: fx.Node, record: SiteRecord) -> bool:
+    """Tell whether codes meet codes that have one scale a channel."""
+    per_channel = isinstance(record.weight, QuantizedWeight) and not _blocks(record)
+    return per_channel and node.args[0].name in graph.source.codes

@@ -93,8 +93,12 @@ def average_pool(graph: Graph, node: fx.Node) -> str:
         )
     left = writer.constant(_indicator(rows, x.shape[2]), f"{node.name}_rows")
     right_ = writer.constant(_indicator(columns, x.shape[3]).T, f"{node.name}_columns")
-    sums = writer.op("MatMul", writer.op("MatMul", left, x.name, into=f"{node.name}_down"), right_,
-                     into=f"{node.name}_sums")
+    sums = writer.op(
+        "MatMul",
+        writer.op("MatMul", left, x.name, into=f"{node.name}_down"),
+        right_,
+        into=f"{node.name}_sums",
+    )
     return writer.op("Div", sums, writer.constant(cells.astype(np.float32)), into=node.name)
 
 
@@ -152,7 +156,9 @@ def _rounded_weights(writer: Writer, scores: str, stem: str) -> tuple[str, str]:
     last, lowest = writer.sizes(-1), writer.scalar(float(np.finfo(np.float32).min))
     most = writer.op("ReduceMax", scores, last, into=f"{stem}_max", keepdims=1)
     most = writer.op("Max", most, lowest, into=f"{stem}_highest")
-    powers = writer.op("Exp", writer.op("Sub", scores, most, into=f"{stem}_gap"), into=f"{stem}_exp")
+    powers = writer.op(
+        "Exp", writer.op("Sub", scores, most, into=f"{stem}_gap"), into=f"{stem}_exp"
+    )
     weights = writer.quantized(powers, _WEIGHTS, f"{stem}_weights")
     total = writer.op("ReduceSum", weights, last, into=f"{stem}_total", keepdims=1)
     return weights, writer.op("Max", total, writer.scalar(_WEIGHTS.scale), into=f"{stem}_divisor")

@@ -13,20 +13,16 @@ from onnx import TensorProto, helper
 from mpq_compile.quant.packing import pack_bits
 from mpq_compile.types import QParams
 
-# The first operator set with types of four bits and scales of blocks, and that with two bits.
-OPSET, OPSET_INT2 = 21, 25
-_SIGNED = {2: TensorProto.INT2, 4: TensorProto.INT4, 8: TensorProto.INT8}
+# The first operator set with types of four bits and scales of blocks. INT2, of set 25, is not
+# written: ONNX Runtime 1.32 reads it, but fuses it into a QLinearConv that does not.
+OPSET = 21
+_SIGNED = {4: TensorProto.INT4, 8: TensorProto.INT8}
 
 
 class Writer:
-    """One graph as it grows; tensors are known by their names.
+    """One graph as it grows; tensors are known by their names."""
 
-    Args:
-        opset: Operator set of the model.
-    """
-
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
         self._stored: dict[tuple[Any, ...], str] = {}
@@ -74,10 +70,10 @@ class Writer:
         return self.op("Cast", stored, into=stem, to=TensorProto.FLOAT)
 
     def packed(self, codes: np.ndarray, bits: int, stem: str) -> str:
-        """Store signed codes in the narrowest type of the operator set that holds ``bits``."""
-        widths = [w for w in _SIGNED if w >= bits and (w != 2 or self.opset >= OPSET_INT2)]
-        raw = pack_bits(codes, min(widths)).tobytes()
-        return self._store(_SIGNED[min(widths)], codes.shape, raw, stem)
+        """Store signed codes in the narrowest type that holds ``bits``; INT4 has two a byte."""
+        width = min(width for width in _SIGNED if width >= bits)
+        raw = pack_bits(codes, width).tobytes()
+        return self._store(_SIGNED[width], codes.shape, raw, stem)
 
     def _store(self, kind: int, shape: tuple[int, ...], raw: bytes, stem: str) -> str:
         key = (kind, shape, raw)
@@ -103,15 +99,13 @@ class Writer:
     def quantized(self, x: str, qparams: QParams, into: str) -> str:
         """Write QuantizeLinear and DequantizeLinear of one tensor; return what the latter gives.
 
-        Codes of at most four bits are stored in UINT4, others in UINT8; where the type holds more
-        codes than the format, a Clip before it keeps the format's range.
+        Codes are UINT8; below eight bits a Clip keeps them in their range. (What ONNX Runtime 1.32
+        makes of UINT4 tensors fails where they are pooled or clipped.)
         """
         top, zero = qparams.spec.qmax, qparams.zero_point
-        kind = TensorProto.UINT4 if qparams.spec.bits <= 4 else TensorProto.UINT8
-        if qparams.spec.bits not in (4, 8):
+        if qparams.spec.bits < 8:
             x = self.clip(x, -zero * qparams.scale, (top - zero) * qparams.scale, into)
-        scale = self.scalar(qparams.scale)
-        point = self._store(kind, (), bytes([zero]), "zero_point")
+        scale, point = self.scalar(qparams.scale), self.constant(np.uint8(zero), "zero_point")
         codes = self.op("QuantizeLinear", x, scale, point, into=f"{into}_codes")
         return self.op("DequantizeLinear", codes, scale, point, into=f"{into}_real")
 
