@@ -84,21 +84,16 @@ def average_pool(graph: Graph, node: fx.Node) -> str:
     plain = np.array_equal(cells, counted)
     if plain and (rows, columns) == ([(0, x.shape[2])], [(0, x.shape[3])]):
         return writer.op("GlobalAveragePool", x.name, into=node.name)
-    regular = _regular(rows), _regular(columns)
-    if plain and regular[0] is not None and regular[1] is not None:
-        (height, down), (width, right) = regular
-        kernel, strides = [height, width], [down, right]
+    down, across = _regular(rows), _regular(columns)
+    if plain and down is not None and across is not None:
+        kernel, strides = ([down[i], across[i]] for i in range(2))
         return writer.op(
             "AveragePool", x.name, into=node.name, kernel_shape=kernel, strides=strides
         )
     left = writer.constant(_indicator(rows, x.shape[2]), f"{node.name}_rows")
-    right_ = writer.constant(_indicator(columns, x.shape[3]).T, f"{node.name}_columns")
-    sums = writer.op(
-        "MatMul",
-        writer.op("MatMul", left, x.name, into=f"{node.name}_down"),
-        right_,
-        into=f"{node.name}_sums",
-    )
+    right = writer.constant(_indicator(columns, x.shape[3]).T, f"{node.name}_columns")
+    sums = writer.op("MatMul", left, x.name, into=f"{node.name}_down")
+    sums = writer.op("MatMul", sums, right, into=f"{node.name}_sums")
     return writer.op("Div", sums, writer.constant(cells.astype(np.float32)), into=node.name)
 
 

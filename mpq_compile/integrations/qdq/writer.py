@@ -87,7 +87,7 @@ class Writer:
 
     # Numbers between formats
 
-    def clip(self, x: str, lo: float, hi: float, into: str) -> str:
+    def clip(self, x: str, lo: float, hi: float, *, into: str) -> str:
         """Write a clamp to [lo, hi]; nothing where both are infinite."""
         if (lo, hi) == (-inf, inf):
             return x
@@ -104,7 +104,7 @@ class Writer:
         """
         top, zero = qparams.spec.qmax, qparams.zero_point
         if qparams.spec.bits < 8:
-            x = self.clip(x, -zero * qparams.scale, (top - zero) * qparams.scale, into)
+            x = self.clip(x, -zero * qparams.scale, (top - zero) * qparams.scale, into=into)
         scale, point = self.scalar(qparams.scale), self.constant(np.uint8(zero), "zero_point")
         codes = self.op("QuantizeLinear", x, scale, point, into=f"{into}_codes")
         return self.op("DequantizeLinear", codes, scale, point, into=f"{into}_real")
