@@ -116,8 +116,13 @@ class Pending:
     def shown(self, vectors: int, condition: Any = True) -> Iterator[tuple[Any, Any, list[Any]]]:
         """Emit code for where a block waits: (output, left) of its place, and its channels."""
         words = self.words[0]
+
+        def word(index: int) -> Any:
+            # In 64 bits: TVM simplifies what is computed with it to literals beyond int32.
+            return T.bind(T.cast(words[index], "int64"))
+
         with T.If(T.And(words[0] != 0, condition)), T.Then():
-            yield T.bind(words[1]), T.bind(words[2]), [T.bind(words[3 + v]) for v in range(vectors)]
+            yield word(1), word(2), [word(3 + v) for v in range(vectors)]
 
     @contextmanager
     def taken(self, vectors: int) -> Iterator[tuple[Any, Any, list[Any]]]:

@@ -38,8 +38,8 @@ class Schedule:
     rounds: int = 12
     pause_s: float = 0.3
     block: Block = Block(warm_s=0.1, seconds=0.2)
-    tries: int = 4
-    patience_s: float = 4.0
+    tries: int = 2
+    patience_s: float = 1.0
 
 
 QUICK = Schedule(
