@@ -32,10 +32,12 @@ DEVELOPMENT = [
     "build>=1",
     "setuptools>=69",
 ]
+# Runs what mpq.export_onnx writes; the export itself needs onnx alone.
+ONNX = ["onnxruntime==1.32.0"]
 # What benchmarks/peers.py compares with: ratios are to these versions.
 PEERS = [
     "torchao==0.18.0",
-    "onnxruntime==1.32.0",
+    *ONNX,
     "onnxscript==0.7.2",
     "openvino==2026.4.1",
     "nncf==3.4.0",
@@ -74,15 +76,16 @@ setup(
     },
     install_requires=RUNTIME,
     extras_require={
-        "dev": [*DEVELOPMENT, *IMAGES, *CROSS, *TRANSFORMERS],
+        "dev": [*DEVELOPMENT, *IMAGES, *CROSS, *TRANSFORMERS, *ONNX],
         "peers": PEERS,
         "cross": CROSS,
         "images": IMAGES,
+        "onnx": ONNX,
         "datasets": DATASETS,
         "transformers": [*TRANSFORMERS, *MINILM],
         "docs": DOCS,
         # What any feature of the package itself can ask for; neither peers nor tools.
-        "all": [*CROSS, *IMAGES, *DATASETS, *TRANSFORMERS],
+        "all": [*CROSS, *IMAGES, *DATASETS, *TRANSFORMERS, *ONNX],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

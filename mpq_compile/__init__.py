@@ -51,6 +51,9 @@ _NAMES = {
     "ArtifactError": "mpq_compile.errors",
     "DeviceError": "mpq_compile.errors",
     "errors": "mpq_compile.errors",
+    "export_encodings": "mpq_compile.integrations.encodings.collect",
+    "export_onnx": "mpq_compile.integrations.onnx_export",
+    "from_encodings": "mpq_compile.integrations.encodings.rebuild",
 }
 __all__ = ["__version__", *_NAMES]
 
@@ -70,7 +73,10 @@ if TYPE_CHECKING:  # one line a name; `as` says that it is public
     from mpq_compile.errors import UnsupportedOpError as UnsupportedOpError
     from mpq_compile.finetuning import finetune as finetune
     from mpq_compile.integrations.calibration_context import calibrating as calibrating
+    from mpq_compile.integrations.encodings.collect import export_encodings as export_encodings
+    from mpq_compile.integrations.encodings.rebuild import from_encodings as from_encodings
     from mpq_compile.integrations.explanation import explain as explain
+    from mpq_compile.integrations.onnx_export import export_onnx as export_onnx
     from mpq_compile.integrations.torch_distributed import distributed as distributed
     from mpq_compile.pipeline import assign as assign
     from mpq_compile.pipeline import compile as compile

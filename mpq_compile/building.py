@@ -79,7 +79,7 @@ def _loaded(
     session: Session, materialized: Materialized, owner: tempfile.TemporaryDirectory[str]
 ) -> CompiledNetwork:
     oracle = reference_of(materialized)
-    network = CompiledNetwork(_folder(owner), oracle, owner, session.device)
+    network = CompiledNetwork(_folder(owner), oracle, owner, session.device, materialized)
     if session.device.present:
         check_against_oracle(network, _first_inputs(session))
     return network

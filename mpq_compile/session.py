@@ -33,6 +33,7 @@ from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.balance import balanced
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import materialize
+from mpq_compile.passes.materialized import Materialized
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.range_stability import range_note
@@ -480,8 +481,12 @@ class Session:
 
     def reference(self, assignment: Mapping[str, str]) -> fx.GraphModule:
         """Return the oracle of an assignment, without building anything."""
+        return reference_of(self.materialized(assignment))
+
+    def materialized(self, assignment: Mapping[str, str]) -> Materialized:
+        """Return the graph that is lowered for an assignment, with what its sites were given."""
         calibration = self.rounded_for(assignment)
-        return reference_of(materialize(self.network, calibration, assignment, self.allow_float))
+        return materialize(self.network, calibration, assignment, self.allow_float)
 
 
 def _certificate(solution: Solution | None) -> dict[str, Any]:

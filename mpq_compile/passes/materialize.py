@@ -80,6 +80,9 @@ class _Builder:
         self.masks: dict[str, fx.Node] = {}
         self.records: dict[str, SiteRecord] = {}
         self.floats: list[str] = []
+        self.codes: dict[str, QParams] = {}
+        self.origins: dict[str, str] = {}
+        self.ranges: dict[tuple[str, int], QParams] = {}
         self._anchor = self.graph.output((None,))
 
     def build(self) -> Materialized:
@@ -96,6 +99,9 @@ class _Builder:
             network=self.network,
             formats=self.formats,
             floats=[name for name in self.floats if name in kept],
+            codes={name: qparams for name, qparams in self.codes.items() if name in kept},
+            origins={name: origin for name, origin in self.origins.items() if name in kept},
+            ranges=self.ranges,
         )
 
     def _visit(self, node: fx.Node) -> None:
@@ -109,6 +115,8 @@ class _Builder:
             new, fmt = rule(self, node)
             _keep_source(node, new)
             self.made[node.name] = {fmt: new}
+            self.origins[new.name] = node.name
+            self._note(new, self.qparams(node, fmt))
 
     # Operands
 
@@ -120,7 +128,9 @@ class _Builder:
         """Qparams of a tensor in ``fmt``; None for float formats."""
         if storage(fmt) != "u8":
             return None
-        return self.calibration.qparams(self.roots[node.name], format_bits(fmt))
+        key = (self.roots[node.name], format_bits(fmt))
+        self.ranges[key] = self.calibration.qparams(*key)
+        return self.ranges[key]
 
     def operand(self, node: fx.Node, fmt: str) -> fx.Node:
         """The new node that holds old ``node`` in ``fmt``, converted once where it must be."""
@@ -152,7 +162,13 @@ class _Builder:
         factor = f32(scale_of(before) / scale_of(after))
         limits = bounds_of(after) if bounds is None else bounds
         args = (source, zero_point_of(before), factor, limits, zero_point_of(after), out)
-        return self.graph.call_function(qops.CONVERT, args)
+        new = self.graph.call_function(qops.CONVERT, args)
+        self._note(new, after)
+        return new
+
+    def _note(self, new: fx.Node, qparams: QParams | None) -> None:
+        if qparams is not None:
+            self.codes[new.name] = qparams
 
     def attribute(self, name: str, value: Tensor) -> fx.Node:
         """Register a constant of the new graph."""

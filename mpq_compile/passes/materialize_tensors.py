@@ -108,6 +108,8 @@ def average(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
     new = builder.graph.call_function(qops.AVG_POOL2D, args)
     if builder.stored(x) == "fp32":  # sums of floats depend on their order
         builder.floats.append(new.name)
+    if after is not None:
+        builder.codes[new.name] = after
     if len(builder.network.shapes[node.name][0]) == 2:
         new = builder.graph.call_function(aten.flatten.using_ints, (new, 1))
     return new, fmt

@@ -50,6 +50,9 @@ class Materialized:
         network: The float network it came from.
         formats: Storage format by node name of the float graph.
         floats: Names of the nodes that TVM computes in float, in order of execution.
+        codes: What the codes of a node's tensor mean, by node name; float tensors have no entry.
+        origins: Node name to the node of the float graph that it computes.
+        ranges: Qparams that were used, by node name of the float graph and bits.
     """
 
     module: fx.GraphModule
@@ -57,6 +60,9 @@ class Materialized:
     network: Network
     formats: Mapping[str, str]
     floats: Sequence[str]
+    codes: Mapping[str, QParams]
+    origins: Mapping[str, str]
+    ranges: Mapping[tuple[str, int], QParams]
 
 
 class Builder(Protocol):
@@ -73,6 +79,7 @@ class Builder(Protocol):
     masks: dict[str, fx.Node]
     records: dict[str, SiteRecord]
     floats: list[str]
+    codes: dict[str, QParams]
 
     def stored(self, node: fx.Node) -> str: ...
 

@@ -39,5 +39,8 @@ def fitted_bias(
     bias = network.bias(site_id)
     if candidate.weight_bits >= 16:
         return bias
+    given = calibration.biases.get((site_id, weight_spec(candidate)))
+    if given is not None:
+        return given
     fit = calibration.fits.get((site_id, weight_spec(candidate)))
     return bias if fit is None else bias + fit.shift

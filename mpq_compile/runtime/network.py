@@ -45,6 +45,7 @@ class CompiledNetwork:
         reference: Any = None,
         owner: tempfile.TemporaryDirectory[str] | None = None,
         device: Device | None = None,
+        materialized: Any = None,
     ) -> None:
         self.folder = Path(folder)
         self.manifest, self.plan = open_artifact(self.folder)
@@ -52,6 +53,7 @@ class CompiledNetwork:
         self.device: Device = device or own_device(self.manifest)
         self.executor = self.device.open(self.folder)
         self._reference = reference
+        self._materialized = materialized
         self._owner = owner  # keeps a temporary artifact for as long as the network lives
 
     @property
@@ -66,14 +68,26 @@ class CompiledNetwork:
         Raises:
             MpqError: The network was loaded from disk, without the model.
         """
-        if self._reference is None:
+        return self._of_torch(self._reference)
+
+    @property
+    def materialized(self) -> Any:
+        """The same graph with what its sites were given (``passes.materialized.Materialized``).
+
+        Raises:
+            MpqError: The network was loaded from disk, without the model.
+        """
+        return self._of_torch(self._materialized)
+
+    def _of_torch(self, known: Any) -> Any:
+        if known is None:
             raise MpqError(
                 "a loaded artifact has no PyTorch reference",
                 where=str(self.folder),
                 expected="a network from mpq.compile or mpq.assign",
-                remedy="rebuild it with mpq.assign(model, inputs, calibration, plan.assignment)",
+                remedy="rebuild it with mpq.compile(model, inputs, calibration, plan=net.plan)",
             )
-        return self._reference
+        return known
 
     def __call__(self, *inputs: Any, in_place: bool = False) -> Any:
         """Run the network; a single output comes alone, several as the model returns them.

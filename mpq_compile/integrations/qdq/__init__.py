@@ -1,0 +1,1 @@
+"""Materialized graph → QDQ ONNX: one table of rules, float operators between codes."""

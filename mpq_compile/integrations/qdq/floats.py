@@ -1,0 +1,241 @@
+"""ATen operators on float tensors → ONNX nodes: elementwise functions, sums, norms, softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpq_compile.integrations.qdq.shapes import Sizes
+from mpq_compile.integrations.qdq.values import Call, Value
+from mpq_compile.integrations.qdq.writer import Writer
+from mpq_compile.passes import ops
+
+aten = torch.ops.aten
+Rule = Callable[[Writer, Sizes, Call], "str | list[str]"]
+
+
+def _unary(kind: str, **attributes: float) -> Rule:
+    def rule(writer: Writer, _: Sizes, call: Call) -> str:
+        return writer.op(kind, call.x.name, into=call.name, **attributes)
+
+    return rule
+
+
+def _silu(writer: Writer, _: Sizes, call: Call) -> str:
+    gate = writer.op("Sigmoid", call.x.name, into=f"{call.name}_gate")
+    return writer.op("Mul", call.x.name, gate, into=call.name)
+
+
+def _gelu(writer: Writer, _: Sizes, call: Call) -> str:
+    how = call.argument(1, "approximate", "none")
+    return writer.op("Gelu", call.x.name, into=call.name, approximate=how)
+
+
+def _leaky_relu(writer: Writer, _: Sizes, call: Call) -> str:
+    slope = float(call.argument(1, "negative_slope", 0.01))
+    return writer.op("LeakyRelu", call.x.name, into=call.name, alpha=slope)
+
+
+def _elu(writer: Writer, _: Sizes, call: Call) -> str:
+    alpha = float(call.argument(1, "alpha", 1.0))
+    return writer.op("Elu", call.x.name, into=call.name, alpha=alpha)
+
+
+def _softplus(writer: Writer, _: Sizes, call: Call) -> str:
+    """ln(1 + exp(β x)) ÷ β; PyTorch's threshold only keeps exp from overflowing."""
+    beta = float(call.argument(1, "beta", 1.0))
+    if beta == 1.0:
+        return writer.op("Softplus", call.x.name, into=call.name)
+    scaled = writer.op("Mul", call.x.name, writer.scalar(beta), into=f"{call.name}_scaled")
+    soft = writer.op("Softplus", scaled, into=f"{call.name}_soft")
+    return writer.op("Div", soft, writer.scalar(beta), into=call.name)
+
+
+def _rsqrt(writer: Writer, _: Sizes, call: Call) -> str:
+    root = writer.op("Sqrt", call.x.name, into=f"{call.name}_root")
+    return writer.op("Reciprocal", root, into=call.name)
+
+
+def _operand(writer: Writer, value: Any, like: Value) -> str:
+    """Return the name of a tensor, or of a number in the type of ``like``."""
+    if isinstance(value, Value):
+        return value.name
+    dtype = torch.empty(0, dtype=like.dtype).numpy().dtype
+    return writer.constant(np.asarray(value, dtype))
+
+
+def _binary(kind: str, swapped: bool = False) -> Rule:
+    def rule(writer: Writer, _: Sizes, call: Call) -> str:
+        a, b = call.args[:2]
+        like = a if isinstance(a, Value) else b
+        factor = call.kwargs.get("alpha", 1)
+        first, second = _operand(writer, a, like), _operand(writer, b, like)
+        if factor != 1:
+            scaled = _operand(writer, factor, like)
+            second = writer.op("Mul", second, scaled, into=f"{call.name}_scaled")
+        order = (second, first) if swapped else (first, second)
+        return writer.op(kind, *order, into=call.name)
+
+    return rule
+
+
+def _clamped(kind: str) -> Rule:
+    """``passes.ops.add`` and ``multiply``, with the clamp behind them."""
+
+    def rule(writer: Writer, _: Sizes, call: Call) -> str:
+        result = writer.op(kind, call.args[0].name, call.args[1].name, into=call.name)
+        return writer.clip(result, *(call.args[2:] or (-inf, inf)), into=call.name)
+
+    return rule
+
+
+def _clamp(writer: Writer, _: Sizes, call: Call) -> str:
+    return writer.clip(call.x.name, *call.args[1:3], into=call.name)
+
+
+def _channel_affine(writer: Writer, sizes: Sizes, call: Call) -> str:
+    factors = []
+    for value in call.args[1:3]:
+        shape = writer.sizes(-1, *(1,) * (call.x.rank - 2))
+        factors.append(writer.op("Reshape", value.name, shape, into=f"{value.name}_column"))
+    scaled = writer.op("Mul", call.x.name, factors[0], into=f"{call.name}_scaled")
+    shifted = writer.op("Add", scaled, factors[1], into=call.name)
+    return writer.clip(shifted, *(call.args[3:] or (-inf, inf)), into=call.name)
+
+
+def _softmax(kind: str) -> Rule:
+    def rule(writer: Writer, _: Sizes, call: Call) -> str:
+        return writer.op(kind, call.x.name, into=call.name, axis=int(call.argument(1, "dim")))
+
+    return rule
+
+
+def _columns(writer: Writer, call: Call, index: int, name: str, value: float) -> str:
+    """Return the scale or shift of a norm; constant where the call has none."""
+    given = call.argument(index, name)
+    if given is not None:
+        return given.name
+    return writer.constant(np.full(call.args[1], value, np.float32))
+
+
+def _layer_norm(writer: Writer, _: Sizes, call: Call) -> str:
+    columns = [_columns(writer, call, 2, "weight", 1.0), _columns(writer, call, 3, "bias", 0.0)]
+    axis, epsilon = -len(call.args[1]), float(call.argument(4, "eps", 1e-5))
+    return writer.op(
+        "LayerNormalization", call.x.name, *columns, into=call.name, axis=axis, epsilon=epsilon
+    )
+
+
+def _rms_norm(writer: Writer, _: Sizes, call: Call) -> str:
+    """x ÷ √(mean x² + ε) · weight: an operator of its own only from operator set 23 on."""
+    epsilon = call.argument(3, "eps")
+    epsilon = torch.finfo(torch.float32).eps if epsilon is None else float(epsilon)
+    axes = writer.sizes(*range(-len(call.args[1]), 0))
+    square = writer.op("Mul", call.x.name, call.x.name, into=f"{call.name}_square")
+    mean = writer.op("ReduceMean", square, axes, into=f"{call.name}_mean", keepdims=1)
+    kept = writer.op("Add", mean, writer.scalar(epsilon), into=f"{call.name}_kept")
+    root = writer.op("Sqrt", kept, into=f"{call.name}_root")
+    normed = writer.op("Div", call.x.name, root, into=f"{call.name}_normed")
+    return writer.op("Mul", normed, _columns(writer, call, 2, "weight", 1.0), into=call.name)
+
+
+def _group_norm(writer: Writer, _: Sizes, call: Call) -> str:
+    channels = call.x.shape[1]
+    columns = [
+        value.name if value is not None else writer.constant(np.full(channels, fill, np.float32))
+        for value, fill in ((call.argument(2, "weight"), 1.0), (call.argument(3, "bias"), 0.0))
+    ]
+    epsilon, groups = float(call.argument(4, "eps", 1e-5)), int(call.args[1])
+    kind = "GroupNormalization"
+    return writer.op(
+        kind, call.x.name, *columns, into=call.name, num_groups=groups, epsilon=epsilon
+    )
+
+
+def _reduce(kind: str) -> Rule:
+    def rule(writer: Writer, _: Sizes, call: Call) -> str:
+        axes = call.argument(1, "dim")
+        axes = range(call.x.rank) if axes is None else [axes] if isinstance(axes, int) else axes
+        kept = int(bool(call.argument(2, "keepdim", False)))
+        return writer.op(
+            kind,
+            call.x.name,
+            writer.sizes(*(axes or range(call.x.rank))),
+            into=call.name,
+            keepdims=kept,
+        )
+
+    return rule
+
+
+def _matmul(writer: Writer, _: Sizes, call: Call) -> str:
+    return writer.op("MatMul", call.args[0].name, call.args[1].name, into=call.name)
+
+
+def _linear(writer: Writer, _: Sizes, call: Call) -> str:
+    """A linear layer whose weight the network computes."""
+    weight = writer.op("Transpose", call.args[1].name, into=f"{call.name}_weight", perm=[1, 0])
+    product = writer.op("MatMul", call.x.name, weight, into=call.name)
+    bias = call.argument(2, "bias")
+    if bias is None:
+        return product
+    return writer.op("Add", product, bias.name, into=f"{call.name}_biased")
+
+
+def _embedding(writer: Writer, _: Sizes, call: Call) -> str:
+    return writer.op("Gather", call.args[0].name, call.args[1].name, into=call.name, axis=0)
+
+
+def _where(writer: Writer, _: Sizes, call: Call) -> str:
+    return writer.op("Where", *(value.name for value in call.args[:3]), into=call.name)
+
+
+UNARY: Mapping[Any, Rule] = {
+    aten.sigmoid.default: _unary("Sigmoid"),
+    aten.tanh.default: _unary("Tanh"),
+    aten.abs.default: _unary("Abs"),
+    aten.neg.default: _unary("Neg"),
+    aten.exp.default: _unary("Exp"),
+    aten.sqrt.default: _unary("Sqrt"),
+    aten.rsqrt.default: _rsqrt,
+    aten.relu.default: _unary("Relu"),
+    aten.hardswish.default: _unary("HardSwish"),
+    aten.hardsigmoid.default: _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
+    aten.mish.default: _unary("Mish"),
+    aten.softplus.default: _softplus,
+    aten.selu.default: _unary("Selu"),
+    aten.silu.default: _silu,
+    aten.gelu.default: _gelu,
+    aten.leaky_relu.default: _leaky_relu,
+    aten.elu.default: _elu,
+}
+FLOATS: Mapping[Any, Rule] = {
+    **UNARY,
+    aten.add.Tensor: _binary("Add"),
+    aten.sub.Tensor: _binary("Sub"),
+    aten.rsub.Scalar: _binary("Sub", swapped=True),
+    aten.mul.Tensor: _binary("Mul"),
+    aten.div.Tensor: _binary("Div"),
+    aten.pow.Tensor_Scalar: _binary("Pow"),
+    ops.add: _clamped("Add"),
+    ops.multiply: _clamped("Mul"),
+    ops.clamp: _clamp,
+    ops.channel_affine: _channel_affine,
+    aten.softmax.int: _softmax("Softmax"),
+    aten._softmax.default: _softmax("Softmax"),
+    aten.log_softmax.int: _softmax("LogSoftmax"),
+    aten.layer_norm.default: _layer_norm,
+    aten.rms_norm.default: _rms_norm,
+    aten.group_norm.default: _group_norm,
+    aten.mean.dim: _reduce("ReduceMean"),
+    aten.sum.dim_IntList: _reduce("ReduceSum"),
+    aten.matmul.default: _matmul,
+    aten.bmm.default: _matmul,
+    aten.linear.default: _linear,
+    aten.embedding.default: _embedding,
+    aten.where.self: _where,
+}

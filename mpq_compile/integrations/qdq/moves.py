@@ -1,0 +1,165 @@
+"""Operators that move values: reshapes, slices, splits, padding, nearest resize, concatenation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from mpq_compile.integrations.qdq.floats import Rule
+from mpq_compile.integrations.qdq.shapes import Sizes
+from mpq_compile.integrations.qdq.values import Call
+from mpq_compile.integrations.qdq.writer import Writer
+from mpq_compile.passes.formats import PAD, RESHAPES
+
+aten = torch.ops.aten
+_END = np.iinfo(np.int64).max
+
+
+def _reshape(writer: Writer, sizes: Sizes, call: Call) -> str:
+    return writer.op("Reshape", call.x.name, sizes.reshaped(call.out), into=call.name)
+
+
+def _permute(writer: Writer, _: Sizes, call: Call) -> str:
+    order = [int(axis) % call.x.rank for axis in call.argument(1, "dims")]
+    return writer.op("Transpose", call.x.name, into=call.name, perm=order)
+
+
+def _transpose(writer: Writer, _: Sizes, call: Call) -> str:
+    order = list(range(call.x.rank))
+    if len(order) > 1:
+        a, b = (int(call.argument(i, f"dim{i - 1}", i - 1)) for i in (1, 2))
+        order[a], order[b] = order[b], order[a]
+    return writer.op("Transpose", call.x.name, into=call.name, perm=order)
+
+
+def _sliced(writer: Writer, call: Call, axis: int, span: tuple[int, int, int]) -> str:
+    start, end, step = (writer.sizes(number) for number in span)
+    return writer.op("Slice", call.x.name, start, end, writer.sizes(axis), step, into=call.name)
+
+
+def _slice(writer: Writer, _: Sizes, call: Call) -> str:
+    start, end = call.argument(2, "start"), call.argument(3, "end")
+    span = (int(start or 0), _END if end is None else int(end), int(call.argument(4, "step", 1)))
+    return _sliced(writer, call, int(call.argument(1, "dim", 0)), span)
+
+
+def _select(writer: Writer, _: Sizes, call: Call) -> str:
+    axis, index = int(call.args[1]), np.int64(call.args[2])
+    return writer.op("Gather", call.x.name, writer.constant(index), into=call.name, axis=axis)
+
+
+def _expand(writer: Writer, sizes: Sizes, call: Call) -> str:
+    target = sizes.expanded(call.x, call.out)
+    return writer.op("Expand", call.x.name, target, into=call.name)
+
+
+def _flip(writer: Writer, _: Sizes, call: Call) -> str:
+    axes = [int(axis) for axis in call.args[1]]
+    spans = (writer.sizes(*[number] * len(axes)) for number in (-1, -_END, -1))
+    start, end, step = spans
+    return writer.op("Slice", call.x.name, start, end, writer.sizes(*axes), step, into=call.name)
+
+
+def _nearest(writer: Writer, _: Sizes, call: Call) -> str:
+    """Resize by the rule of PyTorch: ⌊index · old ÷ new⌋, or index ÷ the factor that is given."""
+    given = (
+        call.argument(2, "scale_factors") if call.target is aten.upsample_nearest2d.vec else None
+    )
+    attributes = {
+        "mode": "nearest",
+        "coordinate_transformation_mode": "asymmetric",
+        "nearest_mode": "floor",
+    }
+    return _resized(writer, call, given, attributes)
+
+
+def _resized(writer: Writer, call: Call, scales: Any, attributes: Mapping[str, Any]) -> str:
+    """Write a Resize of height and width, by factors where they are given, else to sizes."""
+    if scales:
+        wanted = [writer.constant(np.array(scales, np.float32), "scales")]
+    else:
+        wanted = ["", writer.sizes(*call.out.shape[2:])]
+    return writer.op("Resize", call.x.name, "", *wanted, into=call.name, axes=[2, 3], **attributes)
+
+
+def _bilinear(writer: Writer, _: Sizes, call: Call) -> str:
+    mode = "align_corners" if call.argument(2, "align_corners") else "half_pixel"
+    attributes = {"mode": "linear", "coordinate_transformation_mode": mode}
+    return _resized(writer, call, call.argument(3, "scale_factors"), attributes)
+
+
+def _pixel_shuffle(writer: Writer, _: Sizes, call: Call) -> str:
+    factor = int(call.args[1])
+    return writer.op("DepthToSpace", call.x.name, into=call.name, blocksize=factor, mode="CRD")
+
+
+def _pad(writer: Writer, _: Sizes, call: Call) -> str:
+    """Pad with zeros; ATen counts pairs from the last axis on, and negative ones crop."""
+    amounts = [int(amount) for amount in call.args[1]]
+    axes = [call.x.rank - 1 - index for index in range(len(amounts) // 2)]
+    pads = writer.sizes(*amounts[::2], *amounts[1::2])
+    zero = writer.scalar(0.0)
+    return writer.op("Pad", call.x.name, pads, zero, writer.sizes(*axes), into=call.name)
+
+
+def _split(writer: Writer, call: Call, axis: int, sizes: list[int]) -> list[str]:
+    names = [f"{call.name}_{index}" for index in range(len(sizes))]
+    return writer.ops("Split", call.x.name, writer.sizes(*sizes), into=names, axis=axis)
+
+
+def _chunk(writer: Writer, _: Sizes, call: Call) -> list[str]:
+    axis = int(call.argument(2, "dim", 0)) % call.x.rank
+    total = call.x.shape[axis]
+    return _split(writer, call, axis, _even(total, -(-total // int(call.args[1]))))
+
+
+def _split_evenly(writer: Writer, _: Sizes, call: Call) -> list[str]:
+    axis = int(call.argument(2, "dim", 0)) % call.x.rank
+    return _split(writer, call, axis, _even(call.x.shape[axis], int(call.args[1])))
+
+
+def _split_by_sizes(writer: Writer, _: Sizes, call: Call) -> list[str]:
+    axis = int(call.argument(2, "dim", 0)) % call.x.rank
+    return _split(writer, call, axis, [int(size) for size in call.args[1]])
+
+
+def _unbind(writer: Writer, _: Sizes, call: Call) -> list[str]:
+    axis = int(call.argument(1, "dim", 0)) % call.x.rank
+    parts = _split(writer, call, axis, [1] * call.x.shape[axis])
+    return [
+        writer.op("Squeeze", part, writer.sizes(axis), into=f"{part}_squeezed") for part in parts
+    ]
+
+
+def _even(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def _concat(writer: Writer, _: Sizes, call: Call) -> str:
+    axis = int(call.argument(1, "dim", 0))
+    return writer.op("Concat", *(part.name for part in call.args[0]), into=call.name, axis=axis)
+
+
+MOVES: Mapping[Any, Rule] = {
+    **dict.fromkeys(RESHAPES, _reshape),
+    aten.permute.default: _permute,
+    aten.transpose.int: _transpose,
+    aten.t.default: _transpose,
+    aten.slice.Tensor: _slice,
+    aten.select.int: _select,
+    aten.expand.default: _expand,
+    aten.flip.default: _flip,
+    aten.upsample_nearest2d.vec: _nearest,
+    aten.upsample_nearest2d.default: _nearest,
+    aten.upsample_bilinear2d.vec: _bilinear,
+    aten.pixel_shuffle.default: _pixel_shuffle,
+    aten.chunk.default: _chunk,
+    aten.split.Tensor: _split_evenly,
+    aten.split_with_sizes.default: _split_by_sizes,
+    aten.unbind.int: _unbind,
+    aten.cat.default: _concat,
+    PAD: _pad,
+}
