@@ -43,9 +43,7 @@ def with_linears(program: Program) -> Program:
     return replace(program.with_nodes(nodes, constants), quantized=quantized)
 
 
-def _linear(
-    node: Node, known: Mapping[str, Tensor], constants: dict[str, Tensor]
-) -> Node | None:
+def _linear(node: Node, known: Mapping[str, Tensor], constants: dict[str, Tensor]) -> Node | None:
     """Return the Linear that a MatMul or a Gemm is, or None."""
     if node.op == "MatMul":
         turned = True

@@ -14,11 +14,11 @@ from mpq_compile.onnx_import.constants import fold_constants
 from mpq_compile.onnx_import.fixed import FixedSite, fixed_sites, without_pairs
 from mpq_compile.onnx_import.free_batch import free_batch
 from mpq_compile.onnx_import.linears import with_linears
-from mpq_compile.onnx_import.load import Source, read
 from mpq_compile.onnx_import.naming import parameter_paths
 from mpq_compile.onnx_import.network import SOURCE, OnnxNetwork, operator_of
 from mpq_compile.onnx_import.operators import OPERATORS
 from mpq_compile.onnx_import.program import Program, program_of
+from mpq_compile.onnx_import.source import Source, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,9 @@ class OnnxModel:
         """Raise ``CaptureError`` where inputs do not fit the file's."""
         wanted = self.network.program.inputs
         if len(inputs) != len(wanted):
-            raise self._misfit("the model's inputs", f"{len(wanted)} ({', '.join(wanted)})", len(inputs))
+            raise self._misfit(
+                "the model's inputs", f"{len(wanted)} ({', '.join(wanted)})", len(inputs)
+            )
         for value, (name, (shape, dtype)) in zip(inputs, wanted.items(), strict=True):
             if value.dtype != dtype:
                 raise self._misfit(f"input {name!r}", dtype, value.dtype)

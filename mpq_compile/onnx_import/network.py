@@ -52,8 +52,10 @@ class Values:
         inputs = [name for name in node.inputs if name]
         if operator.host is not None and all(name in self.known for name in inputs):
             arrays = [self.known[name] if name else None for name in node.inputs]
-            self.known[node.outputs[0]] = np.asarray(_called(node, operator.host, arrays))
-            return
+            found = _called(node, operator.host, arrays)
+            if found is not None:
+                self.known[node.outputs[0]] = np.asarray(found)
+                return
         arguments = [self._argument(node, operator, i) for i in range(len(node.inputs))]
         self._store(node, _called(node, operator.function, arguments))
 

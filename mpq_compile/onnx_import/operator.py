@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpq_compile.onnx_import.program import Node
-
 # A known value is an array: of numbers, or of objects where a size is free (``torch.SymInt``).
 Known = np.ndarray
 Result = Tensor | Sequence[Tensor | None]
@@ -27,13 +25,14 @@ class Operator:
         known: Positions of inputs that are arrays: shapes, axes, scales. Where such an input is
             computed from data, the operator is refused.
         either: Positions of inputs that are arrays where their values are known, else tensors.
-        host: ``(node, *arrays) -> array`` for sizes and other integers that are all known.
+        host: ``(node, *arrays) -> array`` for sizes and other integers that are all known, or
+            None where NumPy lacks the type.
     """
 
     function: Callable[..., Result]
     known: tuple[int, ...] = ()
     either: tuple[int, ...] = ()
-    host: Callable[..., Known] | None = None
+    host: Callable[..., Known | None] | None = None
 
 
 def integers(value: Known | None) -> list[Any]:

@@ -13,7 +13,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper,
 from torch import Tensor
 
 from mpq_compile.errors import CaptureError, UnsupportedOpError
-from mpq_compile.onnx_import.load import Source
+from mpq_compile.onnx_import.source import Source
 
 # Types of 2 and 4 bits are held in bytes; ``Program.elements`` tells.
 DTYPES: Mapping[int, torch.dtype] = {
@@ -34,6 +34,14 @@ DTYPES: Mapping[int, torch.dtype] = {
     TensorProto.UINT4: torch.uint8,
     TensorProto.INT2: torch.int8,
     TensorProto.UINT2: torch.uint8,
+}
+
+# What is held in bytes, and the type of those.
+NARROW: Mapping[int, int] = {
+    TensorProto.INT4: TensorProto.INT8,
+    TensorProto.INT2: TensorProto.INT8,
+    TensorProto.UINT4: TensorProto.UINT8,
+    TensorProto.UINT2: TensorProto.UINT8,
 }
 
 
@@ -144,7 +152,7 @@ def program_of(source: Source) -> Program:
     typed = {value.name: value.type.tensor_type.elem_type for value in values}
     typed.update({tensor.name: tensor.data_type for tensor in graph.initializer})
     return Program(
-        nodes=tuple(_node(node, source) for node in graph.node),
+        nodes=tuple(_typed(_node(node, source), typed) for node in graph.node),
         constants=constants,
         inputs={value.name: (_shape(value) or (), _dtype(value)) for value in graph.input},
         outputs=tuple(value.name for value in graph.output),
@@ -168,18 +176,10 @@ def tensor_of(proto: TensorProto) -> Tensor:
     if dtype == torch.bfloat16:
         return torch.from_numpy(array.astype(np.float32)).bfloat16()
     # The copy is writable and aligned; an array of the file's own bytes is neither.
-    widened = np.array(array.astype(helper.tensor_dtype_to_np_dtype(_wide(proto.data_type))))
+    widened = np.array(
+        array.astype(helper.tensor_dtype_to_np_dtype(NARROW.get(proto.data_type, proto.data_type)))
+    )
     return torch.from_numpy(widened).to(dtype)
-
-
-def _wide(element: int) -> int:
-    narrow = {
-        TensorProto.INT4: TensorProto.INT8,
-        TensorProto.INT2: TensorProto.INT8,
-        TensorProto.UINT4: TensorProto.UINT8,
-        TensorProto.UINT2: TensorProto.UINT8,
-    }
-    return narrow.get(element, element)
 
 
 def _node(proto: NodeProto, source: Source) -> Node:
@@ -193,6 +193,16 @@ def _node(proto: NodeProto, source: Source) -> Node:
         attributes={a.name: _attribute(a) for a in proto.attribute},
         where=where,
     )
+
+
+def _typed(node: Node, elements: Mapping[str, int]) -> Node:
+    """Let a node say its output's type where an operand says it: tensors do not know 4 bits."""
+    element = elements.get(node.outputs[0], TensorProto.UNDEFINED)
+    if node.op == "CastLike":
+        return replace(node, op="Cast", inputs=node.inputs[:1], attributes={"to": element})
+    if node.op == "QuantizeLinear" and element:
+        return replace(node, attributes={**node.attributes, "output_dtype": element})
+    return node
 
 
 def _attribute(proto: AttributeProto) -> Any:

@@ -20,9 +20,7 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
     return Operator(function=lambda node, x: function(x))
 
 
-def _binary(
-    function: Callable[[Any, Any], Tensor], host: Callable[[Any, Any], Known]
-) -> Operator:
+def _binary(function: Callable[[Any, Any], Tensor], host: Callable[[Any, Any], Known]) -> Operator:
     """An operator of two tensors; one of them may be a number."""
 
     def compute(node: Node, a: Known | Tensor, b: Known | Tensor) -> Tensor:

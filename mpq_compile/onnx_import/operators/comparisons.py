@@ -25,9 +25,7 @@ def _compared(
     return Operator(function=compute, host=compute_known)
 
 
-def where(
-    node: Node, condition: Tensor, a: Known | Tensor, b: Known | Tensor
-) -> Tensor:
+def where(node: Node, condition: Tensor, a: Known | Tensor, b: Known | Tensor) -> Tensor:
     """A number stays one: masks are written as ``where(mask, 0, -inf)``."""
     left, right = scalar_or_tensor(a, condition), scalar_or_tensor(b, condition)
     if isinstance(left, Tensor) != isinstance(right, Tensor):

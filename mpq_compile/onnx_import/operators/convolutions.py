@@ -50,7 +50,11 @@ def transposed(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None
         before, after = shared_out(amounts, "SAME_UPPER" if mode == "SAME_UPPER" else "SAME_LOWER")
     settings = (node.get("group", 1), window.dilation)
     function = _TRANSPOSED[rank]
-    if before == after and min(before) >= 0 and all(e < s for e, s in zip(extra, window.stride, strict=True)):
+    if (
+        before == after
+        and min(before) >= 0
+        and all(e < s for e, s in zip(extra, window.stride, strict=True))
+    ):
         return function(x, weight, bias, window.stride, before, extra, *settings)
     y = function(x, weight, bias, window.stride, 0, 0, *settings)
     crop = tuple(e - a for e, a in zip(extra, after, strict=True))

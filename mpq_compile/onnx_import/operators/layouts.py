@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mpq_compile.onnx_import.operator import Known, Operator, integers, number
-from mpq_compile.onnx_import.program import DTYPES, Node
+from mpq_compile.onnx_import.program import DTYPES, NARROW, Node
 
 
 def reshape(node: Node, x: Tensor, shape: Known) -> Tensor:
-    """0 keeps a dimension, unless ``allowzero`` gives it its own meaning."""
-    sizes = integers(shape)
-    if not node.get("allowzero", 0):
-        sizes = [x.shape[i] if _is_zero(size) else size for i, size in enumerate(sizes)]
-    return x.reshape(sizes)
-
-
-def _is_zero(size: Any) -> bool:
-    return isinstance(size, int) and size == 0
+    return x.reshape(_sizes(node, x, shape))
 
 
 def _reshape_known(node: Node, x: Known, shape: Known) -> Known:
-    return x.reshape([int(size) for size in integers(shape)])
+    return x.reshape([int(size) for size in _sizes(node, x, shape)])
+
+
+def _sizes(node: Node, x: Tensor | Known, shape: Known) -> list[Any]:
+    """0 keeps a dimension, unless ``allowzero`` gives it its own meaning."""
+    sizes = integers(shape)
+    if node.get("allowzero", 0):
+        return sizes
+    kept = [isinstance(size, int) and size == 0 for size in sizes]
+    return [x.shape[i] if kept[i] else size for i, size in enumerate(sizes)]
 
 
 def flatten(node: Node, x: Tensor) -> Tensor:
@@ -67,7 +68,9 @@ def expand(node: Node, x: Tensor, shape: Known) -> Tensor:
     sizes = integers(shape)
     own = [1] * (len(sizes) - x.dim()) + list(x.shape)
     sizes = [1] * (len(own) - len(sizes)) + sizes
-    return x.expand([o if isinstance(s, int) and s == 1 else s for o, s in zip(own, sizes, strict=True)])
+    return x.expand(
+        [o if isinstance(s, int) and s == 1 else s for o, s in zip(own, sizes, strict=True)]
+    )
 
 
 def tile(node: Node, x: Tensor, repeats: Known) -> Tensor:
@@ -159,23 +162,23 @@ def dropout(node: Node, x: Tensor, ratio: Known | None = None, training: Known |
 
 
 def cast(node: Node, x: Tensor) -> Tensor:
+    return x.to(_target(node))
+
+
+def _target(node: Node) -> torch.dtype:
     element = node.get("to")
-    if element not in DTYPES:
-        raise node.unsupported(f"a cast to type {element}")
-    return x.to(DTYPES[element])
+    if element not in DTYPES or element in NARROW:
+        raise node.unsupported(f"a cast to type {element}", "use types that PyTorch has")
+    return DTYPES[element]
 
 
-def _cast_known(node: Node, x: Known) -> Known:
+def _cast_known(node: Node, x: Known) -> Known | None:
     if x.dtype == object:
         return x  # sizes are integers of any width
-    dtype = DTYPES.get(node.get("to"))
-    if dtype is None or dtype == torch.bfloat16:
-        raise node.unsupported(f"a cast to type {node.get('to')}")
+    dtype = _target(node)
+    if dtype == torch.bfloat16:
+        return None
     return torch.from_numpy(np.array(x)).to(dtype).numpy()
-
-
-def cast_like(node: Node, x: Tensor, other: Tensor) -> Tensor:
-    return x.to(other.dtype)
 
 
 def _identity_known(node: Node, x: Known) -> Known:
@@ -198,5 +201,4 @@ LAYOUTS = {
     "Identity": Operator(function=identity, host=_identity_known),
     "Dropout": Operator(function=dropout, known=(1, 2)),
     "Cast": Operator(function=cast, host=_cast_known),
-    "CastLike": Operator(function=cast_like),
 }

@@ -20,17 +20,11 @@ RANGES = {
     TensorProto.INT2: (-2, 1),
     TensorProto.UINT2: (0, 3),
 }
-_BY_DTYPE = {
-    torch.int16: TensorProto.INT16,
-    torch.uint16: TensorProto.UINT16,
-    torch.int8: TensorProto.INT8,
-    torch.uint8: TensorProto.UINT8,
-}
 
 
 def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """``saturate(round_half_to_even(x / scale) + zero)``."""
-    element = node.get("output_dtype", 0) or _element(node, zero)
+    element = node.get("output_dtype", TensorProto.UINT8)
     if element not in RANGES:
         raise node.unsupported(f"codes of type {element}", "quantize to integers of 2 to 16 bits")
     low, high = RANGES[element]
@@ -38,10 +32,6 @@ def quantize(node: Node, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
     if zero is not None:
         steps = steps + like(node, zero, x).to(steps.dtype)
     return torch.clamp(steps, low, high).to(DTYPES[element])
-
-
-def _element(node: Node, zero: Tensor | None) -> int:
-    return TensorProto.UINT8 if zero is None else _BY_DTYPE.get(zero.dtype, 0)
 
 
 def dequantize(node: Node, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:

@@ -94,9 +94,7 @@ REDUCTIONS = {
     "ReduceSum": _reduced(_sum),
     "ReduceMax": _reduced(_extreme(torch.amax)),
     "ReduceMin": _reduced(_extreme(torch.amin)),
-    "ReduceProd": Operator(
-        function=_reduced(_product).function, known=(1,), host=_host_product
-    ),
+    "ReduceProd": Operator(function=_reduced(_product).function, known=(1,), host=_host_product),
     "ReduceL1": _reduced(lambda x, dims, keep: _sum(x.abs(), dims, keep)),
     "ReduceL2": _reduced(lambda x, dims, keep: _sum(x * x, dims, keep).sqrt().to(x.dtype)),
     "ReduceSumSquare": _reduced(lambda x, dims, keep: _sum(x * x, dims, keep)),

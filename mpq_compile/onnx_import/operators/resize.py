@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpq_compile.onnx_import.operator import Known, Operator, integers
+from mpq_compile.onnx_import.operator import Known, Operator
 from mpq_compile.onnx_import.program import Node
 
 _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
@@ -48,7 +48,9 @@ def _target(
     for axis, i in chosen.items():
         if given is scales:
             factors[axis] = float(given[i])
-            target[axis] = x.shape[axis] if factors[axis] == 1 else floor(x.shape[axis] * factors[axis])
+            target[axis] = (
+                x.shape[axis] if factors[axis] == 1 else floor(x.shape[axis] * factors[axis])
+            )
         else:
             target[axis] = given[i]
     if given is scales:
@@ -81,9 +83,7 @@ def _fixed_ends(x: Tensor, target: list[int]) -> bool:
 def _nearest(node: Node, x: Tensor, target: list[int], factors: list[float]) -> Tensor:
     """Pick sources by index; where they are those of ``interpolate``, it is called."""
     changed = [a for a in range(x.dim()) if not _same(target[a], x.shape[a])]
-    sources = {
-        a: _sources(node, int(x.shape[a]), int(target[a]), factors[a]) for a in changed
-    }
+    sources = {a: _sources(node, int(x.shape[a]), int(target[a]), factors[a]) for a in changed}
     regular = all(
         np.array_equal(index, np.arange(len(index)) * x.shape[a] // len(index))
         for a, index in sources.items()
@@ -139,7 +139,8 @@ def _interpolated(
     if mode == "cubic" and (x.dim() != 4 or abs(node.get("cubic_coeff_a", -0.75) + 0.75) > 1e-6):
         raise node.unsupported("cubic interpolation other than of images with a = -0.75")
     exact = all(
-        _same(new, old * f) for new, old, f in zip(target[2:], x.shape[2:], factors[2:], strict=True)
+        _same(new, old * f)
+        for new, old, f in zip(target[2:], x.shape[2:], factors[2:], strict=True)
     )
     if corners and not exact:
         raise node.unsupported("aligned corners and a size that the scale does not give exactly")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from onnx import (
 )
 
 from mpq_compile.errors import CaptureError, UnsupportedOpError
+
+log = logging.getLogger(__name__)
 
 # The opset that every model is converted to: the operators of the table are of this one.
 OPSET = 28
@@ -77,13 +80,10 @@ def normalise(model: ModelProto, path: Path, known: Collection[str]) -> Source:
     if opset != OPSET:
         with _explained(f"opset {opset} cannot be converted to {OPSET}", path):
             model = version_converter.convert_version(model, OPSET)
-    keep = [("", name) for name in known]
     with _explained("shapes cannot be inferred", path):
-        model = shape_inference.infer_shapes(model)  # functions may depend on types
-    with _explained("operators cannot be replaced by their functions", path):
-        model = inliner.inline_selected_functions(model, keep, True, True)
-    with _explained("shapes cannot be inferred", path):
+        # Twice: what defines an operator may depend on types.
         model = shape_inference.infer_shapes(model)
+        model = shape_inference.infer_shapes(_by_functions(model, known))
     _put_back(model, large)
     return Source(model=model, path=path, opset=opset, scopes=scopes)
 
@@ -130,6 +130,19 @@ def _explained(message: str, path: Path) -> Iterator[None]:
             found=f"{type(error).__name__}: {str(error).strip()[:400]}",
             remedy="export the model again, with an opset from 13 to 23",
         ) from error
+
+
+def _by_functions(model: ModelProto, known: Collection[str]) -> ModelProto:
+    """Replace unknown operators by the functions that ONNX defines them by.
+
+    Its inliner fails on some operators with inputs left out: they stay, and are refused by name.
+    """
+    keep = [*(("", name) for name in known), ("", "CastLike")]
+    try:
+        return inliner.inline_selected_functions(model, keep, True, True)
+    except RuntimeError as error:
+        log.debug("functions are not inlined: %s", error)
+        return model
 
 
 def _opset(model: ModelProto) -> int:
