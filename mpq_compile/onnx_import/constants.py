@@ -29,6 +29,7 @@ def fold_constants(program: Program) -> Program:
     nodes: list[Node] = []
     folded: dict[str, Tensor] = {}
     quantized = dict(program.quantized)
+    origins = dict(program.origins)
     with torch.no_grad():
         for node in program.nodes:
             if not _is_constant(node, values):
@@ -39,7 +40,10 @@ def fold_constants(program: Program) -> Program:
             values.known.update(known_constants(new))
             folded.update(new)
             _follow_codes(node, values, program.elements, quantized)
-    return replace(program.with_nodes(nodes, folded), quantized=quantized)
+            if node.inputs:
+                first = node.inputs[0]
+                origins.update(dict.fromkeys(new, origins.get(first, first)))
+    return replace(program.with_nodes(nodes, folded), quantized=quantized, origins=origins)
 
 
 def _follow_codes(

@@ -35,13 +35,17 @@ _ROLES: Mapping[str, tuple[str, ...]] = {
 
 
 def parameter_paths(program: Program, scopes: Mapping[str, str]) -> dict[str, str]:
-    """Return an attribute path for each constant; no two are equal or begin with one another.
+    """Return an attribute path for each constant that is read.
+
+    No two are equal, nor is one the beginning of another.
 
     Args:
         program: Its nodes and constants.
         scopes: Module path by name of a node's first output.
     """
-    wanted = {name: _known_path(name) for name in program.constants}
+    read = {name for node in program.nodes for name in node.inputs} | set(program.outputs)
+    used = [name for name in program.constants if name in read]
+    wanted = {name: _known_path(name, program.origins) for name in used}
     for node in program.nodes:
         path = module_path(node, scopes)
         for name, role in zip(node.inputs, _ROLES.get(node.op, ()), strict=False):
@@ -67,11 +71,15 @@ def module_path(node: Node, scopes: Mapping[str, str]) -> str:
     return _safe(".".join(parts))
 
 
-def _known_path(name: str) -> str | None:
-    path = name.removesuffix(TRANSPOSED)
-    for ending in _CODES:
-        path = path.removesuffix(ending)
-    return _safe(path) if _PARAMETER.fullmatch(path) else None
+def _known_path(name: str, origins: Mapping[str, str]) -> str | None:
+    """Return the path that a constant's name is, or that of what it was computed from."""
+    name = name.removesuffix(TRANSPOSED)
+    for path in (name, origins.get(name, name)):
+        for ending in _CODES:
+            path = path.removesuffix(ending)
+        if _PARAMETER.fullmatch(path):
+            return _safe(path)
+    return None
 
 
 def _safe(path: str) -> str:

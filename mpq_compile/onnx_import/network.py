@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
 
@@ -72,7 +72,7 @@ class Values:
             return self.known[name]
         return self.tensor(name)
 
-    def _store(self, node: Node, result: Result | Known) -> None:
+    def _store(self, node: Node, result: Result) -> None:
         if isinstance(result, np.ndarray):
             self.known[node.outputs[0]] = result
             return
@@ -101,7 +101,9 @@ def operator_of(node: Node) -> Operator:
     return OPERATORS[node.op]
 
 
-def _called(node: Node, function, arguments: list[Known | Tensor | None]):  # type: ignore[no-untyped-def]
+def _called(
+    node: Node, function: Callable[..., Any], arguments: Sequence[Known | Tensor | None]
+) -> Any:
     try:
         return function(node, *arguments)
     except MpqError:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 # A known value is an array: of numbers, or of objects where a size is free (``torch.SymInt``).
 Known = np.ndarray
-Result = Tensor | Sequence[Tensor | None]
+Result = Tensor | Known | Sequence[Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class Operator:
     """How one operator of ONNX is computed.
 
     Args:
-        function: ``(node, *inputs) -> tensor or tensors`` with PyTorch; an input that is left out
-            is None.
+        function: ``(node, *inputs) -> tensor or tensors`` with PyTorch, or an array of sizes; an
+            input that is left out is None.
         known: Positions of inputs that are arrays: shapes, axes, scales. Where such an input is
             computed from data, the operator is refused.
         either: Positions of inputs that are arrays where their values are known, else tensors.

@@ -113,6 +113,7 @@ class Program:
         shapes: Inferred shapes by name; None where a dimension is not known.
         elements: ONNX element type by name of a value.
         quantized: Constants whose codes are known, by name.
+        origins: The initializer that a computed constant was made of, by name.
     """
 
     nodes: tuple[Node, ...]
@@ -122,6 +123,7 @@ class Program:
     shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     elements: Mapping[str, int] = field(default_factory=dict)
     quantized: Mapping[str, QuantizedConstant] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     def users(self) -> dict[str, list[Node]]:
         """Return the nodes that read each value."""

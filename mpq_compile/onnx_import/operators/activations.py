@@ -31,7 +31,7 @@ def clip(
         whole = [None if bound is None else torch.as_tensor(bound) for bound in bounds]
         return torch.clamp(x, *whole)
     kept = [None if bound in (None, -inf, inf) else bound for bound in bounds]
-    return x if kept == [None, None] else torch.clamp(x, *kept)
+    return x if kept == [None, None] else torch.clamp(x, *kept)  # type: ignore[arg-type]
 
 
 def _bound(value: Known | Tensor) -> float | Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mpq_compile.onnx_import.operator import Known, Operator, integers, number
+from mpq_compile.onnx_import.operator import Known, Operator, Result, integers, number
 from mpq_compile.onnx_import.program import DTYPES, NARROW, Node
 
 
@@ -153,7 +153,9 @@ def identity(node: Node, x: Tensor) -> Tensor:
     return x
 
 
-def dropout(node: Node, x: Tensor, ratio: Known | None = None, training: Known | None = None):  # type: ignore[no-untyped-def]
+def dropout(
+    node: Node, x: Tensor, ratio: Known | None = None, training: Known | None = None
+) -> Result:
     """Nothing at inference; the mask, where it is read, keeps everything."""
     if training is not None and number(training) and (ratio is None or number(ratio)):
         raise node.unsupported("training_mode 1", "export the model in eval mode")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -10,7 +12,7 @@ from mpq_compile.onnx_import.operator import Operator
 from mpq_compile.onnx_import.program import DTYPES, Node, QuantizedConstant
 
 # Smallest and largest code by ONNX element type.
-RANGES = {
+RANGES: Mapping[int, tuple[int, int]] = {
     TensorProto.INT16: (-32768, 32767),
     TensorProto.UINT16: (0, 65535),
     TensorProto.INT8: (-128, 127),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ def _shape_known(node: Node, x: Known) -> Known:
     return _sizes(list(x.shape)[node.get("start", 0) : node.get("end")])
 
 
-def _sizes(sizes: list[int | torch.SymInt]) -> Known:
+def _sizes(sizes: Sequence[int | torch.SymInt]) -> Known:
     fixed = all(isinstance(size, int) for size in sizes)
     array = np.empty(len(sizes), dtype=np.int64 if fixed else object)
     array[:] = sizes
