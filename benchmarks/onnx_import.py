@@ -2,8 +2,9 @@
 
     python benchmarks/onnx_import.py [NETWORK …] [--samples 200] [--candidate w8a8]
 
-Exports each network, compiles it both ways, and prints the top-1 of both, on how many samples all
-outputs are equal bit for bit, and how many codes of weights differ.
+Exports each network, compiles it both ways, and prints the top-1 of both, by how much their outputs
+differ at most (in the largest output), and how many codes of weights differ. Exporters fold batch
+norms in float32, which moves a folded weight by an ulp, and a code where it lay between two.
 """
 
 from __future__ import annotations
@@ -63,13 +64,13 @@ def report(net: SharedNet, candidate: str, folder: Path) -> str:
     module = compiled(net.model, net, candidate)
     scores = [way.network(net.images) for way in (module, file)]
     right = [100.0 * float(top1(values, net.labels).double().mean()) for values in scores]
-    equal = int((scores[0] == scores[1]).flatten(1).all(1).sum())
+    gap = float((scores[0] - scores[1]).abs().max() / scores[0].abs().max())
     same_sites = list(module.weights) == list(file.weights)
     differing = sum(int((c != file.weights[site]).sum()) for site, c in module.weights.items())
     total = sum(c.numel() for c in module.weights.values())
     return (
         f"| {net.name} | {len(net.images)} | {candidate} | {right[0]:.2f} | {right[1]:.2f} "
-        f"| {equal} | {differing}/{total} | {'yes' if same_sites else 'no'} |"
+        f"| {gap:.1e} | {differing}/{total} | {'yes' if same_sites else 'no'} |"
     )
 
 
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--candidate", default="w8a8")
     options = parser.parse_args()
-    print("| network | samples | candidate | module | file | equal outputs | codes | same sites |")
+    print("| network | samples | candidate | module | file | difference | codes | same sites |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.networks:

@@ -17,7 +17,7 @@ from torch.fx.graph import CodeGen
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
-from mpq_compile.errors import CaptureError
+from mpq_compile.errors import CaptureError, MpqError
 from mpq_compile.onnx_import.fixed import FixedSite
 from mpq_compile.onnx_import.model import import_onnx
 
@@ -176,6 +176,8 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedP
     try:
         with torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except MpqError:
+        raise  # an imported network says itself what it cannot do
     except Exception as error:  # export raises whatever the model raises
         raise CaptureError(
             "torch.export cannot trace the model with these inputs",

@@ -19,7 +19,7 @@ from mpq_compile.errors import CaptureError, UnsupportedOpError
 def file_of(path: Path, nodes: Sequence[NodeProto], shape: Sequence[object] = (1, 4)) -> Path:
     """Write a model from ``x`` to ``y``."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))
     weight = numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
     graph = helper.make_graph(list(nodes), "graph", [x], [y], [weight])
     domains = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
