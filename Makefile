@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check wheel-smoke clean
 
 demo: $(VENV)/installed
 	$(BIN)/mpq demo -o mpq_demo
@@ -16,6 +16,10 @@ test: $(VENV)/installed
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Builds sdist and wheel, and tries the wheel in an environment of its own; no download.
+wheel-smoke: $(VENV)/installed
+	tests/smoke/wheel.sh $(BIN)/python
 
 # torch first: a range that admits a newer one would fetch a CUDA build of several gigabytes.
 $(VENV)/installed: setup.py pyproject.toml

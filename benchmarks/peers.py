@@ -6,7 +6,8 @@
 
 Every contender takes the same contiguous float32 input (NCHW) and gives float32, conversions
 counted, with the same threads, in a process of its own. Rounds visit all contenders in an order
-drawn anew: a pause, a warm-up, a block of single calls. The table shows the median of the blocks'
+drawn anew: a pause, a warm-up, a block of single calls; a block beside which the cores were slower
+than at best is taken again, a few times. The table shows the median of the blocks'
 medians, their interquartile range, SQNR against the float network, and for ours the peer's time
 over ours with its 95 % bootstrap interval over rounds; below it stand the goals.
 """
@@ -18,6 +19,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parsed(arguments)
     schedule = QUICK if options.quick else Schedule()
     if options.rounds:
-        schedule = Schedule(rounds=options.rounds, pause_s=schedule.pause_s, block=schedule.block)
+        schedule = replace(schedule, rounds=options.rounds)
     sections: list[dict[str, Any]] = []
     for found in all_sections(options, schedule):
         sections.append(found)

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 from tvm.tirx import PrimFunc
 
+from mpq_compile.kernels import attention_rows
 from mpq_compile.kernels.attention_packing import HeadPacking
 from mpq_compile.kernels.attention_plan import (
     Area,
@@ -66,6 +67,8 @@ def generate(workload: AttentionWorkload, tier: Tier, threads: int) -> PrimFunc:
 
     E is ``packing.pack_attention``'s record, M the float32 mask.
     """
+    if attention_rows.fits(workload):
+        return attention_rows.generate(workload, tier, threads)
     plan = plan_attention(workload, tier, threads)
     with IRBuilder() as builder, prim_func(s_tir=True):
         T.func_name("main")

@@ -72,6 +72,11 @@ class AttentionWorkload:
             )
 
     @property
+    def operands(self) -> tuple[Layout, Layout, Layout]:
+        """Where q, k and v lie."""
+        return self.q, self.k, self.v
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of both products, masked ones included."""
         scores = self.batch * self.heads * self.queries * self.keys

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mpq_compile.kernels.attention_workload import Layout
+
 Format = Literal["u8", "bf16", "fp32"]
 
 
@@ -174,3 +176,54 @@ class NormWorkload:
         shape = f"{self.rows}x{self.columns}/e{self.epsilon:g}"
         columns = f"{int(self.scaled)}{int(self.shifted)}"
         return f"{kind}/{shape}/{columns}/{self.source}-{'+'.join(self.outputs)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteRowsWorkload:
+    """Write [outer, rows, inner] into float32 [outer, size, inner] at ``rows`` positions.
+
+    Args:
+        source_size, source_offset: Elements of the buffer that holds the rows; where they start.
+        source_strides: Elements between outer neighbours, and between rows.
+        in_place: The tensor itself is changed, not a copy of it.
+    """
+
+    outer: int
+    size: int
+    rows: int
+    inner: int
+    source_size: int
+    source_offset: int
+    source_strides: tuple[int, int]
+    in_place: bool
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        shape = f"{self.outer}x{self.rows}of{self.size}x{self.inner}"
+        place = f"{self.source_size}+{self.source_offset}@{self.source_strides[0]}"
+        how = "in_place" if self.in_place else "copy"
+        return f"write_rows/{shape}/{place}x{self.source_strides[1]}/{how}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotaryWorkload:
+    """Rotary embedding of float32 [batch, heads, rows, depth].
+
+    Args:
+        x, cos, sin: Where the operands lie; cos and sin have strides of 0 where they broadcast.
+    """
+
+    batch: int
+    heads: int
+    rows: int
+    depth: int
+    x: Layout
+    cos: Layout
+    sin: Layout
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        shape = f"{self.batch}x{self.heads}x{self.rows}x{self.depth}"
+        return "/".join(["rotary", shape, self.x.key, self.cos.key, self.sin.key])

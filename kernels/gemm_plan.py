@@ -55,6 +55,11 @@ class GemmPlan:
         between = (rows - 1) * self.shape.padded_width if self.flat_rows else 0
         return between + self.shape.out_width
 
+    def block_of(self, rows: int, vectors: int) -> Block:
+        """Return the whole blocks of a line of ``rows`` rows: tails have fewer columns."""
+        columns = min(self.block.columns, self.line_pixels(rows))
+        return Block(rows=1 if self.flat_rows else rows, columns=columns, vectors=vectors)
+
     @property
     def all_row_blocks(self) -> int:
         """Row blocks of the batch."""

@@ -16,7 +16,6 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_of
-from mpq_compile.kernels.blocking import Block
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.emit import llvm_functions, scalar, task_loop
 from mpq_compile.kernels.epilogue import Epilogue
@@ -122,13 +121,8 @@ class _BlockLoops:
 
     def _columns(self, place: Place, rows: int, vectors: int) -> None:
         """Emit the blocks along one line."""
-        plan, width = self.plan, self.plan.block.columns
-        size = Block(
-            rows=1 if plan.flat_rows else rows,
-            columns=min(width, plan.line_pixels(rows)),
-            vectors=vectors,
-        )
-        whole, tail = divmod(plan.line_pixels(rows), size.columns)
+        size = self.plan.block_of(rows, vectors)
+        whole, tail = divmod(self.plan.line_pixels(rows), size.columns)
         if whole:
             wide = replace(self.block, block=size)
             wide.prepare()

@@ -140,7 +140,7 @@ def compensation(workload: Workload, tier: Tier, weight: np.ndarray, zero_point:
     float compute. ``weight`` is the integer tensor in PyTorch's shape."""
     groups = geometry(workload).scale_groups
     if workload.compute != "int8":
-        return np.zeros(len(weight), np.int32)
+        return np.zeros(len(weight) if groups == 1 else (groups, len(weight)), np.int32)
     sums = weight.reshape(len(weight), groups, -1).sum(2, dtype=np.int64)
     offset = 128 if reads_centred_input(workload, tier) else 0
     start = ((offset - zero_point) * sums.T).astype(np.int32)

@@ -7,7 +7,7 @@ pixel: unrolled epilogues would make kernels of 50 KB that take a second to comp
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,9 @@ from mpq_compile.kernels.blocking import Block
 from mpq_compile.kernels.emit import load, store
 from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.gemm_plan import GemmPlan
+
+# Finishes a pixel of a block, given its index there and its place in the output.
+Finish = Callable[[Any, Any], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,11 +72,15 @@ class PixelBlock(ABC):
 
     def emit(self, place: Place) -> None:
         """Emit the block at ``place``."""
-        channels = [
+        channels = self._channels(place)
+        self._multiply(place, channels)
+        self._finish(place.output, place.left, channels)
+
+    def _channels(self, place: Place) -> list[Any]:
+        """Return the first output channel of each vector."""
+        return [
             T.bind(self._channel(place.group, place.vector + v)) for v in range(self.block.vectors)
         ]
-        self._multiply(place, channels)
-        self._finish(place, channels)
 
     @abstractmethod
     def _multiply(self, place: Place, channels: Sequence[Any]) -> None:
@@ -98,23 +105,35 @@ class PixelBlock(ABC):
         for index, cell in enumerate(cells):
             store(self.tile, self.tile_base + index * lanes, lanes, load(cell, 0, lanes))
 
-    def _finish(self, place: Place, channels: Sequence[Any]) -> None:
-        """Run the epilogue over the tile, pixel by pixel."""
-        plan, epilogue = self.plan, self.epilogue.hoisted()
-        factors = epilogue.factors(channels)
-        finish = partial(self._finish_pixel, epilogue=epilogue, channels=channels, factors=factors)
-        if not plan.flat_rows:
-            rows, columns = self._runs()
-            with T.serial(rows) as row, T.serial(columns) as column:
-                pixel = place.output + row * plan.shape.out_width + place.left + column
-                finish(row * columns + column, pixel)
+    def _finish(self, output: Any, left: Any, channels: Sequence[Any]) -> None:
+        """Run the epilogue over the tile, pixel by pixel; (output, left) as in :class:`Place`."""
+        finish = self._finisher(channels)
+        if self.plan.flat_rows:
+            with T.serial(self.block.pixels) as i:
+                self._finish_at(i, output, left, finish)
             return
-        with T.serial(self.block.pixels) as i:
-            flat = T.bind(place.left + i)
-            row = T.bind(T.floordiv(flat, plan.shape.padded_width))
-            column = T.bind(T.floormod(flat, plan.shape.padded_width))
-            with T.If(column < plan.shape.out_width), T.Then():
-                finish(i, place.output + row * plan.shape.out_width + column)
+        rows, columns = self._runs()
+        with T.serial(rows) as row, T.serial(columns) as column:
+            pixel = output + row * self.plan.shape.out_width + left + column
+            finish(row * columns + column, pixel)
+
+    def _finisher(self, channels: Sequence[Any]) -> Finish:
+        """Read what all pixels share into variables; return what finishes one of them."""
+        epilogue = self.epilogue.hoisted()
+        factors = epilogue.factors(channels)
+        return partial(self._finish_pixel, epilogue=epilogue, channels=channels, factors=factors)
+
+    def _finish_at(self, index: Any, output: Any, left: Any, finish: Finish) -> None:
+        """Finish pixel ``index`` of the block, unless its window straddles two rows."""
+        shape = self.plan.shape
+        if not self.plan.flat_rows:
+            rows, columns = self._runs()
+            row, column = (0, index) if rows == 1 else _divided(index, columns)
+            finish(index, output + row * shape.out_width + left + column)
+            return
+        row, column = _divided(left + index, shape.padded_width)
+        with T.If(column < shape.out_width), T.Then():
+            finish(index, output + row * shape.out_width + column)
 
     def _runs(self) -> tuple[int, int]:
         """Return the runs of output pixels that follow each other, and the pixels of one."""
@@ -139,3 +158,9 @@ class PixelBlock(ABC):
         for v, channel in enumerate(channels):
             value = epilogue.total(load(self.tile, at + v * lanes, lanes), factors[v], output)
             epilogue.finish(value, out + channel, residual + channel)
+
+
+def _divided(index: Any, size: int) -> tuple[Any, Any]:
+    """Return quotient and remainder of an index."""
+    index = T.bind(index)
+    return T.bind(T.floordiv(index, size)), T.bind(T.floormod(index, size))

@@ -37,7 +37,7 @@ class RegisterBlock(PixelBlock):
     def _multiply_groups(self, start: Any, panel: Any, channels: Sequence[Any]) -> list[Any]:
         """Multiply one weight group after the other; sums are float32, biases first."""
         lanes = self.plan.step.lanes
-        cells, sums = self._cells("int32"), self._cells("float32")
+        cells, sums = self._cells(self.plan.step.accumulator), self._cells("float32")
         for index, cell in enumerate(sums):
             store(cell, 0, lanes, self.epilogue.first(channels[index % len(channels)]))
         with T.serial(self.plan.shape.scale_groups) as group:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder.tirx import prim_func
 
 from mpq_compile.kernels.arguments import ELEMENT_BYTES
+from mpq_compile.kernels.blocking import Block
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.emit import store
 from mpq_compile.kernels.gemm_plan import GemmPlan, with_splits
@@ -92,16 +93,79 @@ def plan_tiles(workload: Workload, tier: Tier, threads: int, choice: Choice | No
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pending:
+    """The block of a task whose sums lie in the tile and are not finished yet, if there is one."""
+
+    words: list[Any] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Prepare a task: no block waits."""
+        self.words[:] = [T.alloc_buffer((16,), "int32")]
+        self.clear()
+
+    def clear(self) -> None:
+        """Note that no block waits."""
+        T.buffer_store(self.words[0], T.int32(0), [0])
+
+    def set(self, place: Place, channels: Sequence[Any]) -> None:
+        """Note that the block at ``place`` waits."""
+        for index, word in enumerate((T.int32(1), place.output, place.left, *channels)):
+            T.buffer_store(self.words[0], T.cast(word, "int32"), [index])
+
+    @contextmanager
+    def shown(self, vectors: int, condition: Any = True) -> Iterator[tuple[Any, Any, list[Any]]]:
+        """Emit code for where a block waits: (output, left) of its place, and its channels."""
+        words = self.words[0]
+
+        def word(index: int) -> Any:
+            # In 64 bits: TVM simplifies what is computed with it to literals beyond int32.
+            return T.bind(T.cast(words[index], "int64"))
+
+        with T.If(T.And(words[0] != 0, condition)), T.Then():
+            yield word(1), word(2), [word(3 + v) for v in range(vectors)]
+
+    @contextmanager
+    def taken(self, vectors: int) -> Iterator[tuple[Any, Any, list[Any]]]:
+        """Emit code for where a block waits, after which it does not."""
+        with self.shown(vectors) as waiting:
+            yield waiting
+            self.clear()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TileBlock(PixelBlock):
     """Accumulators are tiles: one for each segment of pixels and vector of channels."""
 
     unit: TileUnit
+    pending: Pending = field(default_factory=Pending)
 
     @contextmanager
     def task(self) -> Iterator[None]:
         self.unit.begin()
+        self.pending.begin()
         yield
+        self._finish_pending()
         self.unit.end()
+
+    def emit(self, place: Place) -> None:
+        """Emit the block at ``place``; a whole one is finished while the next one multiplies."""
+        if self.block == self._whole:
+            channels = self._channels(place)
+            self._multiply(place, channels)
+            self.pending.set(place, channels)
+            return
+        self._finish_pending()
+        super().emit(place)
+
+    @property
+    def _whole(self) -> Block:
+        """The size of the blocks that wait: one size, so that one piece of code finishes them."""
+        return self.plan.block_of(self.plan.block.rows, self.plan.block.vectors)
+
+    def _finish_pending(self) -> None:
+        """Finish the block that waits, if one does."""
+        with self.pending.taken(self.plan.block.vectors) as (output, left, channels):
+            replace(self, block=self._whole)._finish(output, left, channels)
 
     def prepare(self) -> None:
         parts, full = segments(self.block, self.plan.shape), self.plan.block.vectors
@@ -164,6 +228,26 @@ class TileBlock(PixelBlock):
                 for v in range(self.block.vectors):
                     tiles = self._sum_tile(m, v), self._input_tile(m), self._weight_tile(v)
                     self.unit.multiply(*tiles)
+            if self.block == self._whole:
+                self._finish_part(index * (plan.run_steps // TILE_STEPS) + k)
+
+    def _finish_part(self, step: Any) -> None:
+        """Finish this step's share of the block that waits.
+
+        Products take the tile unit 16 cycles each and next to nothing of the vector units, where
+        an epilogue takes five to ten cycles a vector: in turns they cost as much as the longer.
+        """
+        outer, inner = self.plan.shape.runs
+        steps = outer * inner * (self.plan.run_steps // TILE_STEPS)
+        share = -(-self.block.pixels // steps)
+        first = T.bind(step * share)
+        with self.pending.shown(self.plan.block.vectors, first < self.block.pixels) as waiting:
+            output, left, channels = waiting
+            finish = self._finisher(channels)
+            with T.serial(share) as i:
+                index = T.bind(first + i)
+                with T.If(index < self.block.pixels), T.Then():
+                    self._finish_at(index, output, left, finish)
 
     def _distance(self) -> int:
         """Return the distance between the inputs of neighbouring pixels of a tile."""

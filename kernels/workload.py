@@ -126,7 +126,7 @@ class LinearWorkload:
         compute: int8, fp32, bf16, or ``weight_only``: bf16 input × integer weights, float32 sums.
         weight_bits: Layout of the weights that the kernel reads: 8, or 4 and 2 bits packed
             (integer weights and at most ``FEW_ROWS`` rows).
-        group_size: Input features that share one weight scale (int8 only), or None.
+        group_size: Input features that share one weight scale (integer weights only), or None.
         row_scales: True where the input's codes were made at run time: each row has a float32
             scale of its own, and the zero point 128 (int8 only).
         out: Format of the output.
@@ -153,11 +153,11 @@ class LinearWorkload:
                 found=f"{self.compute}, {self.rows} rows, weight_bits={self.weight_bits}",
                 remedy="unpack the weights to 8 bits",
             )
-        if self.group_size and (self.compute != "int8" or self.in_features % self.group_size):
+        if self.group_size and (not integer or self.in_features % self.group_size):
             raise LoweringError(
                 "weights cannot be scaled by groups here",
                 where=self.key,
-                expected="int8 compute and input features that are a multiple of the group",
+                expected="integer weights and input features that are a multiple of the group",
                 found=f"{self.compute}, {self.in_features} features in groups of {self.group_size}",
                 remedy="choose another group size, or one scale per channel",
             )

@@ -29,10 +29,12 @@ _NAMES = {
     "search_policy": "mpq_compile.searching",
     "Policy": "mpq_compile.search.policy",
     "FrontierReport": "mpq_compile.report.frontier",
+    "write_report": "mpq_compile.report.page",
     "profile": "mpq_compile.profiling",
     "Profiled": "mpq_compile.profiling",
     "stability": "mpq_compile.sufficiency",
     "Stability": "mpq_compile.sufficiency",
+    "distributed": "mpq_compile.integrations.torch_distributed",
     "check": "mpq_compile.solve.certificate",
     "load": "mpq_compile.runtime.network",
     "CompiledNetwork": "mpq_compile.runtime.network",
@@ -50,36 +52,46 @@ _NAMES = {
 }
 __all__ = ["__version__", *_NAMES]
 
-if TYPE_CHECKING:
-    from mpq_compile.cost.accelerator_workload import Workload  # noqa: F401
-    from mpq_compile.data.images import ImageFolder  # noqa: F401
-    from mpq_compile.errors import (  # noqa: F401
-        ArtifactError,
-        CalibrationError,
-        CaptureError,
-        DeviceError,
-        InfeasibleBudgetError,
-        LoweringError,
-        MpqError,
-        PlanError,
-        ProfileError,
-        UnsupportedOpError,
-    )
-    from mpq_compile.finetuning import finetune  # noqa: F401
-    from mpq_compile.pipeline import assign, compile, plan  # noqa: A004, F401
-    from mpq_compile.profiling import Profiled, profile  # noqa: F401
-    from mpq_compile.report.frontier import FrontierReport  # noqa: F401
-    from mpq_compile.runtime.network import CompiledNetwork, load  # noqa: F401
-    from mpq_compile.search.policy import Policy  # noqa: F401
-    from mpq_compile.searching import search_policy  # noqa: F401
-    from mpq_compile.solve.certificate import check  # noqa: F401
-    from mpq_compile.sufficiency import Stability, stability  # noqa: F401
-    from mpq_compile.tradeoff import frontier  # noqa: F401
-    from mpq_compile.types import Budget, Candidate, Plan, Site, Verification  # noqa: F401
+if TYPE_CHECKING:  # one line a name; `as` says that it is public
+    from mpq_compile import errors as errors
+    from mpq_compile.cost.accelerator_workload import Workload as Workload
+    from mpq_compile.data.images import ImageFolder as ImageFolder
+    from mpq_compile.errors import ArtifactError as ArtifactError
+    from mpq_compile.errors import CalibrationError as CalibrationError
+    from mpq_compile.errors import CaptureError as CaptureError
+    from mpq_compile.errors import DeviceError as DeviceError
+    from mpq_compile.errors import InfeasibleBudgetError as InfeasibleBudgetError
+    from mpq_compile.errors import LoweringError as LoweringError
+    from mpq_compile.errors import MpqError as MpqError
+    from mpq_compile.errors import PlanError as PlanError
+    from mpq_compile.errors import ProfileError as ProfileError
+    from mpq_compile.errors import UnsupportedOpError as UnsupportedOpError
+    from mpq_compile.finetuning import finetune as finetune
+    from mpq_compile.integrations.torch_distributed import distributed as distributed
+    from mpq_compile.pipeline import assign as assign
+    from mpq_compile.pipeline import compile as compile
+    from mpq_compile.pipeline import plan as plan
+    from mpq_compile.profiling import Profiled as Profiled
+    from mpq_compile.profiling import profile as profile
+    from mpq_compile.report.frontier import FrontierReport as FrontierReport
+    from mpq_compile.report.page import write_report as write_report
+    from mpq_compile.runtime.network import CompiledNetwork as CompiledNetwork
+    from mpq_compile.runtime.network import load as load
+    from mpq_compile.search.policy import Policy as Policy
+    from mpq_compile.searching import search_policy as search_policy
+    from mpq_compile.solve.certificate import check as check
+    from mpq_compile.sufficiency import Stability as Stability
+    from mpq_compile.sufficiency import stability as stability
+    from mpq_compile.tradeoff import frontier as frontier
+    from mpq_compile.types import Budget as Budget
+    from mpq_compile.types import Candidate as Candidate
+    from mpq_compile.types import Plan as Plan
+    from mpq_compile.types import Site as Site
+    from mpq_compile.types import Verification as Verification
+else:
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_NAMES[name])
-    return module if name == "errors" else getattr(module, name)
+    def __getattr__(name: str) -> Any:
+        if name not in _NAMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(_NAMES[name])
+        return module if name == "errors" else getattr(module, name)

@@ -161,11 +161,16 @@ class Allocation:
         )
 
     def tradeoff_problem(
-        self, axis: str, limits: Mapping[str, float], peak_bytes: float | None = None
+        self,
+        axes: str | Sequence[str],
+        limits: Mapping[str, float],
+        peak_bytes: float | None = None,
     ) -> Problem:
-        """Return min loss subject to ``limits``, with the pair costs of ``axis`` too."""
-        self._check_axes([axis])
-        return replace(self.problem({**limits, axis: 0.0}, peak_bytes), budget=dict(limits))
+        """Return min loss subject to ``limits``, with the pair costs of ``axes`` too."""
+        columns = [axes] if isinstance(axes, str) else list(axes)
+        self._check_axes(columns)
+        wanted = {**limits, **dict.fromkeys(columns, 0.0)}
+        return replace(self.problem(wanted, peak_bytes), budget=dict(limits))
 
     def inverse_problem(
         self, objective: str, loss: float, limits: Mapping[str, float], peak_bytes: float | None

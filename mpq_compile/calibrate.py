@@ -72,7 +72,8 @@ def _check_seen(network: Network, histograms: Mapping[str, Histogram]) -> None:
     """Refuse sites whose inputs or outputs hold no values, whatever the data."""
     for site in network.sites:
         node = network.node(network.node_of[site.id])
-        for what, name in (("input", node.args[0].name), ("output", node.name)):
+        seen = {"input": node.args[0].name} if site.multiplies else {}
+        for what, name in (seen | {"output": node.name}).items():
             found = histograms.get(name)
             if found is None or found.minimum > found.maximum:
                 raise CalibrationError(

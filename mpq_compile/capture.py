@@ -254,13 +254,15 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _writes_into_alias(node: fx.Node) -> bool:
-    """Tell whether an in-place operator changes a tensor that has another name too."""
+    """Tell whether an in-place operator changes a tensor that has another name too, or that is
+    read by its old name afterwards, as in ``x[i] = y; return x``."""
     if not _is_in_place(node):
         return False
     source = node.args[0]
     assert isinstance(source, fx.Node)
     aliased = _is_view(source) or any(_is_view(user) for user in source.users)
-    return aliased or source.op == "placeholder"
+    read_later = any(user is not node and node < user for user in source.users)
+    return aliased or read_later or source.op == "placeholder"
 
 
 def _functional(target: Any) -> Any:

@@ -27,6 +27,7 @@ from mpq_compile.commands import (
     frontier,
     plan,
     profile,
+    report,
     run,
     search,
     solve,
@@ -38,14 +39,15 @@ from mpq_compile.commands.failures import INTERRUPTED, failure, interrupted
 from mpq_compile.commands.interrupts import noted_interrupts
 from mpq_compile.commands.notices import noted, with_notes
 from mpq_compile.commands.outcome import Outcome, console_on, json_text, reserved_stdout
+from mpq_compile.commands.ranks import execute_on_ranks
 from mpq_compile.commands.service import Announcer, run_service
+from mpq_compile.integrations import launch
 
 app = typer.Typer(
     name="mpq",
     help="Mixed-precision quantization that meets a measured budget.",
     epilog="Exit codes: 0 done; 1 a budget or check failed, the time ran out or a measurement was "
     "inconclusive; 2 wrong input; 130 interrupted.",
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo.demo)
@@ -61,6 +63,7 @@ app.command("compile")(compile.compile_model)
 app.command("finetune")(finetune.finetune)
 app.command("verify")(verify.verify)
 app.command("run")(run.run)
+app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("solve")(solve.solve)
@@ -112,7 +115,8 @@ def main() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that lacks "≤" shows "?"
     try:
-        code = execute(sys.argv[1:])
+        arguments = sys.argv[1:]
+        code = execute_on_ranks(arguments, execute) if launch.launched() else execute(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:  # after the command itself had ended
         code = INTERRUPTED

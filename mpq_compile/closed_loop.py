@@ -14,6 +14,7 @@ from mpq_compile.cost.latency import Z95, Observation
 from mpq_compile.errors import InfeasibleBudgetError, PlanError
 from mpq_compile.inverse import EVALUATIONS, Goal, cheapest
 from mpq_compile.judging import Evaluate, Judge
+from mpq_compile.recording import Recording
 from mpq_compile.runtime.artifact import write_verification
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.runtime.verify import verify_artifact
@@ -77,6 +78,7 @@ def compile_session(
     if not timed:
         return session.build(plan_within(session, budget, goal))
     attempts = Attempts(budget, session.costing.latency.errors.drift)
+    recording = Recording(session)
     for number in range(1, MAX_ROUNDS + 1):
         try:
             plan = _aimed_plan(session, attempts, goal)
@@ -89,14 +91,15 @@ def compile_session(
         network = session.build(plan)
         seen = verified(network, budget.given(), number)
         attempts.add(network, seen)
+        recording.add(plan, seen)
         if seen.status in ("inconclusive", "unbounded"):
-            return attempts.best if attempts.any else network
+            return recording.kept_in(attempts.best if attempts.any else network)
         if attempts.enough or (attempts.any and goal is not None):
             break
         if number < MAX_ROUNDS:
             _learn(session, plan, seen, budget)
     if attempts.any:
-        return attempts.best
+        return recording.kept_in(attempts.best)
     raise InfeasibleBudgetError(
         f"no assignment was measured within the budget in {MAX_ROUNDS} rounds",
         expected=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),

@@ -155,6 +155,7 @@ class Costing:
         workloads = [
             workload_of(self._session.network, site, Candidate.parse(name))
             for site in self._session.network.sites
+            if site.multiplies
             for name in self._session.choices[site.id]
         ]
         tune(workloads, store, self._session.device, min(self._session.tuning_s, limit_s))

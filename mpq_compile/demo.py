@@ -19,6 +19,7 @@ from mpq_compile.errors import InfeasibleBudgetError
 from mpq_compile.pipeline import assign_session
 from mpq_compile.progress import track
 from mpq_compile.report.demo_table import print_plan, print_title
+from mpq_compile.report.page import write_report
 from mpq_compile.report.plot import save_plan_picture
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.sensitivity.sqnr import decibels, noise_to_signal
@@ -245,6 +246,7 @@ def run_measured(part: Part, budget: Budget, output: Path, name: str) -> dict[st
     ]
     network.save(output / name)
     save_plan_picture(network.plan, output / f"{name}.png")
+    network.report(output / f"{name}.html", title=part.title)
     exact = torch.equal(network(images), network.reference(images))
     return summary(part, network.plan, budget, rows, exact, network)
 
@@ -278,6 +280,7 @@ def run_analytic(part: Part, budget: Budget, output: Path, name: str) -> dict[st
     scores = part.session.reference(plan.assignment)(images)
     rows.append(part.row("plan", plan, scores, True, False))
     save_plan_picture(plan, output / f"{name}.png")
+    write_report(plan, output / f"{name}.html", title=part.title)
     return summary(part, plan, budget, rows, None, None)
 
 

@@ -26,7 +26,7 @@ from mpq_compile.runtime.artifact import (
     write_weights,
 )
 from mpq_compile.runtime.device import Device
-from mpq_compile.types import AuditRow, Candidate, Plan
+from mpq_compile.types import AuditRow, Candidate, Plan, Site
 
 # Relax has one stack of block builders a process. What takes long is compiling, outside of it.
 _LOWERING = threading.Lock()
@@ -112,6 +112,7 @@ def write_artifact(
         arena=library.arena,
         inputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in inputs],
         outputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in outputs],
+        updates=lowered.updates,
         out_spec=pytree.treespec_dumps(network.captured.out_spec),
         dynamic_batch=network.captured.dynamic_batch,
         sites=lowered.sites,
@@ -132,10 +133,12 @@ def _untried(device: Device) -> list[str]:
     return [] if device.present else [f"{device.name} was not at hand: built, and never run"]
 
 
-def _compute(candidate: Candidate) -> str:
+def _compute(site: Site, candidate: Candidate) -> str:
     """Return how a site multiplies, as the audit names it."""
     if candidate.is_float:
         return candidate.name
+    if not site.multiplies:
+        return "lookup"
     if not candidate.integer_compute:
         return "weight-only bf16"
     return "int8 rows" if candidate.dynamic else "int8"
@@ -164,7 +167,7 @@ def audit_rows(
                 site=site.id,
                 requested=candidate.name,
                 stored_bits=candidate.weight_bits,
-                compute=_compute(candidate),
+                compute=_compute(site, candidate),
                 kernel=kernel_of[site.id],
                 tier=tier.name,
             )

@@ -19,7 +19,9 @@ _open = Lock()
 
 
 def shown() -> bool:
-    """Bars appear on a terminal, unless ``MPQ_PROGRESS=0``."""
+    """Bars appear on a terminal, unless ``MPQ_PROGRESS=0``; of several ranks, the first has one."""
+    if os.environ.get("RANK", "0") != "0":
+        return False
     return sys.stderr.isatty() and os.environ.get("MPQ_PROGRESS", "1") != "0"
 
 

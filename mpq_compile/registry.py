@@ -115,6 +115,15 @@ SEARCHES = Registry(
     },
 )
 
+# How plans and networks show themselves: they stand on a stage before the one that draws them.
+REPORTS = Registry(
+    kind="report",
+    table={
+        "card": "mpq_compile.report.card:card",
+        "page": "mpq_compile.report.page:write_report",
+    },
+)
+
 BLACK_BOX_SOLVERS = Registry(
     kind="black-box solver",
     table={

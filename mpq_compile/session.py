@@ -7,12 +7,13 @@ import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import fx
 
+from mpq_compile import __version__
 from mpq_compile.allocate import Allocation, constrained, solve_allocation
 from mpq_compile.building import build_plan, reference_of, structured
 from mpq_compile.calibrate import Batch, calibrate, hold_out
@@ -39,13 +40,13 @@ from mpq_compile.quant.range_stability import range_note
 from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import fit_channels
 from mpq_compile.reconstruct.enough import shortage
-from mpq_compile.reconstruct.per_site import reconstruct_per_site
 from mpq_compile.reconstruct.rounding import with_rounding
 from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.sensitivity.base import QuantizedGraph
+from mpq_compile.shared_tasks import fitted_sites, measured_sensitivity, perform
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import (
     PLAN_VERSION,
@@ -56,6 +57,7 @@ from mpq_compile.types import (
     Predicted,
     SensitivityTable,
 )
+from mpq_compile.workpool import current_pool
 
 # Solves until the prediction of a plan is within the budget too.
 _SOLVES = 4
@@ -106,6 +108,8 @@ class Session:
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self._found: Target = resolve_target(self.target)
         self.profile: Profile = self._found.profile
+        # A process that only helps another stays here.
+        current_pool().opened(lambda: partial(perform, network=self.network, batches=self.batches))
 
     @cached_property
     def network(self) -> Network:
@@ -168,7 +172,7 @@ class Session:
         """Return ranges, with weights that were fitted for these candidates of sites at least."""
         for key, fit in self.calibration_for(choices).fits.items():
             self._fitted.fits.setdefault(key, fit)
-        reconstruct_per_site(self.network, self._fitted, self.batches, choices)
+        fitted_sites(self.network, self._fitted, self.batches, choices)
         return self._fitted
 
     @cached_property
@@ -244,10 +248,10 @@ class Session:
         """Return the table of any metric on nearest or rounded weights; each is computed once."""
         key = metric, weights or self.recipe.sensitivity_on
         if key not in self._tables:
-            measure = METRICS.load(metric)()
             calibration = self.seen_for(self.choices, weights)
-            table = measure(self.network, calibration, self.batches, self.choices)
-            self._tables[key] = table
+            self._tables[key] = measured_sensitivity(
+                metric, self.network, calibration, self.batches, self.choices
+            )
         return self._tables[key]
 
     @cached_property
@@ -395,6 +399,7 @@ class Session:
                 "latency_source": self._source(site.id, name),
                 "size_bytes": allocation.costs.costs[site.id][name]["size_bytes"],
                 "chosen": assignment[site.id] == name,
+                "group": site.group,
             }
             for site in self.network.sites
             for name in self.choices[site.id]
@@ -434,6 +439,7 @@ class Session:
     def provenance(self) -> dict[str, str]:
         """Return versions and hashes that the plan depends on."""
         return {
+            "mpq_compile": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "toolchain": toolchain_hash(),

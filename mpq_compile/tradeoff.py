@@ -63,7 +63,7 @@ def frontier(
     example_inputs: Any,
     calibration: Any,
     target: TargetLike = "local",
-    axis: str = "size_mb",
+    axis: str | Sequence[str] = "size_mb",
     budget: Budget | None = None,
     metric: str = "sqnr",
     candidates: Sequence[str] | None = None,
@@ -86,8 +86,10 @@ def frontier(
     Args:
         model, example_inputs, calibration, target, metric, candidates, constraints, allow_float,
             tuned, measure_s, recipe: As for :func:`mpq_compile.plan`.
-        axis: What the cost is: "size_mb", "latency_ms", "bops", "energy_mj" or "avg_bits".
-        budget: Bounds on other axes that every point must keep, and on the range of this one.
+        axis: What the cost is: "size_mb", "latency_ms", "bops", "energy_mj" or "avg_bits". Several
+            of them give a grid of budgets: points of which none is at least as good as another on
+            every axis and in loss.
+        budget: Bounds on other axes that every point must keep, and on the range of these.
         points: How many points of the frontier are judged; 0 for none.
         evaluate: ``evaluate(net) -> float``, higher is better. Or a name: "kl" (the default for
             classifiers), "noise" (the default for others), "top1" or, with labels, "accuracy":
@@ -127,7 +129,7 @@ def frontier(
 
 def frontier_of(
     session: Session,
-    axis: str,
+    axis: str | Sequence[str],
     budget: Budget | None = None,
     *,
     points: int = POINTS,
@@ -136,12 +138,13 @@ def frontier_of(
     tolerance: float = 0.0,
 ) -> FrontierReport:
     """Return the frontier of a session; see :func:`frontier`."""
-    _check(session, axis, points, budget, measure)
+    axes = _axes(axis)
+    _check(session, points, budget, measure)
     budget = budget or Budget()
     judge = Judge(session, evaluate or default_measure(session), session.held_out)
     allocation = session.allocation()
-    scale = _Scale(allocation, AXES[axis])
-    curve = _curve(allocation, scale.axis, budget)
+    scale = _Scale(allocation, axes)
+    curve = _curve(allocation, axes, budget)
     chosen = set(spread_points(curve, points))
     listed = sorted({*chosen, *np.linspace(0, len(curve) - 1, min(LISTED, len(curve))).astype(int)})
     found = [scale.point(curve, i) for i in listed]
@@ -157,10 +160,11 @@ def frontier_of(
         ]
     for k, point in zip(judged, done, strict=False):
         found[k] = point
-    marked = _marked(found, tolerance)
+    marked = _marked(found, tolerance, scale.several)
     return FrontierReport(
-        axis=axis,
+        axis=scale.axis.name,
         unit=scale.axis.unit,
+        axes={a.name: a.unit for a in axes},
         target=session.target_name,
         metric=session.metric,
         metric_unit=session.sensitivity.unit,
@@ -173,7 +177,7 @@ def frontier_of(
         method=curve.method,
         uniform=tuple(done[len(judged) :] or uniform),
         tolerance=tolerance,
-        inversions=inversions_among(marked, tolerance),
+        inversions=inversions_among(marked, tolerance, scale.several),
         concordance=concordance(done),
         float_score=judge.float_score if points else None,
         budget=budget.given(),
@@ -182,14 +186,22 @@ def frontier_of(
     )
 
 
-def _check(session: Session, axis: str, points: int, budget: Budget | None, measure: bool) -> None:
-    if axis not in AXES:
-        raise PlanError(
-            f"unknown axis {axis!r}",
-            expected=", ".join(AXES),
-            found=repr(axis),
-            remedy=nearest(axis, AXES),
-        )
+def _axes(axis: str | Sequence[str]) -> tuple[Axis, ...]:
+    names = (axis,) if isinstance(axis, str) else tuple(dict.fromkeys(axis))
+    if not names:
+        raise PlanError("a frontier needs an axis", expected=", ".join(AXES), found="none")
+    for name in names:
+        if name not in AXES:
+            raise PlanError(
+                f"unknown axis {name!r}",
+                expected=", ".join(AXES),
+                found=repr(name),
+                remedy=nearest(name, AXES),
+            )
+    return tuple(AXES[name] for name in names)
+
+
+def _check(session: Session, points: int, budget: Budget | None, measure: bool) -> None:
     if points < 0:
         raise PlanError("the number of points is negative", expected="0 or more", found=points)
     if budget is not None and (budget.max_drop is not None or budget.max_loss is not None):
@@ -208,11 +220,10 @@ def _check(session: Session, axis: str, points: int, budget: Budget | None, meas
         )
 
 
-def _curve(allocation: Allocation, axis: Axis, budget: Budget) -> Frontier:
-    limits = allocation.limits(budget)
-    curve = curve_of(
-        allocation.tradeoff_problem(axis.column, limits, budget.peak_activation_bytes), axis.column
-    )
+def _curve(allocation: Allocation, axes: Sequence[Axis], budget: Budget) -> Frontier:
+    limits, columns = allocation.limits(budget), [axis.column for axis in axes]
+    problem = allocation.tradeoff_problem(columns, limits, budget.peak_activation_bytes)
+    curve = curve_of(problem, columns)
     if not len(curve):
         raise infeasible(allocation, budget, limits)
     return curve
@@ -221,7 +232,8 @@ def _curve(allocation: Allocation, axis: Axis, budget: Budget) -> Frontier:
 def spread_points(curve: Frontier, count: int) -> list[int]:
     """Return at most ``count`` points at equal distances along the curve, both ends among them.
 
-    Distance is that of a drawing with a linear cost and a logarithmic loss.
+    Distance is that of a drawing with a linear cost and a logarithmic loss. On several axes the
+    points are far from each other.
     """
     if count <= 0 or not len(curve):
         return []
@@ -229,10 +241,25 @@ def spread_points(curve: Frontier, count: int) -> list[int]:
         return list(range(len(curve)))
     floor = max(float(curve.loss[curve.loss > 0].min(initial=np.inf)), 1e-300)
     height = -np.log(np.maximum(curve.loss, floor if math.isfinite(floor) else 1.0))
+    if len(curve.axes) > 1:
+        return _far_apart(np.column_stack([curve.usage, height]), count)
     steps = np.hypot(_share(curve.cost), _share(height))
     places = np.append(0.0, np.cumsum(steps))
     wanted = np.linspace(0.0, places[-1], count)
     return sorted({int(np.abs(places - at).argmin()) for at in wanted})
+
+
+def _far_apart(values: np.ndarray, count: int) -> list[int]:
+    """Return points that cover rows of ``values``: each is the farthest from those before it."""
+    span = np.ptp(values, axis=0)
+    scaled = values / np.where(span > 0, span, 1.0)
+    chosen = [int(values[:, 0].argmin())]
+    distance = np.full(len(values), np.inf)
+    while len(chosen) < count:
+        step = np.linalg.norm(scaled - scaled[chosen[-1]], axis=1)
+        distance = np.minimum(distance, step)
+        chosen.append(int(distance.argmax()))
+    return sorted(set(chosen))
 
 
 def _share(values: np.ndarray) -> np.ndarray:
@@ -245,8 +272,9 @@ def _share(values: np.ndarray) -> np.ndarray:
 class _Scale:
     """Points in the user's units."""
 
-    def __init__(self, allocation: Allocation, axis: Axis) -> None:
-        self.axis = axis
+    def __init__(self, allocation: Allocation, axes: Sequence[Axis]) -> None:
+        self.axis = axes[0]
+        self.several = tuple(axis.name for axis in axes) if len(axes) > 1 else ()
         self.sites = tuple(site.id for site in allocation.sites)
         self._allocation = allocation
         self._weights = sum(site.weight_count for site in allocation.sites)
@@ -255,13 +283,14 @@ class _Scale:
         """Return a point of the frontier."""
         assignment = self._allocation.spread(curve.assignment(index))
         overhead = self._allocation.costs.overhead.get(self.axis.column, 0.0)
-        return Point(
+        point = Point(
             candidates=tuple(assignment[site] for site in self.sites),
             cost=self._value(self.axis, float(curve.cost[index]) + overhead),
             loss=float(curve.loss[index]),
             gap=float(curve.gap[index]),
             uniform=_only(assignment.values()),
         )
+        return replace(point, costs=self.costs(point)) if self.several else point
 
     def uniforms(self) -> list[Point]:
         """Return the points that have one candidate everywhere, by ascending cost."""
@@ -271,14 +300,13 @@ class _Scale:
         for name in names:
             assignment = dict.fromkeys(self.sites, name)
             usage = self._allocation.usage(assignment)
-            found.append(
-                Point(
-                    candidates=(name,) * len(self.sites),
-                    cost=self._value(self.axis, usage[self.axis.column]),
-                    loss=self._allocation.loss(assignment),
-                    uniform=name,
-                )
+            point = Point(
+                candidates=(name,) * len(self.sites),
+                cost=self._value(self.axis, usage[self.axis.column]),
+                loss=self._allocation.loss(assignment),
+                uniform=name,
             )
+            found.append(replace(point, costs=self.costs(point)) if self.several else point)
         return sorted(found, key=lambda point: (point.cost, point.loss))
 
     def assignment(self, point: Point) -> dict[str, str]:
@@ -308,8 +336,8 @@ def _judged(judge: Judge, scale: _Scale, point: Point) -> Point:
     return replace(point, drop=judgement.drop, score=judgement.score, costs=scale.costs(point))
 
 
-def _marked(points: Sequence[Point], tolerance: float) -> list[Point]:
-    marks = zip(points, beaten(points, tolerance), strict=True)
+def _marked(points: Sequence[Point], tolerance: float, axes: Sequence[str]) -> list[Point]:
+    marks = zip(points, beaten(points, tolerance, axes), strict=True)
     return [replace(point, inverted=mark) for point, mark in marks]
 
 
@@ -318,7 +346,8 @@ def _notes(session: Session, judge: Judge, curve: Frontier, points: Sequence[Poi
     if not curve.complete:
         worst = float(curve.gap.max())
         notes.append(
-            f"{len(curve)} breakpoints by exact solves, spread over the range: there are more "
+            f"{len(curve)} {'points of a grid' if len(curve.axes) > 1 else 'breakpoints'} by exact "
+            f"solves, spread over the range: there are more "
             f"between them (largest gap of a point {worst:.2g})"
         )
     if judge.name != "evaluate" and session.held_out is session.batches:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from mpq_compile.errors import PlanError
+from mpq_compile.registry import REPORTS
 
-SiteOp = Literal["conv2d", "conv_transpose2d", "linear"]
+SiteOp = Literal["conv2d", "conv_transpose2d", "linear", "embedding"]
 Storage = Literal["u8", "bf16", "fp32"]
 
 # Narrowest first: a tensor that feeds sites of several formats is stored in the widest of them.
@@ -121,10 +122,15 @@ class Site:
 
     @property
     def out_channels(self) -> int:
-        """Number of output channels (features)."""
+        """Number of output channels (features); of an embedding, rows: what has a scale."""
         if self.op == "conv_transpose2d":
             return self.weight_shape[1] * self.groups
         return self.weight_shape[0]
+
+    @property
+    def multiplies(self) -> bool:
+        """True where activations meet weights in products; an embedding only looks weights up."""
+        return self.op != "embedding"
 
     @property
     def depthwise(self) -> bool:
@@ -293,6 +299,11 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        """Show what matters of the plan in a notebook."""
+        text: str = REPORTS.load("card")(self)
+        return text
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from mpq_compile.kernels.tier import host_tiers
+from mpq_compile.runtime.executor import request_amx
 from mpq_compile.runtime.threads import thread_count
 
 # TVM reads its thread count when it is first imported.
 thread_count()
+if any(tier.dot == "amx" for tier in host_tiers()):
+    request_amx()  # tests of kernels call them without an executor, which would ask
 # Only the tests of tuning search schedules: it takes seconds a network.
 os.environ["MPQ_TUNE"] = "0"
 # A test's own database decides what is measured, on whatever machine.

@@ -131,7 +131,20 @@ class WritesInput(Small):
         return self.conv(x.mul_(2.0))
 
 
-@pytest.mark.parametrize("model", [Inplace, WritesView, WritesBase, WritesInput])
+class WritesIndexed(nn.Module):
+    """Writes through an index, then reads the tensor by its old name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y[:, torch.tensor([0, 2])] = 0.5
+        return y
+
+
+@pytest.mark.parametrize("model", [Inplace, WritesView, WritesBase, WritesInput, WritesIndexed])
 def test_in_place_operators(model: type[nn.Module]) -> None:
     assert_captures(model(), X)
 

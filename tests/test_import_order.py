@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "mpq_compile"
 
 # One stage a line, in the order of the design's layout; modules of one line may import each other.
 LINES: tuple[tuple[str, ...], ...] = (
-    ("types", "errors"),
-    ("registry", "progress", "lock", "memo"),
+    ("types", "errors", "registry"),
+    ("progress", "lock", "memo", "workpool"),
     ("solve",),
     ("quant",),
     ("kernels",),
@@ -35,6 +35,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "closed_loop",
         "attempts",
         "session",
+        "shared_tasks",
         "allocate",
         "infeasibility",
         "deploy",
@@ -54,6 +55,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "searching",
         "finetuning",
         "recipe",
+        "recording",
     ),
     ("integrations", "demo"),
     ("cli", "commands", "__main__"),

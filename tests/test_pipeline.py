@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import mpq_compile as mpq
 from mpq_compile.capture import capture
 from mpq_compile.passes.network import prepare
+from mpq_compile.runtime.history import read_history
 
 ANALYTIC = "bit_serial"
 WIDE = ["w8a8", "w4a8", "w2a8"]
@@ -164,6 +165,18 @@ def test_a_plan_is_compiled_on_this_machine() -> None:
     assert network.verification is not None
     assert network.verification.status == "accepted" and network.verification.within_budget
     assert network.verification.latency_ms_upper95 <= 1000
+    recorded = read_history(network.folder)
+    assert recorded is not None and recorded.time
+    last = recorded.comparisons[-1]
+    assert (last.kind, last.name, last.status) == ("round", "round 1", "accepted")
+    assert last.measured_ms == network.verification.latency_ms
+    assert last.predicted_ms == network.plan.predicted.latency_ms
+    # The kernels of w8a8 and w4a8 are one in a convolution: fewer networks than candidates.
+    anchors = recorded.comparisons[:-1]
+    assert anchors and {row.kind for row in anchors} == {"anchor"}
+    for row in recorded.comparisons:
+        assert row.predicted_ms_lower95 < row.predicted_ms < row.predicted_ms_upper95
+        assert row.measured_ms_lower95 <= row.measured_ms <= row.measured_ms_upper95
     assert torch.equal(network(X), network.reference(X))
     rows = {row.site: row for row in network.audit}
     for site, name in network.plan.assignment.items():

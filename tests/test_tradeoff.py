@@ -220,3 +220,35 @@ def test_points_are_measured_on_this_machine(kept: Path) -> None:
     assert 0 < seen.latency_ms_lower95 <= seen.latency_ms <= seen.latency_ms_upper95
     found = frontier_of(local, "size_mb", points=1, measure=True)
     assert [p.measured for p in (*found.points, *found.uniform)] == [seen, seen]
+
+
+def test_several_axes_give_points_that_no_assignment_beats() -> None:
+    found = frontier_of(session(), ["size_mb", "energy_mj"], points=4, evaluate="noise")
+    allocation = session().allocation()
+    rows = []
+    for assignment in all_assignments():
+        usage = allocation.usage(assignment)
+        rows.append((usage["size_bytes"] / 1e6, usage["energy_mj"], allocation.loss(assignment)))
+    assert list(found.axes) == ["size_mb", "energy_mj"] and found.method == "grid"
+    assert len(found.points) > 4 and len(found.evaluated) == 4
+    for point in found.points:
+        own = (point.cost, point.costs["energy_mj"], point.loss)
+        assert point.costs["size_mb"] == pytest.approx(point.cost)
+        beaten_by = [
+            row
+            for row in rows
+            if all(a <= b * (1 + 1e-9) for a, b in zip(row, own, strict=True))
+            and any(a < b * (1 - 1e-9) for a, b in zip(row, own, strict=True))
+        ]
+        assert not beaten_by
+    for a, b in found.inversions:
+        first, second = found.points[a], found.points[b]
+        assert first.drop < second.drop and first.cost <= second.cost
+        assert first.costs["energy_mj"] <= second.costs["energy_mj"]
+
+
+def test_axes_are_named() -> None:
+    with pytest.raises(mpq.MpqError, match="size_mb"):
+        frontier_of(session(), ["size_mb", "latency"], points=0)
+    with pytest.raises(mpq.MpqError, match="needs an axis"):
+        frontier_of(session(), [], points=0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from contenders import Contender
 from contenders.ratios import sqnr_db
+from contenders.usual_speed import UsualSpeed
 from contenders.worker import Block, Worker, WorkerError
 from mpq_compile.lock import timing_lock
 
@@ -30,14 +31,20 @@ class Schedule:
         rounds: Blocks of each contender.
         pause_s: Seconds before each block, in which the last one's threads fall asleep.
         block: Warm-up and length of a block.
+        tries: How often a block is taken at most, where the machine was slow beside it.
+        patience_s: Seconds to wait before each try until the machine is as usual.
     """
 
     rounds: int = 12
     pause_s: float = 0.3
     block: Block = Block(warm_s=0.1, seconds=0.2)
+    tries: int = 2
+    patience_s: float = 1.0
 
 
-QUICK = Schedule(rounds=3, pause_s=0.02, block=Block(warm_s=0.01, seconds=0.03))
+QUICK = Schedule(
+    rounds=3, pause_s=0.02, block=Block(warm_s=0.01, seconds=0.03), tries=1, patience_s=0.0
+)
 
 
 @dataclass(kw_only=True)
@@ -51,6 +58,7 @@ class Result:
         sqnr_db: Signal of the float output over the noise in its own, dB; None where not compared.
         block_ms: Median of each block of calls, ms, by round.
         calls: Calls that were timed.
+        disturbed: Blocks that count although the machine was slow beside every try.
     """
 
     contender: Contender
@@ -59,6 +67,7 @@ class Result:
     sqnr_db: float | None = None
     block_ms: list[float] = field(default_factory=list)
     calls: int = 0
+    disturbed: int = 0
 
     @property
     def median_ms(self) -> float:
@@ -95,7 +104,7 @@ def run(
             if not result.reason:
                 say(f"preparing {result.contender.name}")
                 _prepare(result, task, expected, workers)
-        _time_in_turns({r.contender.name: r for r in results}, workers, schedule, say)
+        _time_in_turns({r.contender.name: r for r in results}, workers, schedule, task.threads, say)
     finally:
         for worker in workers.values():
             worker.close()
@@ -125,24 +134,37 @@ def _log(folder: Path, name: str) -> Path:
 
 
 def _time_in_turns(
-    results: Mapping[str, Result], workers: Mapping[str, Worker], schedule: Schedule, say: Say
+    results: Mapping[str, Result],
+    workers: Mapping[str, Worker],
+    schedule: Schedule,
+    threads: int,
+    say: Say,
 ) -> None:
     """Fill in the blocks; the order within a round is drawn anew each time."""
-    order = random.Random(0)
+    order, usual = random.Random(0), None
     for number in range(schedule.rounds):
         say(f"round {number + 1} of {schedule.rounds}")
         alive = [name for name in workers if not results[name].reason]
         with timing_lock(_LOCK_S):
+            usual = usual or UsualSpeed(threads)
             for name in order.sample(alive, len(alive)):
-                time.sleep(schedule.pause_s)
-                _time_block(results[name], workers[name], schedule.block)
+                _time_block(results[name], workers[name], schedule, usual)
 
 
-def _time_block(result: Result, worker: Worker, block: Block) -> None:
-    try:
-        samples = worker.block(block)
-    except WorkerError as error:
-        result.reason = str(error)
-        return
+def _time_block(result: Result, worker: Worker, schedule: Schedule, usual: UsualSpeed) -> None:
+    """Take one block, again where the machine was slow beside it."""
+    for _ in range(schedule.tries):
+        usual.wait(schedule.patience_s)
+        time.sleep(schedule.pause_s)
+        try:
+            samples = worker.block(schedule.block)
+        except WorkerError as error:
+            result.reason = str(error)
+            return
+        time.sleep(schedule.pause_s / 4)
+        calm = usual.holds()
+        if calm:
+            break
     result.block_ms.append(statistics.median(samples))
     result.calls += len(samples)
+    result.disturbed += not calm

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CPU provider: fp32, and static int8 in QDQ form."""
+"""ONNX Runtime's CPU provider: fp32, static int8 in QDQ form, and int8 with dynamic activations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnxruntime.quantization import (
     QuantFormat,
     QuantType,
     quant_pre_process,
+    quantize_dynamic,
     quantize_static,
 )
 
@@ -28,6 +29,17 @@ def fp32(task: NetTask) -> Prepared:
 def int8(task: NetTask) -> Prepared:
     """The quantized model."""
     return task.prepared_numpy(load_onnx(quantized(task), task.threads))
+
+
+def int8_dynamic(task: NetTask) -> Prepared:
+    """The model with s8 weights per channel, activations quantized at run time."""
+    path, source = task.folder / f"{task.net.name}.dynamic.onnx", task.folder / "dynamic.pre.onnx"
+    quant_pre_process(str(exported(task)), str(source))
+    narrow = "avx512_vnni" not in host_flags()
+    quantize_dynamic(
+        str(source), str(path), per_channel=True, weight_type=QuantType.QInt8, reduce_range=narrow
+    )
+    return task.prepared_numpy(load_onnx(path, task.threads))
 
 
 def quantized(task: NetTask) -> Path:

@@ -126,6 +126,7 @@ def _entry(result: Result, results: Sequence[Result]) -> dict[str, Any]:
         "spread_ms": result.spread_ms,
         "block_ms": result.block_ms,
         "calls": result.calls,
+        "disturbed": result.disturbed,
     }
     if contender.ours:
         best, own = comparisons(result, results)

@@ -8,8 +8,10 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 #include <stdexcept>
@@ -51,6 +53,8 @@ struct Description {
   std::vector<std::string> flags;
   std::size_t arena = 0;
   std::vector<TensorType> inputs, outputs;
+  // Inputs that the network changes in place, such as caches, and the outputs that they are.
+  std::map<std::size_t, std::size_t> updates;
 };
 
 inline TensorType parse_tensor(std::istream& values) {
@@ -81,6 +85,11 @@ inline Description read_description(const std::filesystem::path& path) {
     if (key == "flags") for (std::string flag; values >> flag;) made.flags.push_back(flag);
     if (key == "input") made.inputs.push_back(parse_tensor(values));
     if (key == "output") made.outputs.push_back(parse_tensor(values));
+    if (key == "update") {
+      std::size_t output = 0, input = 0;
+      values >> output >> input;
+      made.updates[input] = output;
+    }
   }
   return made;
 }
@@ -163,10 +172,21 @@ class Network {
       cells.push_back(size);
       tensors.push_back(view(buffer.data(), descr, &cells.back()));
     };
-    for (const auto& array : inputs) add(array.values, array.type.descr, array.type.cells());
+    std::vector<bool> is_input(outputs.size());
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      const auto update = description_.updates.find(i);
+      const auto& array = update == description_.updates.end() ? inputs[i] : outputs[update->second];
+      if (&array != &inputs[i]) {  // a copy is changed: inputs stay as they are
+        std::memcpy(array.values.data(), inputs[i].values.data(), inputs[i].values.size);
+        is_input[update->second] = true;
+      }
+      add(array.values, array.type.descr, array.type.cells());
+    }
     add(parameters_, "|u1", static_cast<std::int64_t>(parameters_.size));
     add(arena_, "<i4", static_cast<std::int64_t>(arena_.size / 4));
-    for (const auto& array : outputs) add(array.values, array.type.descr, array.type.cells());
+    for (std::size_t i = 0; i < outputs.size(); ++i) {
+      if (!is_input[i]) add(outputs[i].values, outputs[i].type.descr, outputs[i].type.cells());
+    }
     std::vector<tvm::ffi::AnyView> arguments;
     for (auto& tensor : tensors) arguments.emplace_back(&tensor);
     tvm::ffi::Any nothing;

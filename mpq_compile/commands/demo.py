@@ -33,5 +33,5 @@ def demo(
     result = run_demo(output, quick)
     return Outcome(
         data=result,
-        show=lambda console: console.print(f"artifacts and pictures are in {output}"),
+        show=lambda console: console.print(f"artifacts, pictures and reports are in {output}"),
     )

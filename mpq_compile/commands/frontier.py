@@ -33,7 +33,10 @@ def frontier(
     measuring: options.Measuring,
     axis: Annotated[
         str,
-        typer.Option("--axis", help="size_mb, latency_ms, bops, energy_mj or avg_bits."),
+        typer.Option(
+            "--axis",
+            help="size_mb, latency_ms, bops, energy_mj or avg_bits; several, with commas: a grid.",
+        ),
     ] = "size_mb",
     points: Annotated[
         int, typer.Option("--points", min=0, help="Points that are measured on the task.")
@@ -85,7 +88,7 @@ def make_frontier(
         loaded.model,
         loaded.example_inputs,
         loaded.calibration,
-        axis=axis,
+        axis=[name.strip() for name in axis.split(",")],
         points=points,
         measure=measure,
         tolerance=tolerance,
@@ -131,18 +134,20 @@ def _outcome(report: FrontierReport, pictures: list[Path]) -> Outcome:
 
 
 def _table(report: FrontierReport) -> Table:
-    columns = [f"{report.axis} [{report.unit}]", f"{report.metric} loss", "candidates"]
+    axes = [f"{name} [{unit}]" for name, unit in report.axes.items()]
+    columns = [*axes, f"{report.metric} loss", "candidates"]
     measured = [] if not report.evaluated else [f"{report.measure} [{report.measure_unit}]"]
     timed = ["measured [ms]"] if any(p.measured for p in report.points) else []
     table = Table(*columns, *measured, *timed, "")
     shown = report.evaluated or report.points[:: max(1, len(report.points) // 12)]
     for point in sorted([*shown, *report.uniform], key=lambda p: (p.cost, -p.loss)):
-        table.add_row(*_cells(point, bool(measured), bool(timed)))
+        costs = [point.cost, *(point.costs[name] for name in list(report.axes)[1:])]
+        table.add_row(*map(number, costs), *_cells(point, bool(measured), bool(timed)))
     return table
 
 
 def _cells(point: Point, evaluated: bool, timed: bool) -> list[str]:
-    cells = [number(point.cost), number(point.loss), _counts(point)]
+    cells = [number(point.loss), _counts(point)]
     if evaluated:
         score = "" if point.score is None else f"{number(point.score)} "
         cells.append(f"{score}({number(point.drop)} below float)" if score else number(point.drop))

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from mpq_compile.commands.completion import names_of, profile_names
+from mpq_compile.registry import METRICS, ROUNDINGS, SOLVERS
+
 _BUDGET = "Budget"
 _CHOICE = "Choice of bits"
 _RECIPE = "Quantization"
@@ -37,7 +40,9 @@ Artifact = Annotated[
 Target = Annotated[
     str,
     typer.Option(
-        "--target", help="Profile by name, its YAML file, or a device: rpc://host:port/KEY."
+        "--target",
+        help="Profile by name, its YAML file, or a device: rpc://host:port/KEY.",
+        autocompletion=profile_names,
     ),
 ]
 RunTarget = Annotated[
@@ -135,9 +140,23 @@ Minimize = Annotated[
     ),
 ]
 Metric = Annotated[
-    str, typer.Option("--metric", help="Sensitivity metric.", rich_help_panel=_CHOICE)
+    str,
+    typer.Option(
+        "--metric",
+        help="Sensitivity metric.",
+        rich_help_panel=_CHOICE,
+        autocompletion=names_of(METRICS),
+    ),
 ]
-Solver = Annotated[str, typer.Option("--solver", help="Solver.", rich_help_panel=_CHOICE)]
+Solver = Annotated[
+    str,
+    typer.Option(
+        "--solver",
+        help="Solver.",
+        rich_help_panel=_CHOICE,
+        autocompletion=names_of(SOLVERS),
+    ),
+]
 Candidates = Annotated[
     str | None,
     typer.Option(
@@ -183,6 +202,7 @@ Rounding = Annotated[
         "qdrop or nearest.",
         show_default="gptq",
         rich_help_panel=_RECIPE,
+        autocompletion=names_of(ROUNDINGS),
     ),
 ]
 SensitivityOn = Annotated[

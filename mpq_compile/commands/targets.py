@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mpq_compile.commands import options
+from mpq_compile.commands.completion import profile_names
 from mpq_compile.commands.default_group import DefaultGroup
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.cost.analytic import rate_gmacs
@@ -82,7 +83,12 @@ def here(profile: Profile, local: str) -> str:
 @app.command("show")
 def show_target(
     name: Annotated[
-        str, typer.Argument(help="local, a profile's name, or a YAML file.", show_default=False)
+        str,
+        typer.Argument(
+            help="local, a profile's name, or a YAML file.",
+            show_default=False,
+            autocompletion=profile_names,
+        ),
     ],
     as_json: options.Json = False,
 ) -> Outcome:

@@ -13,9 +13,8 @@ from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.request import read_budget
 from mpq_compile.commands.views import bounds, show_notes, show_verification
-from mpq_compile.cost.profile import load_profile
+from mpq_compile.cost.profile import runs_networks
 from mpq_compile.cost.targets import running_device
-from mpq_compile.errors import MpqError
 from mpq_compile.runtime.artifact import WEIGHTS, open_artifact
 from mpq_compile.runtime.network import own_device
 from mpq_compile.runtime.verify import PROCESSES, verify_artifact
@@ -75,11 +74,8 @@ def own_budget(plan: Plan) -> Checked:
     Latency and energy on a target that runs no networks are those of another device: this one
     cannot keep or miss them.
     """
-    try:
-        runs = load_profile(plan.target).runs_networks
-    except MpqError:  # its profile's file is elsewhere
-        runs = True
-    unchecked = {} if runs else {k: v for k, v in plan.budget.items() if k in _RUN}
+    elsewhere = not runs_networks(plan.target)
+    unchecked = {k: v for k, v in plan.budget.items() if elsewhere and k in _RUN}
     return Checked(
         budget={name: value for name, value in plan.budget.items() if name not in unchecked},
         unchecked=unchecked,

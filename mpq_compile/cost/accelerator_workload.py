@@ -93,7 +93,7 @@ def accelerator_workload(network: Network, site: Site, candidate: Candidate) -> 
 
 def _geometry(network: Network, site: Site) -> dict[str, Any]:
     """Return stride, padding, dilation and groups; the graph holds transposed ones as spread."""
-    if site.op == "linear":
+    if site.op in ("linear", "embedding"):
         return {}
     arguments: Any = network.node(network.node_of[site.id]).args
     stride, padding, dilation, groups, spread = arguments[4:9]

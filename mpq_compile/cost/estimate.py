@@ -183,6 +183,7 @@ _OPERATORS = (
     "depthwise_conv2d",
     "conv_transpose2d",
     "linear",
+    "embedding",
     "convert",
     "quantize_rows",
 )

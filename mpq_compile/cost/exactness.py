@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mpq_compile.errors import DeviceError
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
-from mpq_compile.kernels.workload import ConvWorkload
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
+from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.quant import reference
 from mpq_compile.runtime import kernel_case as cases
 from mpq_compile.runtime.kernel_case import Case, Matmul
@@ -67,6 +68,8 @@ def expected_outputs(workload: Workload) -> list[Expected]:
         return [Expected(values=out.numpy().reshape(-1)) for out in reference.quantize_rows(rows)]
     if isinstance(workload, ConvertWorkload):
         return [Expected(values=_converted(workload))]
+    if isinstance(workload, EmbeddingWorkload):
+        return [Expected(values=_looked_up(workload))]
     case, channels = _sampled(workload, cases.make_case(workload, SEED))
     values = oracle(workload, case)
     return [
@@ -136,6 +139,12 @@ def _converted(workload: ConvertWorkload) -> np.ndarray:
     return out.to(torch.float32).numpy() if workload.target == "bf16" else out.numpy()
 
 
+def _looked_up(workload: EmbeddingWorkload) -> np.ndarray:
+    case = cases.make_embedding_case(workload, SEED)
+    arrays = (case.numbers, case.table, case.scale)
+    return reference.embedding(*map(torch.from_numpy, arrays)).numpy().reshape(-1)
+
+
 def _sampled(workload: Matmul, case: Case) -> tuple[Case, np.ndarray | None]:
     """Return the case of some output channels and their numbers, where the layer is large."""
     outputs = len(case.weight)
@@ -160,7 +169,7 @@ def _sampled(workload: Matmul, case: Case) -> tuple[Case, np.ndarray | None]:
 def _difference(workload: Workload, expected: Expected, stored: np.ndarray) -> str | None:
     """Return in words how an output differs from what is expected; None where it does not."""
     values = cases.as_values(stored)
-    if not isinstance(workload, (ConvertWorkload, QuantizeRowsWorkload)):
+    if isinstance(workload, (ConvWorkload, LinearWorkload)):
         values, blank = cases.inside(workload, values, expected.zero)
         if not blank:
             return f"a border that holds more than {expected.zero}"

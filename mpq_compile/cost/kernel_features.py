@@ -22,6 +22,10 @@ _LINEAR = re.compile(
     r"(?:_q(?P<group>\d+))?(?P<dynamic>_d)?" + _FORMATS + r"(?:/.*)?"
 )
 _CONVERT = re.compile(r"convert/(?P<size>\d+)/(?P<source>u8|bf16|fp32)-(?P<target>u8|bf16|fp32)")
+_EMBEDDING = re.compile(
+    r"embedding_m(?P<tokens>\d+)_r\d+_n(?P<width>\d+)(?:_w(?P<bits>\d))?(?:_q\d+)?"
+    r"_(?P<compute>int|bf16|fp32)_int\d\d"
+)
 _ROWS = re.compile(r"quantize_rows/(?P<rows>\d+)x(?P<inputs>\d+)")
 
 
@@ -46,7 +50,13 @@ class Features:
 
 def features_of(shape: str) -> Features | None:
     """Return the features of a kernel by its stored shape; None for one that is not known."""
-    patterns = ((_CONV, _conv), (_LINEAR, _linear), (_CONVERT, _convert), (_ROWS, _quantize_rows))
+    patterns = (
+        (_CONV, _conv),
+        (_LINEAR, _linear),
+        (_CONVERT, _convert),
+        (_ROWS, _quantize_rows),
+        (_EMBEDDING, _embedding),
+    )
     for pattern, read in patterns:
         found = pattern.fullmatch(shape)
         if found is not None:
@@ -62,6 +72,12 @@ def _convert(found: Mapping[str, str | None]) -> Features:
 def _quantize_rows(found: Mapping[str, str | None]) -> Features:
     rows, inputs = int(found["rows"] or 0), int(found["inputs"] or 0)
     return _moving("rows fp32", rows * inputs, _BYTES["fp32"] + _BYTES["u8"])
+
+
+def _embedding(found: Mapping[str, str | None]) -> Features:
+    cells = int(found["tokens"] or 0) * int(found["width"] or 0)
+    item = {"int": 1, "bf16": 2, "fp32": 4}[found["compute"] or ""]
+    return _moving(f"embedding {found['compute']}", cells, item + _BYTES["fp32"])
 
 
 def _moving(kind: str, size: int, item_bytes: int) -> Features:

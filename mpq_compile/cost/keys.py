@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mpq_compile.cost.measurement import MeasurementKey
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.workload import LinearWorkload
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
@@ -18,7 +19,8 @@ def kernel_candidate(workload: Workload) -> str:
         return "fp32-rows"
     if workload.compute in ("fp32", "bf16"):
         return workload.compute
-    bits = workload.weight_bits if isinstance(workload, LinearWorkload) else 8
+    has_bits = isinstance(workload, (LinearWorkload, EmbeddingWorkload))
+    bits = workload.weight_bits if has_bits else 8
     return f"w{bits}a{16 if workload.compute == 'weight_only' else 8}"
 
 

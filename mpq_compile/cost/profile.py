@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 from mpq_compile.cost.profile_file import PROFILE_DIR, read_document
 from mpq_compile.cost.profile_rules import expanded, problems
-from mpq_compile.errors import ProfileError, nearest
+from mpq_compile.errors import MpqError, ProfileError, nearest
 from mpq_compile.kernels.tier import detect_tier
 from mpq_compile.types import Candidate, Site
 
@@ -186,6 +187,8 @@ def in_channels(site: Site) -> int:
 
 def site_rows(site: Site) -> int:
     """Return the number of output positions: elements of the output per output channel."""
+    if site.op == "embedding":
+        return math.prod(site.input_shape)
     count = 1
     for size in site.output_shape:
         count *= size
@@ -235,6 +238,14 @@ def _is_path(name_or_path: str | os.PathLike[str]) -> bool:
         return True
     path = Path(name_or_path)
     return path.name != name_or_path or path.suffix in (".yaml", ".yml")
+
+
+def runs_networks(target: str) -> bool:
+    """Tell whether networks can be timed on a target; also where its profile is elsewhere."""
+    try:
+        return load_profile(target).runs_networks
+    except MpqError:
+        return True
 
 
 def profile_of_tier(tier: str) -> Profile:

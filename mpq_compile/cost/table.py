@@ -22,7 +22,7 @@ from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.passes.base import constant, is_call
 from mpq_compile.passes.formats import Kind, kinds
 from mpq_compile.passes.network import Network
-from mpq_compile.passes.ops import SITE_OPS
+from mpq_compile.passes.ops import ALL_SITE_OPS, site_conv2d
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.types import FORMAT_WIDTH, Candidate, CostTable, Site, format_bits, storage
@@ -57,13 +57,13 @@ def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[st
 def fixed_bytes(network: Network) -> int:
     """Return the bytes of stored parameters that belong to no site.
 
-    Embeddings, norms and other constants stay float32; a batch norm that stands alone keeps its
+    Norms and other constants stay float32; a batch norm that stands alone keeps its
     factors, and weights of one at two bits.
     """
     total = 0
     for node in network.module.graph.nodes:
         value = constant(network.module, node)
-        if value is not None and any(not is_call(user, *SITE_OPS) for user in node.users):
+        if value is not None and any(not is_call(user, *ALL_SITE_OPS) for user in node.users):
             total += value.numel() * value.element_size()
     return total
 
@@ -202,7 +202,8 @@ def _tasks(network: Network, site: Site, candidate: Candidate, choice_of: Choice
     """Return what a site runs: its kernel, and the quantization of a dynamic input before it."""
     kernel = workload_of(network, site, candidate)
     operator = operator_name(site.op, site.depthwise)
-    tasks = [Task(operator=operator, workload=kernel, choice=choice_of(kernel))]
+    choice = choice_of(kernel) if site.multiplies else None
+    tasks = [Task(operator=operator, workload=kernel, choice=choice)]
     before = input_workload(site, candidate)
     return tasks if before is None else [Task(operator="quantize_rows", workload=before), *tasks]
 
@@ -210,7 +211,7 @@ def _tasks(network: Network, site: Site, candidate: Candidate, choice_of: Choice
 def workload_of(network: Network, site: Site, candidate: Candidate) -> Any:
     """Return the kernel workload of a site between neighbours of its own format."""
     node = network.node(network.node_of[site.id])
-    geometry = tuple(node.args[4:9]) if site.op != "linear" else ()
+    geometry = tuple(node.args[4:9]) if is_call(node, site_conv2d) else ()
     final = all(user.op == "output" for user in node.users)
     return site_workload(site, candidate, geometry, node.args[3] is not None, final)
 

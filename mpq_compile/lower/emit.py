@@ -13,11 +13,14 @@ from tvm import relax
 from mpq_compile.kernels import (
     attention,
     elementwise,
+    embedding,
     layer_norm,
     matmul,
     packing,
     pool,
     quantize_rows,
+    rotary,
+    write_rows,
 )
 from mpq_compile.kernels.attention_workload import AttentionWorkload
 from mpq_compile.kernels.choice import Choice, ChoiceOf, modelled
@@ -25,8 +28,11 @@ from mpq_compile.kernels.elementwise_workload import (
     NormWorkload,
     PoolWorkload,
     QuantizeRowsWorkload,
+    RotaryWorkload,
     TransposeConvertWorkload,
+    WriteRowsWorkload,
 )
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.parameters import Recipe, describe_workload
@@ -160,6 +166,13 @@ class Emitter:
         call = relax.call_tir(self._function(workload), list(arguments), kind)
         return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
 
+    def kernel_in_place(self, workload: Any, arguments: Sequence[Any], value: Value) -> Value:
+        """Call a kernel that changes ``value``, its last argument; return it changed."""
+        kind = relax.TensorType((value.size,), DTYPES[value.fmt])
+        function, last = self._function(workload), len(arguments) - 1
+        call = relax.op.call_tir_inplace(function, relax.Tuple(list(arguments)), last, kind)
+        return replace(value, var=self.builder.emit(call), source=None)
+
     def kernel_outputs(
         self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmts: Sequence[str]
     ) -> list[Value]:
@@ -288,12 +301,17 @@ def _is_matmul(workload: Any) -> bool:
 
 def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
     """Return the generator of a workload's kernel."""
-    if _is_matmul(workload):
-        return matmul.generate
-    if isinstance(workload, AttentionWorkload):
-        return attention.generate
-    if isinstance(workload, NormWorkload):
-        return layer_norm.generate
-    if isinstance(workload, QuantizeRowsWorkload):
-        return quantize_rows.generate
-    return pool.generate if isinstance(workload, PoolWorkload) else elementwise.generate
+    return _GENERATORS.get(type(workload), elementwise.generate)
+
+
+_GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
+    ConvWorkload: matmul.generate,
+    LinearWorkload: matmul.generate,
+    AttentionWorkload: attention.generate,
+    EmbeddingWorkload: embedding.generate,
+    NormWorkload: layer_norm.generate,
+    QuantizeRowsWorkload: quantize_rows.generate,
+    RotaryWorkload: rotary.generate,
+    WriteRowsWorkload: write_rows.generate,
+    PoolWorkload: pool.generate,
+}

@@ -1,9 +1,9 @@
 """The whole network as one function: no virtual machine, no fork for each kernel.
 
 ``main(inputs…, parameters, arena, outputs…)`` starts the tasks once. Each calls the phases of all
-kernels in order and meets the others at a barrier (``kernels.barrier``) after every phase.
-Parameters lie in one buffer, and what is computed on the way in the arena, at offsets that are
-known when the function is built.
+kernels in order and meets the others at a barrier (``kernels.barrier``) after every phase. An
+output that is an input changed in place is no argument of its own. Parameters lie in one buffer,
+and what is computed on the way in the arena, at offsets that are known when the function is built.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower import (
     rules_attention,
+    rules_cache,
     rules_elementwise,
+    rules_embedding,
     rules_float,
     rules_matmul,
     rules_norm,
@@ -27,6 +29,7 @@ from mpq_compile.lower.emit import Emitter, Value
 from mpq_compile.lower.formats import STORAGE
 from mpq_compile.lower.moves import MOVES
 from mpq_compile.lower.parameters import Recipe, StoredSite
+from mpq_compile.passes import ops
 from mpq_compile.passes.base import ValueRecorder, constant, value_shapes
 from mpq_compile.passes.formats import RESHAPES
 from mpq_compile.passes.materialized import Materialized
@@ -46,6 +49,7 @@ class Lowered:
         arrays: What the artifact stores, by name.
         kernel_of: Site id, or name of a node without weights, to the key of its kernel.
         input_shapes, input_dtypes, output_shapes, output_dtypes: What a caller passes and gets.
+        updates: Numbers of outputs that are inputs, changed in place, to those inputs' numbers.
     """
 
     module: Any
@@ -57,6 +61,7 @@ class Lowered:
     input_dtypes: Sequence[str]
     output_shapes: Sequence[tuple[int, ...]]
     output_dtypes: Sequence[str]
+    updates: Mapping[int, int]
 
 
 def lower(
@@ -91,6 +96,7 @@ class Lowering:
         self.values: dict[fx.Node, Any] = {}
         self.sites: dict[str, StoredSite] = {}
         self.kernel_of: dict[str, str] = {}
+        self.updates: dict[int, int] = {}
 
     def run(self) -> Lowered:
         nodes = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
@@ -112,6 +118,7 @@ class Lowering:
             input_dtypes=[_dtype_name(example.dtype) for example in self.inputs],
             output_shapes=[self.shape(node) for node in output.args[0]],
             output_dtypes=[_dtype_name(self.shapes[node.name][1]) for node in output.args[0]],
+            updates=self.updates,
         )
 
     def _body(self) -> list[Any]:
@@ -191,11 +198,14 @@ _RULES: dict[Any, Callable[[Lowering, fx.Node], Any]] = {
     qops.QADD: rules_elementwise.add,
     qops.QMUL: rules_elementwise.multiply,
     qops.LUT: rules_elementwise.table,
+    qops.EMBEDDING: rules_embedding.embedding,
     qops.ATTENTION: rules_attention.attention,
     qops.AVG_POOL2D: rules_elementwise.average_pool,
     qops.MAX_POOL2D: rules_elementwise.max_pool,
     aten.layer_norm.default: rules_norm.layer_norm,
     aten.rms_norm.default: rules_norm.rms_norm,
+    ops.rotary: rules_attention.rotary,
+    ops.write_rows: rules_cache.write_rows,
     aten.cat.default: rules_elementwise.concat,
     operator.getitem: rules_float.pick,
     **dict.fromkeys(RESHAPES, rules_float.reshape),

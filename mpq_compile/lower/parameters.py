@@ -14,13 +14,18 @@ import numpy as np
 
 from mpq_compile.errors import ArtifactError
 from mpq_compile.kernels import packing
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload, pack_table
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 from mpq_compile.quant.multipliers import channel_multipliers
 from mpq_compile.quant.packing import pack_bits, unpack_bits
 
 Arrays = Mapping[str, np.ndarray]
-WORKLOADS: Mapping[str, type] = {"conv": ConvWorkload, "linear": LinearWorkload}
+WORKLOADS: Mapping[str, type] = {
+    "conv": ConvWorkload,
+    "linear": LinearWorkload,
+    "embedding": EmbeddingWorkload,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,8 @@ class Recipe:
     """How to make one kernel parameter.
 
     Args:
-        kind: "weight" or "epilogue" (of a stored site), "words" (given here) or "array" (stored).
+        kind: "weight", "epilogue" or "table" (of a stored site), "words" (given here) or "array"
+            (stored).
         site: Name of the stored site.
         workload: Type and fields of the kernel's workload.
         values: Scales, zero points and bounds of an epilogue; or the words.
@@ -105,13 +111,13 @@ class Recipe:
         return {key: value for key, value in asdict(self).items() if value not in (None, "")}
 
 
-def describe_workload(workload: Workload) -> dict[str, Any]:
+def describe_workload(workload: Workload | EmbeddingWorkload) -> dict[str, Any]:
     """Return type and fields of a workload, JSON-ready."""
     name = next(key for key, kind in WORKLOADS.items() if isinstance(workload, kind))
     return {"type": name, **asdict(workload)}
 
 
-def read_workload(data: Mapping[str, Any]) -> Workload:
+def read_workload(data: Mapping[str, Any]) -> Any:
     """Rebuild a workload from :func:`describe_workload`."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k != "type"}
     return WORKLOADS[data["type"]](**fields)
@@ -189,6 +195,11 @@ def epilogue_record(
     )
 
 
+def _table(recipe: Recipe, sites: Mapping[str, StoredSite], arrays: Arrays, tier: Tier):
+    assert recipe.workload is not None
+    return pack_table(read_workload(recipe.workload), sites[recipe.site].weight(arrays))
+
+
 def _words(recipe: Recipe, sites: Mapping[str, StoredSite], arrays: Arrays, tier: Tier):
     assert recipe.values is not None
     return np.array(recipe.values["words"], np.int32).view(recipe.dtype)
@@ -199,4 +210,10 @@ def _array(recipe: Recipe, sites: Mapping[str, StoredSite], arrays: Arrays, tier
     return arrays[recipe.values["name"]]
 
 
-_BUILDERS = {"weight": _weight, "epilogue": _epilogue, "words": _words, "array": _array}
+_BUILDERS = {
+    "weight": _weight,
+    "epilogue": _epilogue,
+    "table": _table,
+    "words": _words,
+    "array": _array,
+}

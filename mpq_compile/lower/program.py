@@ -52,7 +52,8 @@ class Program:
 
     Args:
         inputs, parameters, values: Tensors by number.
-        outputs: Numbers of the values that are returned.
+        outputs: Numbers of the values that are returned; inputs that calls change in place are
+            returned too, and stand not here.
     """
 
     calls: Sequence[Call]
@@ -84,6 +85,7 @@ class _Reader:
     known: dict[Any, Any] = field(default_factory=dict)
     values: list[Tensor] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    updated: set[int] = field(default_factory=set)
 
     def read(self) -> Program:
         *inputs, parameters = self.main.params
@@ -109,8 +111,9 @@ class _Reader:
     def _outputs(self) -> list[int]:
         results = self._value(self.main.body.body)
         results = results if isinstance(results, tuple) else (results,)
-        numbers = [operand.index for operand in results]
-        if any(operand.space != "value" for operand in results) or len({*numbers}) < len(numbers):
+        made = [o for o in results if o.space != "input" or o.index not in self.updated]
+        numbers = [operand.index for operand in made]
+        if any(operand.space != "value" for operand in made) or len({*numbers}) < len(numbers):
             raise NotAProgram("an output is an input, or is returned twice")
         return numbers
 
@@ -129,16 +132,25 @@ class _Reader:
         name = getattr(call.op, "name", "")
         if name == "relax.reshape":
             return self._value(call.args[0])
-        if name != "relax.call_tir":
+        if name not in ("relax.call_tir", "relax.call_tir_inplace"):
             raise NotAProgram(f"{name or type(call.op).__name__} in main")
         operands = self._value(call.args[1])
         if any(not isinstance(operand, Operand) for operand in operands):
             raise NotAProgram("nested tuples in main")
+        if name == "relax.call_tir_inplace":
+            return self._in_place(call, operands)
         several = isinstance(call.ty, ir.TupleType)
         results = tuple(self._new(ty) for ty in (call.ty.fields if several else [call.ty]))
         function = call.args[0].name_hint
         self.calls.append(Call(function=function, operands=operands, results=results))
         return results if several else results[0]
+
+    def _in_place(self, call: Any, operands: tuple[Operand, ...]) -> Operand:
+        """Add a call that changes its last operand, an input."""
+        function, changed = call.args[0].name_hint, operands[-1]
+        self.calls.append(Call(function=function, operands=operands, results=()))
+        self.updated.add(changed.index)
+        return changed
 
     def _new(self, ty: Any) -> Operand:
         self.values.append(_tensor(ty))

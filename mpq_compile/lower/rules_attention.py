@@ -14,6 +14,7 @@ from mpq_compile.kernels.attention_workload import (
     heads_first,
     heads_last,
 )
+from mpq_compile.kernels.elementwise_workload import RotaryWorkload
 from mpq_compile.lower.emit import Value
 from mpq_compile.lower.views import View, dense
 from mpq_compile.passes.base import is_call, only_user
@@ -60,6 +61,19 @@ def attention(lowering: Lowering, node: fx.Node) -> Value:
         return result
     lowering.values[swapped] = result
     return result
+
+
+def rotary(lowering: Lowering, node: fx.Node) -> Value:
+    """Call the kernel of ``ops.rotary``."""
+    shape = lowering.shape(node)
+    views = [_readable(lowering, lowering.value(operand)) for operand in node.args[:3]]
+    batch, heads, rows, depth = shape
+    x, cos, sin = (_layout(view) for view in views)
+    workload = RotaryWorkload(
+        batch=batch, heads=heads, rows=rows, depth=depth, x=x, cos=cos, sin=sin
+    )
+    lowering.kernel_of[node.name] = workload.key
+    return lowering.emitter.kernel(workload, [view.var for view in views], shape, "fp32", False)
 
 
 def _readable(lowering: Lowering, value: Value) -> View:

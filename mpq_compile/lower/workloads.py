@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mpq_compile.kernels.elementwise_workload import QuantizeRowsWorkload
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload, embedding_bits
 from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload
 from mpq_compile.types import Candidate, Site, storage
 
@@ -105,15 +106,32 @@ def linear_workload(
 
 def input_workload(site: Site, candidate: Candidate) -> QuantizeRowsWorkload | None:
     """Return what a dynamic site runs before its own kernel; None for all others."""
-    if not candidate.dynamic:
+    if not candidate.dynamic or not site.multiplies:
         return None
     *rows, features = site.input_shape
     return QuantizeRowsWorkload(rows=math.prod(rows), features=features)
 
 
+def embedding_workload(
+    site: Site, candidate: Candidate, index: Literal["int32", "int64"] = "int64"
+) -> EmbeddingWorkload:
+    """Return the workload of a lookup; ``index`` is the type of the numbers."""
+    rows, width = site.weight_shape
+    group = candidate.group_size or width
+    return EmbeddingWorkload(
+        tokens=math.prod(site.input_shape),
+        rows=rows,
+        width=width,
+        compute=candidate.name if candidate.is_float else "int",  # type: ignore[arg-type]
+        weight_bits=8 if candidate.is_float else embedding_bits(candidate.weight_bits, group),
+        group_size=candidate.group_size,
+        index=index,
+    )
+
+
 def site_workload(
     site: Site, candidate: Candidate, geometry: tuple[Any, ...], residual: bool, final: bool
-) -> ConvWorkload | LinearWorkload:
+) -> ConvWorkload | LinearWorkload | EmbeddingWorkload:
     """Return the workload of a site between neighbours of its own format.
 
     This is what is measured: a uniform network. ``final`` sites feed the network's output and
@@ -122,6 +140,8 @@ def site_workload(
     fmt = storage(candidate.input_format)
     out = "fp32" if final else fmt
     added = fmt if residual else None
+    if site.op == "embedding":
+        return embedding_workload(site, candidate)
     if site.op == "linear":
         return linear_workload(site.input_shape, site.weight_shape, candidate, out, added)
     compute = conv_compute_of(candidate)

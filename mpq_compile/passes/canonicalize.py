@@ -131,6 +131,12 @@ def _transposed_linear(
     replace(module, node, ops.site_linear, (x, turned, bias, None, -INF, INF))
 
 
+def _embedding(module: fx.GraphModule, node: fx.Node) -> None:
+    table, ids = node.args[:2]
+    if constant(module, table) is not None:
+        replace(module, node, ops.site_embedding, (ids, table, None, None))
+
+
 def _bounded(lo: float, hi: float) -> Callable[[fx.GraphModule, fx.Node], None]:
     def rule(module: fx.GraphModule, node: fx.Node) -> None:
         if _is_float_tensor(node):
@@ -208,6 +214,18 @@ def _pads_with_zeros(pad: fx.Node) -> bool:
     return fits and argument(pad, 2, "value", 0) == 0
 
 
+def _cast(module: fx.GraphModule, node: fx.Node) -> None:
+    """A change of type, on whatever device: the graph is for one."""
+    value = node.meta.get("val")
+    if value is not None:
+        replace(module, node, aten.to.dtype, (node.args[0], value.dtype))
+
+
+def _clamp_min(module: fx.GraphModule, node: fx.Node) -> None:
+    if _is_float_tensor(node) and isinstance(node.args[1], (int, float)):
+        replace(module, node, ops.clamp, (node.args[0], float(node.args[1]), INF))
+
+
 def _matrix_transpose(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.transpose.int, (node.args[0], -2, -1))
 
@@ -220,6 +238,7 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.matmul.default: _matmul,
     aten.mm.default: _matmul,
     aten.addmm.default: _addmm,
+    aten.embedding.default: _embedding,
     aten.stack.default: _stack,
     aten.pad.default: _pad,
     aten.view.default: _view,
@@ -228,6 +247,10 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.relu6.default: _bounded(0.0, 6.0),
     aten.hardtanh.default: _clamp,
     aten.clamp.default: _clamp,
+    aten.clamp_min.default: _clamp_min,
+    aten.to.device: _cast,
+    aten.to.dtype_layout: _cast,
+    aten._to_copy.default: _cast,
     aten.add.Tensor: _binary(ops.add),
     aten.mul.Tensor: _binary(ops.multiply),
 }

@@ -13,6 +13,7 @@ from mpq_compile.capture import source_line
 from mpq_compile.errors import UnsupportedOpError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, is_call, target_name
+from mpq_compile.passes.index_ops import INDEX_OPS
 from mpq_compile.passes.network import Network
 from mpq_compile.types import FORMAT_WIDTH, Candidate, storage
 
@@ -23,6 +24,7 @@ class Kind(Enum):
     """What the materializer does with a node."""
 
     SITE = auto()
+    EMBEDDING = auto()  # a site too: rows of a table by number; stores fp32
     ADD = auto()
     MULTIPLY = auto()
     AFFINE = auto()
@@ -92,7 +94,7 @@ _TABLES = frozenset(
         aten.pow.Tensor_Scalar,
     }
 )
-_FLOATS = frozenset(
+_FLOATS = INDEX_OPS | frozenset(
     {
         aten.softmax.int,
         aten._softmax.default,
@@ -119,9 +121,37 @@ _FLOATS = frozenset(
         aten.exp.default,
         aten.sqrt.default,
         aten.rsqrt.default,
+        aten.sin.default,
+        aten.cos.default,
+        ops.write_rows,
+        ops.rotary,
+        aten.linalg_vector_norm.default,
         ops.add,
         ops.multiply,
         ops.channel_affine,
+    }
+)
+# Of integers and truth values, exact; and what makes floats of them.
+_LOGIC = frozenset(
+    {
+        aten.to.dtype,
+        aten.type_as.default,
+        aten.cumsum.default,
+        aten.where.self,
+        aten.where.Scalar,
+        aten.where.ScalarOther,
+        aten.where.ScalarSelf,
+        aten.masked_fill.Scalar,
+        aten.__and__.Tensor,
+        aten.__or__.Tensor,
+        aten.bitwise_and.Tensor,
+        aten.bitwise_or.Tensor,
+        aten.bitwise_not.default,
+        aten.logical_and.default,
+        aten.logical_or.default,
+        aten.logical_not.default,
+        *(getattr(aten, name).Scalar for name in ("eq", "ne", "lt", "le", "gt", "ge")),
+        *(getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")),
     }
 )
 
@@ -132,6 +162,8 @@ def classify(network: Network, node: fx.Node) -> Kind | None:
         return None
     if is_call(node, *ops.SITE_OPS):
         return Kind.SITE
+    if is_call(node, ops.site_embedding):
+        return Kind.EMBEDDING
     if node.target is operator.getitem:
         return Kind.PICK
     if node.name not in network.shapes and not _has_several_results(node):
@@ -236,7 +268,7 @@ _RULES = (
     (lambda _, node: is_call(node, ops.clamp), Kind.CLAMP),
     (_is_average, Kind.AVERAGE),
     (_is_table, Kind.TABLE),
-    (lambda _, node: node.target in _FLOATS, Kind.FLOAT),
+    (lambda _, node: node.target in _FLOATS or node.target in _LOGIC, Kind.FLOAT),
 )
 
 # Sharing the quantizer of the input: codes move, scale and zero point stay.

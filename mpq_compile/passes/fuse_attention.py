@@ -15,6 +15,7 @@ from torch import fx
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, is_call, only_user, replace
 from mpq_compile.passes.fuse_epilogues import Shapes
+from mpq_compile.passes.sink_expands import broadcast_source
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
@@ -50,8 +51,7 @@ class FuseAttention:
         (q, q_factor), (k, k_factor) = (_unscaled(value) for value in scores.args[:2])
         if not self._fits(q, k, v):
             return
-        with module.graph.inserting_before(output):
-            k = module.graph.call_function(aten.transpose.int, (k, -2, -1))
+        k = self._transposed(module, output, k)
         scale = factor * q_factor * k_factor
         fused = replace(
             module,
@@ -60,6 +60,16 @@ class FuseAttention:
             (q, k, v, mask, 0.0, False),
         )
         fused.kwargs = {"scale": scale}
+
+    def _transposed(self, module: fx.GraphModule, output: fx.Node, k: fx.Node) -> fx.Node:
+        """Return keys as rows: what was transposed, or its transposition."""
+        rank = len(self._shape(k) or ())
+        if is_call(k, aten.transpose.int):
+            axes = sorted(int(axis) % rank for axis in k.args[1:3])
+            if axes == [rank - 2, rank - 1]:
+                return k.args[0]
+        with module.graph.inserting_before(output):
+            return module.graph.call_function(aten.transpose.int, (k, -2, -1))
 
     def _over_keys(self, softmax: fx.Node) -> bool:
         rank = len(self._shape(softmax) or ())
@@ -74,7 +84,7 @@ class FuseAttention:
         for value, mask in (scores.args[:2], scores.args[1::-1]):
             is_mask = isinstance(mask, fx.Node) and self._is_float(mask)
             if self._shape(value) == self._shape(scores) and is_mask and _is_scores(value):
-                return value, mask
+                return value, broadcast_source(mask)
         return scores, None
 
     def _fits(self, q: Any, k: Any, v: Any) -> bool:

@@ -60,6 +60,8 @@ class ActivationQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fmt = self.candidate.input_format
+        if not x.is_floating_point():  # numbers of an embedding's rows
+            return x
         if self.candidate.dynamic:
             return fake_quantize_rows(x)
         if fmt == "fp32":

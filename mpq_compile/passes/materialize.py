@@ -77,6 +77,7 @@ class _Builder:
         self.native = native_formats(task.network, self.kinds, self.candidates)
         self.made: dict[str, dict[str, fx.Node]] = {}
         self.rows: dict[str, tuple[fx.Node, ...]] = {}
+        self.masks: dict[str, fx.Node] = {}
         self.records: dict[str, SiteRecord] = {}
         self.floats: list[str] = []
         self._anchor = self.graph.output((None,))
@@ -168,6 +169,7 @@ class _Builder:
 
 _RULES: dict[Kind, Callable[[Builder, fx.Node], tuple[fx.Node, str]]] = {
     Kind.SITE: materialize_site.site,
+    Kind.EMBEDDING: materialize_site.embedding,
     Kind.ADD: tensors.add,
     Kind.MULTIPLY: tensors.multiply,
     Kind.AFFINE: tensors.affine,

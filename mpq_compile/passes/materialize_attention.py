@@ -46,6 +46,13 @@ def _mask(builder: Builder, mask: Any) -> fx.Node | None:
         return None
     if builder.network.shapes[mask.name][1] != torch.bool:
         return builder.operand(mask, "fp32")
+    if mask.name not in builder.masks:
+        builder.masks[mask.name] = _added(builder, mask)
+    return builder.masks[mask.name]
+
+
+def _added(builder: Builder, mask: fx.Node) -> fx.Node:
+    """Return 0 where a key is seen and −∞ where it is hidden."""
     seen, hidden = torch.zeros(1), torch.full((1,), float("-inf"))
     values = (builder.attribute(f"{mask.name}_{n}", t) for n, t in (("on", seen), ("off", hidden)))
     new = builder.graph.call_function(aten.where.self, (builder.raw(mask), *values))

@@ -77,6 +77,29 @@ def site(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
     return new, fmt
 
 
+def embedding(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
+    """A lookup: integer rows with their scales; what is found is float32."""
+    site, candidate = builder.network.site_of[node.name], builder.candidates[node.name]
+    weight = _weight(builder, site, candidate)
+    codes, scale = _codes_and_scale(weight, candidate)
+    params = (
+        builder.attribute(f"{site.path}.codes", codes),
+        builder.attribute(f"{site.path}.multiplier", scale),
+    )
+    new = builder.graph.call_function(qops.EMBEDDING, (builder.raw(node.args[0]), *params))
+    builder.records[new.name] = SiteRecord(
+        site=site,
+        candidate=candidate,
+        node=new.name,
+        weight=weight,
+        bias=torch.zeros(site.weight_shape[1]),
+        has_bias=False,
+        input_scale=1.0,
+        output_scale=1.0,
+    )
+    return new, "fp32"
+
+
 def _weight(builder: Builder, site: Site, candidate: Candidate) -> QuantizedWeight | Tensor:
     weight = builder.network.weight(site.id).float()
     if candidate.is_float:

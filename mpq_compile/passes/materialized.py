@@ -70,6 +70,7 @@ class Builder(Protocol):
     native: dict[str, str]
     made: dict[str, dict[str, fx.Node]]
     rows: dict[str, tuple[fx.Node, ...]]
+    masks: dict[str, fx.Node]
     records: dict[str, SiteRecord]
     floats: list[str]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,13 +13,19 @@ from torch import Tensor, fx
 from mpq_compile.capture import CapturedGraph, source_line
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
+from mpq_compile.passes.cache_writes import CacheWrites
 from mpq_compile.passes.canonicalize import Canonicalize
 from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
 from mpq_compile.passes.fold_batchnorm import FoldBatchnorm, NormStatistics
 from mpq_compile.passes.fold_constants import FoldConstants
+from mpq_compile.passes.fold_shared_heads import FoldSharedHeads
 from mpq_compile.passes.fuse_attention import FuseAttention
 from mpq_compile.passes.fuse_epilogues import FuseEpilogues, Shapes
+from mpq_compile.passes.fuse_rms_norm import FuseRmsNorm
+from mpq_compile.passes.fuse_rotary import FuseRotary
+from mpq_compile.passes.index_forms import IndexForms
 from mpq_compile.passes.remove_identity import RemoveIdentity
+from mpq_compile.passes.sink_expands import SinkExpands
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
 from mpq_compile.types import Candidate, QSpec, Site
 
@@ -96,14 +103,22 @@ def prepare(captured: CapturedGraph) -> Network:
             RemoveIdentity(),
             ExpandScaledSums(),
             FoldConstants(),
+            SinkExpands(),
+            CacheWrites(),
+            IndexForms(),
             Canonicalize(),
             FoldBatchnorm(statistics=folded),
         ],
     )
     shapes: Shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
-    module = run_passes(module, [FuseAttention(shapes=shapes), FuseEpilogues(shapes=shapes)])
+    module = run_passes(
+        module,
+        [FuseAttention(shapes=shapes), FuseRmsNorm(shapes=shapes), FuseRotary(shapes=shapes)],
+    )
     shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
-    nodes = [node for node in module.graph.nodes if is_call(node, *ops.SITE_OPS)]
+    module = run_passes(module, [FoldSharedHeads(shapes=shapes), FuseEpilogues(shapes=shapes)])
+    shapes = value_shapes(module, captured.example_inputs)  # type: ignore[assignment]
+    nodes = [node for node in module.graph.nodes if is_call(node, *ops.ALL_SITE_OPS)]
     node_of: dict[str, str] = {}
     sites = []
     seen: dict[str, int] = {}
@@ -130,7 +145,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
     path = site_path(str(weight_node.target)) or node.name
     stem = f"{path}:{kind}"
     seen[stem] = seen.get(stem, -1) + 1
-    groups = int(node.args[7]) if kind != "linear" else 1
+    groups = int(node.args[7]) if is_call(node, ops.site_conv2d) else 1
     output_shape = shapes[node.name][0]
     macs = _macs(node, kind, weight, output_shape, shapes)
     return Site(
@@ -142,7 +157,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
         macs=macs,
         # One weight read twice has one set of bits.
         group=_DERIVED.sub("", str(weight_node.target)),
-        groups=int(node.args[7]) if kind != "linear" else 1,
+        groups=groups,
         source=source_line(node),
     )
 
@@ -167,6 +182,8 @@ def site_path(weight_name: str) -> str:
 def _operator(node: fx.Node) -> str:
     if is_call(node, ops.site_linear):
         return "linear"
+    if is_call(node, ops.site_embedding):
+        return "embedding"
     leaf = str(node.args[1].target).rpartition(".")[2]
     transposed = "_transposed" in leaf
     return "conv_transpose2d" if transposed else "conv2d"
@@ -175,6 +192,8 @@ def _operator(node: fx.Node) -> str:
 def _macs(
     node: fx.Node, kind: str, weight: torch.Tensor, output: tuple[int, ...], shapes: Shapes
 ) -> int:
+    if kind == "embedding":
+        return math.prod(output)  # each value meets the scale of its row
     if kind == "conv_transpose2d":
         # Each input cell meets each weight once; the zeros between cells are no work.
         batch, _, height, width = shapes[node.args[0].name][0]

@@ -66,6 +66,12 @@ def site_linear(
     return _finish(F.linear(x, weight, bias), residual, lo, hi)
 
 
+def site_embedding(x: Tensor, weight: Tensor, bias: None = None, residual: None = None) -> Tensor:
+    """Rows of ``weight`` by number. Every site's first arguments are input, weight, bias and
+    residual; a lookup has neither of the last two."""
+    return F.embedding(x, weight)
+
+
 def channel_affine(
     x: Tensor, scale: Tensor, bias: Tensor, lo: float = -INF, hi: float = INF
 ) -> Tensor:
@@ -84,6 +90,30 @@ def multiply(a: Tensor, b: Tensor, lo: float = -INF, hi: float = INF) -> Tensor:
     return clamp(a * b, lo, hi)
 
 
+def write_rows(cache: Tensor, rows: Tensor, position: Tensor, axis: int) -> Tensor:
+    """Return ``cache`` with ``rows`` at ``position`` along ``axis``: a step of a KV cache.
+
+    Args:
+        cache: [..., S, ...], S along ``axis``.
+        rows: The same shape with T instead of S.
+        position: int64 [T], each in [0, S).
+    """
+    return cache.index_copy(axis, position, rows)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return ``x · cos + rotate_half(x) · sin``: a rotary position embedding.
+
+    Args:
+        x: [B, H, T, D], D even; its halves are the two coordinates that rotate.
+        cos, sin: Broadcastable to x.
+    """
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+# Sites that multiply, and all sites.
 SITE_OPS = (site_conv2d, site_linear)
+ALL_SITE_OPS = (*SITE_OPS, site_embedding)
 # Operators whose last two arguments are the bounds of a clamp.
 CLAMPED = (site_conv2d, site_linear, channel_affine, add, multiply)

@@ -1,11 +1,12 @@
-"""Drop what does nothing at inference: dropout, clone, contiguous, whole slices, casts to self."""
+"""Drop what does nothing at inference: dropout, copies, whole slices, casts and views to self."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mpq_compile.passes.base import argument, is_call
 
@@ -26,6 +27,15 @@ _CHECKS = (
     aten._assert_scalar.default,
     aten._assert_async.msg,
 )
+# Casts, also to a device or a layout; they do something where the dtype changes.
+_CASTS = (
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten._to_copy.default,
+)
+_VIEWS = (aten.reshape.default, aten.view.default)
 _WHOLE = 2**62
 
 
@@ -52,11 +62,20 @@ def _is_identity(node: fx.Node) -> bool:
         start = argument(node, 2, "start")
         end, step = argument(node, 3, "end"), argument(node, 4, "step", 1)
         return start in (None, 0) and (end is None or end_is_whole(end)) and step == 1
-    if is_call(node, aten.to.dtype, aten._to_copy.default):
+    if is_call(node, *_CASTS):
         value, source = node.meta.get("val"), node.args[0]
         before = source.meta.get("val") if isinstance(source, fx.Node) else None
         return value is not None and before is not None and value.dtype == before.dtype
+    if is_call(node, *_VIEWS):
+        shapes = [_shape(node), _shape(node.args[0])]
+        return shapes[0] is not None and shapes[0] == shapes[1]
     return False
+
+
+def _shape(node: Any) -> list[str] | None:
+    """Return the sizes of a tensor as text, in which equal symbols are equal."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return [str(size) for size in value.shape] if isinstance(value, Tensor) else None
 
 
 def end_is_whole(end: object) -> bool:

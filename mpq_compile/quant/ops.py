@@ -168,6 +168,8 @@ _operator(
     attention,
 )
 
+_operator("mpq_embedding(Tensor ids, Tensor table, Tensor scale) -> Tensor", ref.embedding)
+
 QCONV2D = torch.ops.mpq.mpq_qconv2d.default
 QLINEAR = torch.ops.mpq.mpq_qlinear.default
 QUANTIZE_ROWS = torch.ops.mpq.mpq_quantize_rows.default
@@ -179,3 +181,4 @@ LUT = torch.ops.mpq.mpq_lut.default
 MAX_POOL2D = torch.ops.mpq.mpq_max_pool2d.default
 AVG_POOL2D = torch.ops.mpq.mpq_avg_pool2d.default
 ATTENTION = torch.ops.mpq.mpq_attention.default
+EMBEDDING = torch.ops.mpq.mpq_embedding.default

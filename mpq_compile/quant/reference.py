@@ -283,3 +283,17 @@ def max_pool(
 def lut(x: Tensor, table: Tensor) -> Tensor:
     """Return table[x] of a u8 tensor; ``table`` is u8[256]: any unary function of a code."""
     return table[x.to(torch.int64)]
+
+
+def embedding(ids: Tensor, table: Tensor, scale: Tensor) -> Tensor:
+    """Return the rows of a table, float32 [..., width]: code ⊗ scale of the row or its group.
+
+    Args:
+        ids: int64 or int32, any shape; each below the number of rows.
+        table: [rows, width]: int8 codes, bf16 or fp32.
+        scale: float32 [rows], or [rows, groups]; ones for float tables.
+    """
+    values, scales = table[ids].to(torch.float32), scale[ids]
+    groups = scales.shape[-1] if scale.dim() == 2 else 1
+    grouped = values.reshape(*ids.shape, groups, -1) * scales.reshape(*ids.shape, groups, 1)
+    return grouped.reshape(values.shape)

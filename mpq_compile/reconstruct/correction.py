@@ -95,7 +95,10 @@ def _missing(
 ) -> dict[str, list[QuantizedWeight]]:
     """Return the rounded weights that are to be fitted, by site."""
     wanted: dict[str, list[QuantizedWeight]] = {}
+    multiplying = {site.id for site in network.sites if site.multiplies}
     for site, names in choices.items():
+        if site not in multiplying:
+            continue
         names = [names] if isinstance(names, str) else names
         candidates = [Candidate.parse(name) for name in names]
         rounded = {weight_spec(c): c for c in candidates if c.weight_bits < 8}

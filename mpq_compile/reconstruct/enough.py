@@ -33,7 +33,8 @@ def shortage(
         methods: What is fitted to weights below 8 bits: the option, and its value.
     """
     fitted = [name for name in methods.values() if name not in ("none", "nearest")]
-    narrow = [s for s in network.sites if Candidate.parse(assignment[s.id]).weight_bits < 8]
+    fitting = [site for site in network.sites if site.multiplies]
+    narrow = [s for s in fitting if Candidate.parse(assignment[s.id]).weight_bits < 8]
     needs = {site.id: samples_needed(network, site) for site in narrow}
     short = [site for site, needed in needs.items() if needed > samples]
     if not fitted or not short:

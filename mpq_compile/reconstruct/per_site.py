@@ -10,6 +10,7 @@ lost against ``gptq`` is that no site makes up for the error of another [derived
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,16 +25,19 @@ from mpq_compile.progress import counted, track
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import QuantizedWeight, weight_spec
 from mpq_compile.reconstruct.correction import FEWEST
-from mpq_compile.reconstruct.kept_fits import KeptFits
+from mpq_compile.reconstruct.kept_fits import KeptFits, fit_of, spec_name, tensors_of
 from mpq_compile.reconstruct.lockstep import MEMORY_MB
 from mpq_compile.reconstruct.moments import Moments, Positions, Reader
 from mpq_compile.reconstruct.site_fit import SiteProblem
 from mpq_compile.types import Candidate, Site
+from mpq_compile.workpool import Results, Work, current_pool, titled
 
 log = logging.getLogger(__name__)
 
 # What sensitivities are measured on.
 WEIGHTS = ("nearest", "rounded")
+# Processes that work together get so many groups of sites each: their costs differ.
+_GROUPS_A_PROCESS = 2
 # Nearest codes of a site, one entry for each weight spec that is to be fitted.
 Starts = Mapping[str, Sequence[QuantizedWeight]]
 
@@ -85,10 +89,24 @@ def reconstruct_per_site(
                 wanted.setdefault(site, []).append(start)
             else:
                 calibration.weights[site, start.spec], calibration.fits[site, start.spec] = found
-    with counted(len(wanted), "fit sites") as advance:
-        for group in groups_within(network, wanted, memory_mb):
-            for site, moments in gathered(network, batches, group).items():
-                _fit(network, calibration, site, moments, wanted[site], kept)
+    pool = current_pool()
+    most = -(-len(wanted) // (_GROUPS_A_PROCESS * pool.size)) if pool.size > 1 else len(wanted)
+    groups = groups_within(network, wanted, memory_mb, most)
+
+    def fitted(unit: str) -> Results:
+        sites = json.loads(unit)
+        found = gathered(network, batches, sites)
+        return {
+            name: value
+            for site in sites
+            for name, value in _fits(network, site, found[site], missing[site]).items()
+        }
+
+    work = Work(key=lambda: kept.key, units=[json.dumps(group) for group in groups], compute=fitted)
+    with counted(len(wanted), titled("fit sites")) as advance:
+        for unit, results in pool.results(work):
+            for site in json.loads(unit):
+                _take(calibration, site, wanted[site], results, kept)
                 advance(1)
 
 
@@ -105,20 +123,22 @@ def _missing(
         candidates = [c for c in map(Candidate.parse, names) if c.weight_bits < 8]
         by_spec = {weight_spec(candidate): candidate for candidate in candidates}
         new = [c for spec, c in by_spec.items() if (site.id, spec) not in calibration.weights]
-        if new and tied[site.group] == 1:
+        if new and tied[site.group] == 1 and site.multiplies:
             missing[site.id] = [network.rounded(site.id, candidate) for candidate in new]
     return missing
 
 
-def groups_within(network: Network, wanted: Starts, memory_mb: float) -> Iterator[list[str]]:
-    """Yield sites whose moments fit into ``memory_mb`` together; one at least."""
+def groups_within(
+    network: Network, wanted: Starts, memory_mb: float, most: int | None = None
+) -> Iterator[list[str]]:
+    """Yield at most ``most`` sites whose moments fit into ``memory_mb`` together; one at least."""
     group: list[str] = []
     left = memory_mb * 1e6
     for site in network.sites:
         if site.id not in wanted:
             continue
         needed = moment_bytes(network, site)
-        if group and needed > left:
+        if group and (needed > left or len(group) == most):
             yield group
             group, left = [], memory_mb * 1e6
         group.append(site.id)
@@ -141,28 +161,42 @@ def gathered(
     gathering = _Gathering(network, sites, len(batches))
     with torch.no_grad():
         for batch in track(batches, "gather moments"):
-            gathering.run(*batch.inputs)
+            gathering.run_batch(batch.inputs)
     return gathering.moments
 
 
-def _fit(
-    network: Network,
-    calibration: Calibration,
-    site: str,
-    moments: Moments,
-    starts: Sequence[QuantizedWeight],
-    kept: KeptFits,
-) -> None:
+def _fits(
+    network: Network, site: str, moments: Moments, starts: Sequence[QuantizedWeight]
+) -> dict[str, Tensor]:
+    """Return the tensors of a site's fits by site, spec and name; none where it saw too little."""
     reader = _reader(network, site)
     problem = SiteProblem.of(site, reader, moments, network.bias(site))
     if problem is None:
         few = f"{moments.count} values of a channel, {FEWEST} are needed"
         log.warning("%s keeps its nearest codes: the calibration data has %s", site, few)
+        return {}
+    return {
+        f"{site} {spec_name(start.spec)} {name}": value
+        for start in starts
+        for name, value in tensors_of(problem.fit(start)).items()
+    }
+
+
+def _take(
+    calibration: Calibration,
+    site: str,
+    starts: Sequence[QuantizedWeight],
+    results: Results,
+    kept: KeptFits,
+) -> None:
+    """Put a site's fits into ``calibration`` and on disk; nearest codes where none was found."""
     for start in starts:
-        if problem is None:
+        prefix = f"{site} {spec_name(start.spec)} "
+        own = {k.removeprefix(prefix): v for k, v in results.items() if k.startswith(prefix)}
+        if not own:
             calibration.weights[site, start.spec] = start
             continue
-        fit = problem.fit(start)
+        fit = fit_of(own, start)
         calibration.weights[site, start.spec], calibration.fits[site, start.spec] = fit
         kept.save(site, fit)
 
@@ -181,11 +215,20 @@ class _Gathering(fx.Interpreter):
         self._draws = {site: Positions(self._readers[site], batches) for site in sites}
         self._biases = {site: network.bias(site) for site in sites}
         self.moments = {site: Moments() for site in sites}
+        self._left: set[str] = set()
+
+    def run_batch(self, inputs: Sequence[Tensor]) -> None:
+        """Add a batch; what comes after the last of the sites is not computed."""
+        self._left = set(self._site_of)
+        self.run(*inputs)
 
     def run_node(self, node: fx.Node) -> object:
+        if not self._left:
+            return None
         site = self._site_of.get(node.name)
         if site is None:
             return super().run_node(node)
+        self._left.remove(node.name)
         x: Tensor = self.env[node.args[0]]
         y: Tensor = super().run_node(node)
         reader, shape = self._readers[site], tuple(y.shape)

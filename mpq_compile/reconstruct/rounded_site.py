@@ -58,7 +58,7 @@ def searched_sites(network: Network, assignment: Mapping[str, str]) -> dict[str,
     Sites that share a weight share its codes: there is no one input to fit them to.
     """
     tied = Counter(site.group for site in network.sites)
-    alone = [site.id for site in network.sites if tied[site.group] == 1]
+    alone = [site.id for site in network.sites if tied[site.group] == 1 and site.multiplies]
     candidates = {site: Candidate.parse(assignment[site]) for site in alone}
     return {site: candidate for site, candidate in candidates.items() if not candidate.is_float}
 

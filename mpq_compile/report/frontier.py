@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from mpq_compile.errors import PlanError
 
 VERSION = 1
 
@@ -32,7 +34,7 @@ class Point:
         score: What ``evaluate`` returned, higher is better.
         measured: Latency on the device.
         costs: What it is predicted to cost on every axis the target knows; empty where it was
-            not measured.
+            not measured, on a frontier of one axis.
         inverted: True where a cheaper point that was measured is better: the metric was wrong.
     """
 
@@ -54,6 +56,7 @@ class FrontierReport:
 
     Args:
         axis: Field of :class:`~mpq_compile.types.Budget`, whose unit ``unit`` is.
+        axes: Unit of each axis, ``axis`` first; several where the points are a grid of budgets.
         target: Name of the hardware profile, or address of the device.
         metric: Sensitivity metric that the losses are of, in ``metric_unit``.
         measure: What measured the drops: ``evaluate``, top1, kl, noise or accuracy.
@@ -65,7 +68,7 @@ class FrontierReport:
         uniform: The same candidate everywhere, for each that all sites offer.
         tolerance: Differences of drop up to this are noise: they invert nothing.
         inversions: Pairs of indices into ``points``, neighbours among those measured, of which
-            the cheaper is better.
+            the cheaper is better; on several axes all pairs of which one is cheaper on each.
         concordance: Kendall's τ between the metric's order and the measured one, over all points
             that were measured, uniform ones too; 1 where they agree. None below two points.
         float_score: Score of the float network, where there are scores.
@@ -77,6 +80,7 @@ class FrontierReport:
     version: int = VERSION
     axis: str
     unit: str
+    axes: Mapping[str, str] = field(default_factory=dict)
     target: str
     metric: str
     metric_unit: str
@@ -109,17 +113,56 @@ class FrontierReport:
         """Return JSON-ready data."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FrontierReport:
+        """Rebuild a frontier from :meth:`to_json`, or from ``mpq frontier --json``.
+
+        Raises:
+            PlanError: It is something else, or of another version.
+        """
+        try:
+            if data["version"] != VERSION:
+                raise ValueError(f"version {data['version']!r}")
+            known = {f.name: data[f.name] for f in fields(cls)}
+            for name in ("points", "uniform"):
+                known[name] = tuple(_point_of(point) for point in known[name])
+            known["sites"] = tuple(known["sites"])
+            known["inversions"] = tuple((a, b) for a, b in known["inversions"])
+            return cls(**known)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                "not a frontier",
+                expected=f"version {VERSION}, as `mpq frontier --json` prints it",
+                found=f"{type(error).__name__}: {error}",
+                remedy="write the file again with `mpq frontier MODEL … --json > frontier.json`",
+            ) from error
+
+
+def _point_of(data: Mapping[str, Any]) -> Point:
+    measured = data["measured"]
+    rebuilt = {
+        "candidates": tuple(data["candidates"]),
+        "measured": None if measured is None else Measured(**measured),
+    }
+    return Point(**{**data, **rebuilt})
+
 
 def inversions_among(
-    points: Sequence[Point], tolerance: float = 0.0
+    points: Sequence[Point], tolerance: float = 0.0, axes: Sequence[str] = ()
 ) -> tuple[tuple[int, int], ...]:
-    """Return neighbours among the measured points of which the cheaper has the lower drop."""
+    """Return neighbours among the measured points of which the cheaper has the lower drop.
+
+    On several ``axes`` there are no neighbours: all pairs count of which one is cheaper on each.
+    """
     places = [i for i, point in enumerate(points) if point.drop is not None]
-    return tuple(
-        (a, b)
-        for a, b in zip(places, places[1:], strict=False)
-        if _drop(points[a]) < _drop(points[b]) - tolerance
-    )
+    pairs = list(zip(places, places[1:], strict=False))
+    if axes:
+        pairs = [(a, b) for a in places for b in places if _cheaper(points[a], points[b], axes)]
+    return tuple((a, b) for a, b in pairs if _drop(points[a]) < _drop(points[b]) - tolerance)
+
+
+def _cheaper(a: Point, b: Point, axes: Sequence[str]) -> bool:
+    return a is not b and all(a.costs[axis] <= b.costs[axis] for axis in axes)
 
 
 def concordance(points: Sequence[Point]) -> float | None:
@@ -137,8 +180,14 @@ def concordance(points: Sequence[Point]) -> float | None:
     return sum(x * y for x, y in signs) / (losses * drops) ** 0.5
 
 
-def beaten(points: Sequence[Point], tolerance: float = 0.0) -> list[bool]:
-    """Return, by ascending cost, whether a cheaper measured point has a lower drop."""
+def beaten(points: Sequence[Point], tolerance: float = 0.0, axes: Sequence[str] = ()) -> list[bool]:
+    """Return whether a measured point that is cheaper, on each of several axes, has a lower drop.
+
+    Points are by ascending cost where there is one axis.
+    """
+    if axes:
+        worse = {b for _, b in inversions_among(points, tolerance, axes)}
+        return [i in worse for i in range(len(points))]
     least = float("inf")
     found = []
     for point in points:

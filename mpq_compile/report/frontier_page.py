@@ -14,9 +14,17 @@ _TEMPLATE = Path(__file__).with_name("frontier.html")
 _DATA = "/*DATA*/null"
 
 
-def frontier_fragment(report: FrontierReport) -> str:
-    """Return a ``<section>`` with its own style and script: several may stand on one page."""
-    return _TEMPLATE.read_text(encoding="utf-8").replace(_DATA, _script_safe(page_data(report)))
+def frontier_fragment(report: FrontierReport, chosen: Point | None = None, level: int = 2) -> str:
+    """Return a ``<section>`` with its own style and script: several may stand on one page.
+
+    Args:
+        report: The frontier.
+        chosen: A point to mark, which may lie beside the frontier.
+        level: Of its heading.
+    """
+    text = _TEMPLATE.read_text(encoding="utf-8")
+    text = text.replace("<h2 ", f"<h{level} ").replace("</h2>", f"</h{level}>")
+    return text.replace(_DATA, _script_safe(page_data(report, chosen)))
 
 
 def save_frontier_page(report: FrontierReport, path: str | Path) -> Path:
@@ -24,6 +32,7 @@ def save_frontier_page(report: FrontierReport, path: str | Path) -> Path:
     title = escape(f"Frontier of {report.axis} on {report.target}")
     text = (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">'
+        '<meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title></head>\n<body>\n{frontier_fragment(report)}</body>\n</html>\n"
     )
@@ -31,9 +40,10 @@ def save_frontier_page(report: FrontierReport, path: str | Path) -> Path:
     return Path(path)
 
 
-def page_data(report: FrontierReport) -> dict[str, Any]:
+def page_data(report: FrontierReport, chosen: Point | None = None) -> dict[str, Any]:
     """Return what the script draws; candidates are numbers into ``names``."""
-    points = (*report.points, *report.uniform)
+    marked = () if chosen is None else (chosen,)
+    points = (*report.points, *report.uniform, *marked)
     names = sorted({name for point in points for name in point.candidates}, key=_width)
     place = {name: i for i, name in enumerate(names)}
     return {
@@ -53,6 +63,7 @@ def page_data(report: FrontierReport) -> dict[str, Any]:
         "bits": [Candidate.parse(name).weight_bits for name in names],
         "points": [_point(point, place) for point in report.points],
         "uniform": [_point(point, place) for point in report.uniform],
+        "chosen": None if chosen is None else _point(chosen, place),
         "notes": list(report.notes),
     }
 

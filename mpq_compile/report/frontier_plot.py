@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from mpq_compile.report.frontier import FrontierReport, Point, near_float
+from mpq_compile.report.frontier_map import save_frontier_map
 
 _CURVE, _WRONG, _UNIFORM = "#2a5db0", "#c8321f", "0.45"
 # A logarithmic axis is used where values differ by more than this factor.
@@ -39,7 +40,10 @@ def save_frontier_picture(report: FrontierReport, path: str | Path) -> Path:
 
     Panels: the metric's loss at every breakpoint; what was measured on the task; where networks
     were timed, their latency. Uniform assignments are squares with a straight line between them.
+    Several axes give a map.
     """
+    if len(report.axes) > 1:
+        return save_frontier_map(report, path)
     panels = _panels(report)
     figure, axes = plt.subplots(1, len(panels), figsize=(1 + 5.2 * len(panels), 4.8), squeeze=False)
     for axis, panel in zip(axes[0], panels, strict=True):

@@ -23,9 +23,9 @@ from mpq_compile.kernels.tier import tier_named
 from mpq_compile.lower.parameters import Recipe, StoredSite, build_parameter
 from mpq_compile.types import AuditRow, Plan, Verification
 
-VERSION = 3
+VERSION = 4
 LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
-VERIFICATION = "verification.json"
+VERIFICATION, HISTORY = "verification.json", "history.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Manifest:
         arena: Bytes of the buffer in which the network computes; None where Relax's virtual
             machine runs it.
         inputs, outputs: ``{"shape": […], "dtype": …}`` of each tensor.
+        updates: Numbers of outputs that are inputs, changed in place, to those inputs' numbers.
         out_spec: JSON of the tree of outputs, or "" for a tuple.
         dynamic_batch: True where other batches run as slices of the compiled one.
         sites: Stored weights.
@@ -53,6 +54,7 @@ class Manifest:
     arena: int | None
     inputs: Sequence[Mapping[str, Any]]
     outputs: Sequence[Mapping[str, Any]]
+    updates: Mapping[int, int]
     out_spec: str
     dynamic_batch: bool
     sites: Mapping[str, StoredSite]
@@ -66,6 +68,7 @@ class Manifest:
         """Return JSON-ready data."""
         data = asdict(self)
         data["recipes"] = [recipe.to_json() for recipe in self.recipes]
+        data["updates"] = [list(pair) for pair in sorted(self.updates.items())]
         return data
 
     @classmethod
@@ -77,6 +80,7 @@ class Manifest:
             for name, site in data["sites"].items()
         }
         fields["recipes"] = [Recipe(**recipe) for recipe in data["recipes"]]
+        fields["updates"] = {place: index for place, index in data["updates"]}
         fields["audit"] = [AuditRow(**row) for row in data["audit"]]
         return cls(**fields)
 
@@ -118,7 +122,7 @@ def seal(folder: Path, manifest: Manifest) -> None:
     files = {
         path.name: sha256(path)
         for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST, VERIFICATION)
+        if path.name not in (MANIFEST, VERIFICATION, HISTORY)
     }
     body = {"format": "mpq-artifact", "version": VERSION, "files": files, **manifest.to_json()}
     body["sha256"] = _digest(body)

@@ -40,8 +40,11 @@ class Conditions:
 class NetworkRunner(Protocol):
     """A network that was loaded on a device."""
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run on arrays or torch tensors of any whole number of batches; same kind out."""
+    def run(self, inputs: Sequence[Any], in_place: bool = False) -> list[Any]:
+        """Run on arrays or torch tensors of any whole number of batches; same kind out.
+
+        With ``in_place`` inputs that the network updates are changed themselves and returned.
+        """
         ...
 
 

@@ -37,6 +37,7 @@ class Program:
         parameters: Kernel parameters, flat, in order.
         arena: Bytes in which the network computes.
         outputs: ``{"shape", "dtype"}`` of each output.
+        updates: Numbers of outputs that are inputs, changed in place, to those inputs' numbers.
     """
 
     def __init__(
@@ -45,16 +46,21 @@ class Program:
         parameters: Sequence[np.ndarray],
         arena: int,
         outputs: Sequence[Mapping[str, Any]],
+        updates: Mapping[int, int],
     ) -> None:
         self._library = load_library(library)
         self._main = self._library["main"]
-        self._outputs = [(math.prod(output["shape"]), str(output["dtype"])) for output in outputs]
+        kinds = [(math.prod(output["shape"]), str(output["dtype"])) for output in outputs]
+        self._made = [kind for place, kind in enumerate(kinds) if place not in updates]
+        self._updates = sorted(updates.items())
         self._lent = as_tensor(joined(parameters)), empty(arena // 4, "int32")
 
     def __call__(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
-        """Run the network; return the flat tensors that ``make`` made."""
-        outputs = [make(cells, dtype) for cells, dtype in self._outputs]
+        """Run the network; return the flat tensors that ``make`` made, and the changed inputs."""
+        outputs = [make(cells, dtype) for cells, dtype in self._made]
         self._main(*inputs, *self._lent, *outputs)
+        for place, index in self._updates:
+            outputs.insert(place, inputs[index])
         return outputs
 
     def reference(self, cells: np.ndarray) -> Callable[[], Any]:

@@ -14,7 +14,14 @@ from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
 from mpq_compile.lower.interface import REFERENCE_CELLS
 from mpq_compile.runtime.artifact import LIBRARY, Manifest, kernel_parameters
 from mpq_compile.runtime.engine import Machine, Make, Program
-from mpq_compile.runtime.native import as_array, as_tensor, empty, is_tensor
+from mpq_compile.runtime.native import (
+    aligned_copy,
+    as_array,
+    as_tensor,
+    empty,
+    is_tensor,
+    shareable,
+)
 from mpq_compile.runtime.threads import thread_count
 
 _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 0x1023, 18
@@ -51,7 +58,7 @@ class Executor:
 
     def run_flat(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
         """Run on contiguous flat arrays (NumPy, torch or TVM); return flat tensors, those that
-        ``make`` made or TVM's."""
+        ``make`` made or TVM's. Inputs that the network updates are changed in place."""
         tensors = [value if is_tensor(value) else as_tensor(value) for value in inputs]
         with self._lock:
             return self._engine(tensors, make)
@@ -65,24 +72,41 @@ class Executor:
             cells = np.ones(self.manifest.threads * REFERENCE_CELLS, np.float32)
         return self._engine.reference(cells)
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], in_place: bool = False) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.
 
+        Inputs are left as they are; with ``in_place`` those that the network updates, such as a
+        cache, are changed themselves and returned, which saves copying them.
+
         Raises:
-            MpqError: Number, shape or dtype of the inputs is wrong.
+            MpqError: Number, shape or dtype of the inputs is wrong, or an input cannot be changed
+                in place.
         """
         check_inputs(inputs, self.manifest)
         as_torch = is_torch(inputs[0])
         compiled = [tuple(spec["shape"]) for spec in self.manifest.inputs]
+        if in_place:
+            check_in_place(inputs, self.manifest)
         if [tuple(value.shape) for value in inputs] == compiled:
-            return self._run_once(inputs, as_torch)
+            return self._run_once(inputs, as_torch, in_place)
         return self._run_slices(inputs, as_torch)
 
-    def _run_once(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
+    def _run_once(self, inputs: Sequence[Any], as_torch: bool, in_place: bool = False) -> list[Any]:
         flat = [_contiguous(value, as_torch) for value in inputs]
+        updates = self.manifest.updates
+        if not in_place:
+            for index in updates.values():
+                flat[index] = _copied(flat[index], as_torch)
         outputs = self.run_flat(flat, _torch_tensor if as_torch else empty)
         shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
-        return [_shaped(o, s, as_torch) for o, s in zip(outputs, shapes, strict=True)]
+        results = []
+        for place, (output, shape) in enumerate(zip(outputs, shapes, strict=True)):
+            if place not in updates:
+                results.append(_shaped(output, shape, as_torch))
+                continue
+            changed = updates[place]
+            results.append(inputs[changed] if in_place else flat[changed].reshape(shape))
+        return results
 
     def _run_slices(self, inputs: Sequence[Any], as_torch: bool) -> list[Any]:
         """Run another batch as slices of the compiled one.
@@ -101,6 +125,8 @@ class Executor:
         shapes = [tuple(spec["shape"]) for spec in self.manifest.outputs]
         for first in slice_starts(total, size):
             part = [_contiguous(value[first : first + size], as_torch) for value in inputs]
+            for index in self.manifest.updates.values():
+                part[index] = _copied(part[index], as_torch)
             outputs = zip(joined, self.run_flat(part), shapes, strict=True)
             for whole, output, shape in outputs:
                 whole[first : first + size] = np.from_dlpack(output).reshape(shape)
@@ -124,6 +150,20 @@ def check_inputs(inputs: Sequence[Any], manifest: Manifest) -> None:
         )
 
 
+def check_in_place(inputs: Sequence[Any], manifest: Manifest) -> None:
+    """Raise ``MpqError`` where an input that the network updates cannot be changed in place."""
+    for index in manifest.updates.values():
+        compiled = tuple(manifest.inputs[index]["shape"])
+        if tuple(inputs[index].shape) != compiled or not shareable(inputs[index]):
+            raise MpqError(
+                "an input cannot be changed in place",
+                where=f"input {index}",
+                expected=f"contiguous, aligned, writable memory of shape {list(compiled)}",
+                found=_described(inputs[index]),
+                remedy="pass what the last call returned, a clone, or leave in_place out",
+            )
+
+
 def slice_starts(total: int, size: int) -> list[int]:
     """Return the first sample of each slice of ``size`` of at least as many samples."""
     return [min(first, total - size) for first in range(0, total, size)]
@@ -134,7 +174,7 @@ def _engine(
 ) -> Program | Machine:
     if manifest.arena is None:
         return Machine(library, parameters)
-    return Program(library, parameters, manifest.arena, manifest.outputs)
+    return Program(library, parameters, manifest.arena, manifest.outputs, manifest.updates)
 
 
 def _fits(value: Any, spec: Mapping[str, Any], dynamic: bool) -> bool:
@@ -173,6 +213,12 @@ def _contiguous(value: Any, as_torch: bool) -> Any:
     # A copy by torch would wake its thread pool, which then spins beside TVM's for a while and
     # costs the network several times its own latency: NumPy copies in this thread.
     return np.ascontiguousarray(value.detach().numpy() if as_torch else value).reshape(-1)
+
+
+def _copied(flat: Any, as_torch: bool) -> Any:
+    """Return a copy of a flat array that a network may change."""
+    copy = aligned_copy(flat.numpy() if as_torch else flat)
+    return _as_torch(copy) if as_torch else copy
 
 
 def _shaped(output: Any, shape: tuple[int, ...], as_torch: bool) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mpq_compile.kernels import packing
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload, pack_table
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.quant.multipliers import ROW_ZERO_POINT
@@ -125,6 +126,44 @@ def convert_arguments(workload: ConvertWorkload, case: ConvertCase) -> list[np.n
     """Return the flat input arrays of a conversion."""
     record = packing.pack_convert(case.zero_points[0], case.scale, case.bounds, case.zero_points[1])
     return [as_stored(case.x, workload.source), record]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingCase:
+    """Arguments of a lookup.
+
+    Args:
+        numbers: int32 or int64 [tokens].
+        table: [rows, width], int8 codes or float32 that are exact in the table's format.
+        scale: float32 [rows, groups]; ones for float tables.
+    """
+
+    numbers: np.ndarray
+    table: np.ndarray
+    scale: np.ndarray
+
+
+def make_embedding_case(workload: EmbeddingWorkload, seed: int) -> EmbeddingCase:
+    """Draw a table and the rows that are looked up, the first and the last among them."""
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(0, workload.rows, workload.tokens).astype(workload.index)
+    numbers[0], numbers[-1] = workload.rows - 1, 0
+    shape = (workload.rows, workload.width)
+    if workload.compute != "int":
+        table = _values(shape, workload.compute, rng)
+        return EmbeddingCase(
+            numbers=numbers, table=table, scale=np.ones((workload.rows, 1), np.float32)
+        )
+    low, high = _WEIGHT_RANGES[workload.weight_bits]
+    scale = rng.uniform(0.001, 0.1, (workload.rows, workload.groups)).astype(np.float32)
+    table = rng.integers(low, high, shape, np.int8, endpoint=True)
+    return EmbeddingCase(numbers=numbers, table=table, scale=scale)
+
+
+def embedding_arguments(workload: EmbeddingWorkload, case: EmbeddingCase) -> list[np.ndarray]:
+    """Return the flat input arrays of a lookup."""
+    scales = [case.scale.reshape(-1)] if workload.compute == "int" else []
+    return [case.numbers, pack_table(workload, case.table), *scales]
 
 
 def row_values(rows: int, features: int, seed: int) -> np.ndarray:

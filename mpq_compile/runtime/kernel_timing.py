@@ -14,11 +14,14 @@ import numpy as np
 
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
+from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.runtime import kernel_case as cases
 
-Workload = ConvWorkload | LinearWorkload | ConvertWorkload | QuantizeRowsWorkload
+Workload = (
+    ConvWorkload | LinearWorkload | ConvertWorkload | QuantizeRowsWorkload | EmbeddingWorkload
+)
 
 # A block of calls this long makes the clock's resolution and the call's overhead negligible.
 BLOCK_S = 2e-3
@@ -143,6 +146,8 @@ def blank_outputs(workload: Workload) -> list[np.ndarray]:
     if isinstance(workload, QuantizeRowsWorkload):
         size = workload.rows * workload.features
         return [np.zeros(size, np.uint8), np.zeros(workload.rows, np.float32)]
+    if isinstance(workload, EmbeddingWorkload):
+        return [np.zeros(workload.tokens * workload.width, np.float32)]
     return [np.zeros(workload.stored_size, _DTYPES[workload.out])]
 
 
@@ -154,4 +159,6 @@ def _inputs(workload: Workload, tier: Tier) -> Sequence[np.ndarray]:
         return cases.convert_arguments(workload, cases.make_convert_case(workload, SEED))
     if isinstance(workload, QuantizeRowsWorkload):
         return [cases.row_values(workload.rows, workload.features, SEED).reshape(-1)]
+    if isinstance(workload, EmbeddingWorkload):
+        return cases.embedding_arguments(workload, cases.make_embedding_case(workload, SEED))
     return cases.case_arguments(workload, tier, cases.make_case(workload, SEED))

@@ -62,6 +62,21 @@ def as_array(tensor: Any) -> np.ndarray:
     return np.array(np.from_dlpack(tensor))
 
 
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """Return a copy of a flat array that tensors can share."""
+    copy = _aligned_memory(array.nbytes, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def shareable(value: Any) -> bool:
+    """Tell whether a tensor can share an array's (NumPy, torch) memory, to change it too."""
+    if isinstance(value, np.ndarray):
+        flags = value.flags
+        return bool(value.ctypes.data % ALIGNMENT == 0 and flags.writeable and flags.c_contiguous)
+    return bool(value.data_ptr() % ALIGNMENT == 0 and value.is_contiguous())
+
+
 def is_tensor(value: Any) -> bool:
     """Tell whether a library's function returned one tensor, not several."""
     return isinstance(value, _loaded_runtime().Tensor)
@@ -71,9 +86,7 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     # DLPack refuses arrays that may not be written to.
     if array.ctypes.data % ALIGNMENT == 0 and array.flags.writeable:
         return array
-    copy = _aligned_memory(array.nbytes, array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+    return aligned_copy(array.reshape(-1)).reshape(array.shape)
 
 
 def _aligned_memory(size: int, dtype: Any) -> np.ndarray:

@@ -71,6 +71,7 @@ def _records(manifest: Manifest, folder: Path) -> Iterator[str]:
     yield f"arena {manifest.arena}"
     yield from (_tensor("input", spec) for spec in manifest.inputs)
     yield from (_tensor("output", spec) for spec in manifest.outputs)
+    yield from (f"update {place} {index}" for place, index in manifest.updates.items())
 
 
 def _tensor(kind: str, spec: Mapping[str, Any]) -> str:

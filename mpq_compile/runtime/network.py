@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mpq_compile.errors import DeviceError, MpqError
+from mpq_compile.registry import REPORTS
 from mpq_compile.runtime.artifact import (
     Manifest,
     open_artifact,
@@ -72,11 +73,17 @@ class CompiledNetwork:
             )
         return self._reference
 
-    def __call__(self, *inputs: Any) -> Any:
-        """Run the network; a single output comes alone, several as the model returns them."""
+    def __call__(self, *inputs: Any, in_place: bool = False) -> Any:
+        """Run the network; a single output comes alone, several as the model returns them.
+
+        Args:
+            inputs: What the model takes.
+            in_place: Change inputs that the model returns with rows written into them (the cache
+                of a decoder) instead of copies of them. What is returned then is what was passed.
+        """
         if not inputs:
             raise MpqError("no input", expected=f"{len(self.manifest.inputs)} tensors")
-        outputs = self.executor.run(list(inputs))
+        outputs = self.executor.run(list(inputs), in_place)
         return _as_returned(outputs, self.manifest.out_spec, _torch(inputs[0]))
 
     def save(self, folder: str | Path) -> Path:
@@ -94,10 +101,28 @@ class CompiledNetwork:
         """
         return export_native(self.folder, folder)
 
+    def report(
+        self, path: str | Path, title: str | None = None, frontiers: Sequence[Any] = ()
+    ) -> Path:
+        """Write one HTML file with all that is known of the network; return the path.
+
+        Args:
+            path: The file.
+            title: Name of the network; None for that of the artifact's folder.
+            frontiers: Of the same network, from :func:`mpq_compile.frontier`.
+        """
+        written: Path = REPORTS.load("page")(self, path, title, frontiers)
+        return written
+
     @property
     def size_bytes(self) -> int:
         """Bytes of the stored weights: packed codes, scales, biases and tables."""
         return (self.folder / "weights.bin").stat().st_size
+
+    def _repr_html_(self) -> str:
+        """Show what matters of the network in a notebook."""
+        text: str = REPORTS.load("card")(self)
+        return text
 
     def __repr__(self) -> str:
         names = sorted(set(self.plan.assignment.values()))

@@ -13,7 +13,7 @@ import numpy as np
 
 from mpq_compile.runtime.artifact import MANIFEST, open_artifact, sha256
 from mpq_compile.runtime.connection import Connection
-from mpq_compile.runtime.executor import check_inputs, is_torch
+from mpq_compile.runtime.executor import check_in_place, check_inputs, is_torch
 from mpq_compile.runtime.service import PREFIX
 
 # Runs an action with the device's present connection, again with another one where it is lost.
@@ -50,17 +50,25 @@ class RemoteNetwork:
         self._uploaded: tuple[Connection, str] | None = None
         steadily(lambda connection: connection.call("load", folder=self._place(connection)))
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], in_place: bool = False) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.
+
+        Caches travel there and back; ``in_place`` only changes what was passed, too.
 
         Raises:
             MpqError: Number, shape or dtype of the inputs is wrong.
             DeviceLostError: The device does not answer any more.
         """
         check_inputs(inputs, self._manifest)
+        if in_place:
+            check_in_place(inputs, self._manifest)
         as_torch = is_torch(inputs[0])
         arrays = [value.detach().numpy() if as_torch else value for value in inputs]
         outputs = self._steadily(lambda connection: self._run(connection, arrays))
+        if in_place:
+            for place, index in self._manifest.updates.items():
+                arrays[index][...] = outputs[place]
+                outputs[place] = arrays[index]
         if not as_torch:
             return outputs
         import torch

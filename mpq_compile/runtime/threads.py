@@ -10,13 +10,16 @@ import os
 from mpq_compile.errors import DeviceError
 
 
+def allowed_cpus() -> set[int]:
+    """Return the CPUs that the process's affinity allows."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
 def physical_cores() -> int:
     """Return how many physical cores the process's affinity allows."""
-    allowed = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
-    cores = {_core_of(cpu) for cpu in allowed}
-    return max(1, len(cores))
+    return max(1, len({_core_of(cpu) for cpu in allowed_cpus()}))
 
 
 def _core_of(cpu: int) -> str:
@@ -40,4 +43,8 @@ def thread_count() -> int:
         )
     threads = int(given) if given else physical_cores()
     os.environ.setdefault("TVM_NUM_THREADS", str(threads))
+    allowed = allowed_cpus()
+    if allowed != set(range(len(allowed))):
+        # TVM binds worker i to CPU i, which here would be another process's.
+        os.environ.setdefault("TVM_BIND_THREADS", "0")
     return threads

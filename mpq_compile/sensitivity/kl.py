@@ -10,9 +10,10 @@ order, from a few backward passes for all candidates at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -54,8 +55,9 @@ class KlMetric:
         sweep = Sweep.of(self, "kl", network, calibration, batches, choices, kept)
         distance = partial(divergence, find_heads(sweep.graph, sweep.slices))
 
-        def compute(part: Slice, advance: Advance) -> dict[str, Tensor]:
-            values = sweep.graph.float_values(part.batch)
-            return {"kl": per_output(sweep.graph, values, choices, advance, distance)}
+        def compute(
+            part: Slice, values: Mapping[str, Any], own: Choices, advance: Advance
+        ) -> dict[str, Tensor]:
+            return {"kl": per_output(sweep.graph, values, own, advance, distance)}
 
-        return table_of("kl", self.unit, choices, joined(sweep.run(compute)["kl"]))
+        return table_of("kl", self.unit, choices, joined(sweep.run_by_site(compute)["kl"]))

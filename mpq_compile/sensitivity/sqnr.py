@@ -8,9 +8,10 @@ candidate) on at a time. The loss is the reciprocal of the SQNR, the noise-to-si
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,14 +88,16 @@ class SqnrMetric:
         kept = output_bytes(network)
         sweep = Sweep.of(self, "sqnr", network, calibration, batches, choices, kept)
 
-        def compute(part: Slice, advance: Advance) -> dict[str, Tensor]:
-            values = sweep.graph.float_values(part.batch)
+        def compute(
+            part: Slice, values: Mapping[str, Any], own: Choices, advance: Advance
+        ) -> dict[str, Tensor]:
             of = partial(_noise, part.size)
-            noise = per_output(sweep.graph, values, choices, advance, of)
-            return {"noise": noise, "signal": _signal(part.size, values["output"])}
+            noise = per_output(sweep.graph, values, own, advance, of)
+            # Each site says what the signal is, in a row of its own.
+            return {"noise": noise, "signal": _signal(part.size, values["output"])[None]}
 
-        found = sweep.run(compute)
-        noise, signal = torch.cat(found["noise"], 2), torch.cat(found["signal"], 1)
+        found = sweep.run_by_site(compute)
+        noise, signal = torch.cat(found["noise"], 2), torch.cat(found["signal"], 2)[0]
         return self._table(choices, noise, signal)
 
     def _table(self, choices: Choices, noise: Tensor, signal: Tensor) -> SensitivityTable:

@@ -152,7 +152,9 @@ class _Insertion:
         graph = self.module.graph
         with graph.inserting_before(node):
             fmt = candidate.input_format
-            if candidate.dynamic:
+            if not site.multiplies:
+                pass  # numbers of rows are not rounded
+            elif candidate.dynamic:
                 x = self._call(Straight(fake_quantize_rows), x)
             elif fmt not in ("fp32", self.formats[x.name]):
                 x = self._call(self._rounding(x.name, fmt), x)

@@ -105,3 +105,14 @@ def test_a_function_that_is_not_there(mpq: Mpq, job: tuple[str, ...], measure: s
         result = mpq("frontier", *job, *ANALYTIC, "--evaluate", wrong, "--json")
         assert result.code == 2 and result.json["error"] == "PlanError"
     assert "score" in result.json["remedy"]
+
+
+def test_frontier_on_two_axes(mpq: Mpq, job: tuple[str, ...], tmp_path: Path) -> None:
+    picture = tmp_path / "map.png"
+    options = ("--axis", "size_mb,bops", "--points", "3", "--plot", picture)
+    found = mpq("frontier", *job, *ANALYTIC, *options, "--json").json
+    assert found["axes"] == {"size_mb": "MB", "bops": "BOPs"}
+    assert all(set(point["costs"]) >= {"size_mb", "bops"} for point in found["points"])
+    assert picture.stat().st_size > 1000
+    shown = mpq("frontier", *job, *ANALYTIC, "--axis", "size_mb,bops", "--points", "0")
+    assert shown.code == 0 and "size_mb" in shown.out and "bops" in shown.out

@@ -82,7 +82,7 @@ def test_cpu_candidates(name: str, conv: Site, depthwise: Site, transposed: Site
 
 def test_linear_has_weight_only_dynamic_and_groups(linear: Site) -> None:
     wanted = ["w8a16", "w3a16", "w8a8d", "w4a8d", "w4a8g64d"]
-    wanted += ["w4a8g32", "w4a8g64", "w4a8g128", "w8a8g64", "w2a8g128"]
+    wanted += ["w4a8g32", "w4a8g64", "w4a8g128", "w8a8g64", "w2a8g128", "w4a16g64"]
     assert load_profile("generic").candidates_for(linear, [*wanted, "w4a8g16"]) == wanted
 
 

@@ -15,6 +15,7 @@ import emulated_device
 import numpy as np
 import pytest
 import torch
+from decoder_nets import Size, make
 from operator_nets import CASES
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -94,6 +95,25 @@ def test_it_computes_what_python_computes(
     tensors: tuple[int, int],
 ) -> None:
     network, inputs = assigned(name, *candidates)
+    outputs = assert_same(program, tmp_path, network, inputs)
+    assert (len(inputs), len(outputs)) == tensors
+
+
+def test_a_cache_is_given_back_changed(program: Path, tmp_path: Path) -> None:
+    size = Size(width=32, layers=1, heads=2, shared=2, vocabulary=40, cache=8)
+    samples = [size.step(seed, seed) for seed in range(2)]
+    network = mpq.assign(make("gpt", size), samples[0], samples, "w8a8")
+    assert network.manifest.updates == {1: 2, 2: 3}
+    assert_same(program, tmp_path, network, size.step(5, 4))
+
+
+def assert_same(
+    program: Path,
+    tmp_path: Path,
+    network: mpq.CompiledNetwork,
+    inputs: tuple[torch.Tensor, ...],
+) -> list[torch.Tensor]:
+    """Run a network in both ways; return what it gives."""
     network.export_native(tmp_path / "net")
     files = [tmp_path / f"x{index}.npy" for index in range(len(inputs))]
     for file, value in zip(files, inputs, strict=True):
@@ -101,12 +121,12 @@ def test_it_computes_what_python_computes(
     done = run(program, tmp_path / "net", *files, "--out", tmp_path / "y")
     assert done.returncode == 0, done.stderr
     outputs = pytree.tree_leaves(network(*inputs))
-    assert (len(inputs), len(outputs)) == tensors
     for index, expected in enumerate(outputs):
         found = np.load(tmp_path / f"y{index}.npy")
         assert found.dtype == expected.numpy().dtype and found.shape == tuple(expected.shape)
         assert found.tobytes() == expected.numpy().tobytes()
     assert not (tmp_path / f"y{index + 1}.npy").exists()
+    return outputs
 
 
 @pytest.mark.parametrize("threads", ["1", "2", "4"])

@@ -101,6 +101,43 @@ def test_operands_are_read_where_they_lie(tier: Tier) -> None:
     assert torch.equal(cases.found(work, case, tier), cases.expected(work, case))
 
 
+# Batch, heads, rows, keys, columns of q and k, columns of v: what a decode step has.
+STEPS = [
+    (1, 4, 1, 64, 64, 64),
+    (2, 3, 1, 37, 20, 13),
+    (1, 2, 4, 40, 32, 48),
+    (1, 1, 8, 16, 5, 3),
+    (1, 2, 1, 1, 128, 128),
+]
+
+
+@pytest.mark.parametrize("out", ["fp32", "bf16"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", STEPS, ids=lambda s: "x".join(map(str, s)))
+def test_few_rows_are_near_the_oracle(
+    shape: tuple[int, ...], masked: bool, out: str, tier: Tier
+) -> None:
+    batch, _, rows, keys, _, _ = shape
+    mask = Layout(size=batch * rows * keys, strides=(rows * keys, 0, keys)) if masked else None
+    work = cases.workload(*shape, compute="fp32", out=out, mask=mask)
+    case = cases.make_case(work, sum(shape))
+    found, expected = cases.found(work, case, tier), cases.expected(work, case)
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[out])
+
+
+def test_hidden_keys_of_a_step_are_not_read(tier: Tier) -> None:
+    mask = Layout(size=30, strides=(0, 0, 0))
+    work = cases.workload(1, 2, 1, 30, 16, 16, compute="fp32", out="fp32", mask=mask)
+    case = cases.make_case(work, 0)
+    assert case.mask is not None
+    case.mask[:] = [0.0] * 11 + [-np.inf] * 19
+    expected = cases.expected(work, case)
+    for operand in (case.k, case.v):
+        operand.reshape(2, 30, 16)[:, 11:] = np.nan  # memory that was never written
+    found = cases.found(work, case, tier)
+    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE["fp32"])
+
+
 @pytest.mark.parametrize("compute", ["bf16", "fp32"])
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=lambda s: "x".join(map(str, s)))
 def test_floats_are_near_the_oracle(shape: tuple[int, ...], compute: str, tier: Tier) -> None:

@@ -153,6 +153,21 @@ def test_few_rows_with_group_scales(tier, bits, rows, group):
 
 
 @EVERY_TIER
+@pytest.mark.parametrize("bits,rows,group", [(8, 1, 32), (4, 1, 64), (2, 3, 12), (8, 7, 32)])
+def test_weight_only_with_group_scales(tier, bits, rows, group):
+    workload = LinearWorkload(
+        rows=rows,
+        in_features=3 * group,
+        out_features=70,
+        weight_bits=bits,
+        group_size=group,
+        compute="weight_only",
+        out="fp32",
+    )
+    cases.assert_matches(workload, tier)
+
+
+@EVERY_TIER
 @pytest.mark.parametrize(
     "bits,rows,inputs,outputs", [(8, 2, 75, 150), (4, 1, 64, 10), (2, 2, 75, 150)]
 )
@@ -191,7 +206,7 @@ def test_linear_with_row_scales(tier, rows, inputs, outputs, options):
         {"rows": 5, "weight_bits": 4},
         {"rows": 1, "weight_bits": 4, "compute": "bf16"},
         {"rows": 1, "group_size": 24},
-        {"rows": 1, "group_size": 32, "compute": "weight_only"},
+        {"rows": 1, "group_size": 32, "compute": "bf16"},
         {"rows": 1, "row_scales": True, "compute": "fp32"},
     ],
 )

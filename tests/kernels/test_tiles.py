@@ -71,6 +71,13 @@ def test_emulated_tiles_with_residual(out, residual):
     cases.assert_matches(workload, AMX, generate=emulated, target=cases.PLAIN_TARGET)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_emulated_tiles_with_a_border(batch):
+    shape = conv(batch=batch, height=9, width=7, in_channels=20, out_channels=36, residual="u8")
+    workload = replace(shape, border=(0, 2, 3, 1), bordered_input=True)
+    cases.assert_matches(workload, AMX, generate=emulated, target=cases.PLAIN_TARGET)
+
+
 @pytest.mark.parametrize("compute,product", [("int8", "tdpbusd"), ("bf16", "tdpbf16ps")])
 @pytest.mark.parametrize("name", ["small_image", "strided", "linear"])
 def test_instructions_are_in_the_assembly(name, compute, product):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
+from decoder_nets import Size, make
 from operator_nets import CASES
 from torch import Tensor, nn
 
@@ -17,6 +19,7 @@ from mpq_compile.kernels.tier import detect_tier, host_tiers
 from mpq_compile.lower.lowering import lower
 from mpq_compile.lower.pipeline import lower_pipeline
 from mpq_compile.passes.materialize import materialize
+from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
 
 THREADS = 2
@@ -77,6 +80,7 @@ NETWORKS = {
     "inverted": (Inverted, (3, 64, 64)),
     "encoder": (Encoder, (128, 128)),
 }
+DECODER = Size(width=128, layers=1, heads=4, shared=2, vocabulary=1000, cache=512)
 
 
 def batch_of(session: Session) -> int:
@@ -133,6 +137,16 @@ def test_whole_networks(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_whole_networks_of_other_candidates(name: str, candidate: str) -> None:
     assert lowered_session(network_session(name), candidate, detect_tier()) == []
+
+
+@pytest.mark.parametrize("candidate", ["w8a8", "w4a16g32"])
+@pytest.mark.parametrize("tokens", [1, 96])
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_decoders(kind: str, tokens: int, candidate: str) -> None:
+    size = DECODER if kind == "llama" else replace(DECODER, shared=DECODER.heads)
+    samples = [size.step(seed, 5, tokens) for seed in range(2)]
+    session = Session(make(kind, size), samples[0], samples, recipe=Recipe(rounding="nearest"))
+    assert lowered_session(session, candidate, detect_tier()) == []
 
 
 def test_dynamic_activations() -> None:

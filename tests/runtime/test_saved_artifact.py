@@ -17,6 +17,7 @@ from operator_nets import CASES
 
 import mpq_compile as mpq
 from mpq_compile.runtime import artifact
+from mpq_compile.runtime.history import Comparison, History, read_history, write_history
 from mpq_compile.runtime.timing import Timings
 from mpq_compile.runtime.verify import judge
 
@@ -233,6 +234,33 @@ def test_a_verification_stays_beside_the_artifact(saved: Path, tmp_path: Path) -
     with pytest.raises(mpq.ArtifactError, match="verification") as caught:
         mpq.load(tmp_path / "verified")
     assert "delete the file" in str(caught.value.remedy)
+
+
+def test_a_history_stays_beside_the_artifact(saved: Path, tmp_path: Path) -> None:
+    row = Comparison(
+        kind="round",
+        name="round 1",
+        predicted_ms=1.0,
+        predicted_ms_lower95=0.9,
+        predicted_ms_upper95=1.1,
+        measured_ms=1.05,
+        measured_ms_lower95=1.0,
+        measured_ms_upper95=1.1,
+        status="accepted",
+    )
+    assert read_history(saved) is None
+    write_history(saved, History(comparisons=(row,), time="2030-01-01T00:00:00+00:00"))
+    copy = mpq.load(saved).save(tmp_path / "copy")
+    assert (
+        read_history(copy)
+        == read_history(saved)
+        == History(comparisons=(row,), time="2030-01-01T00:00:00+00:00")
+    )
+    for text in ("{", "[]", '{"version": 99, "comparisons": []}', '{"version": 1}'):
+        (copy / "history.json").write_text(text)
+        with pytest.raises(mpq.ArtifactError, match="history") as caught:
+            read_history(copy)
+        assert "delete the file" in str(caught.value.remedy)
 
 
 def test_a_tier_that_this_cpu_lacks_is_refused(saved: Path) -> None:

@@ -1,0 +1,182 @@
+"""MiniLM's sentence embeddings: ours against ONNX Runtime and OpenVINO, in one interleaved run.
+
+    pip install -e .[peers,transformers]
+    python benchmarks/minilm.py [--tokens 128] [--rounds 12] [--json results.json]
+
+Each contender takes int64 ids [1, tokens] and gives a unit vector, in a process of its own; rounds
+visit all of them in an order drawn anew, with a pause before each (as ``peers.py`` does). The
+cosine is the mean over sentences that no quantizer saw, to the float network's embedding; "linear
+MB" are the stored weights of linear layers with their scales. Ours are the uniform assignment
+w8a8, and a mixed plan of at most half its linear weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from contenders import PEERS, Contender, named
+from contenders.goals import Goal, judged
+from contenders.interleave import QUICK, Result, Schedule, run
+from contenders.report import document, section, verdict_lines
+from contenders.task import Prepared
+from minilm_task import SentenceTask, mean_cosine
+
+import mpq_compile as mpq
+from mpq_compile.cost.table import counted_costs
+from mpq_compile.runtime.threads import physical_cores
+from mpq_compile.session import Session
+from mpq_compile.types import Candidate
+
+# What the mixed plan chooses from, and the share of the w8a8 linear weights it may take.
+MIXED, SHARE = ("w8a8", "w6a8", "w5a8", "w4a8", "w3a8"), 0.5
+UNIFORM = "w8a8"
+GOALS = (Goal(ours="ours w8a8", at_least=1.3),)
+
+
+def linear_bytes(session: Session, assignment: Mapping[str, str]) -> float:
+    """Return the stored bytes of the linear layers' weights, with scales and biases."""
+    network = session.network
+    return sum(
+        counted_costs(network, site, Candidate.parse(assignment[site.id]))["size_bytes"]
+        for site in network.sites
+        if site.op == "linear"
+    )
+
+
+def mixed_plan(session: Session) -> mpq.Plan:
+    """Return the plan of least loss whose linear layers take ``SHARE`` of w8a8's bytes."""
+    allocation = session.allocation()
+    uniform = {site.id: UNIFORM for site in session.network.sites}
+    linear = linear_bytes(session, uniform)
+    rest = allocation.usage(uniform)["size_bytes"] - linear
+    return session.solve(mpq.Budget(size_mb=(rest + SHARE * linear) / 1e6))
+
+
+def built(task: SentenceTask) -> dict[str, dict[str, Any]]:
+    """Build ours in the task's folder; return what is known of each beside its time."""
+    example, calibration = task.example, task.calibration
+    embeddings = {"re:.*embeddings.*": UNIFORM}
+    session = Session(
+        task.module, example, calibration, candidates=MIXED, constraints=embeddings, tuned=True
+    )
+    uniform = session.bare_plan({site.id: UNIFORM for site in session.network.sites})
+    found = {}
+    for name, plan in {"w8a8": uniform, "mixed": mixed_plan(session)}.items():
+        net = session.build(plan)
+        net.save(task.folder / name)
+        found[f"ours {name}"] = {
+            "linear_mb": linear_bytes(session, plan.assignment) / 1e6,
+            "stored_mb": net.size_bytes / 1e6,
+            "assignment": dict(plan.assignment),
+        }
+    return found
+
+
+def saved(task: SentenceTask, name: str) -> Prepared:
+    """Return one of ours, loaded from the task's folder."""
+    return task.prepared(mpq.load(task.folder / name))
+
+
+def contenders() -> list[Contender]:
+    """Return ours, and the peers that run transformers."""
+    mine = [
+        Contender(
+            name=f"ours {name}",
+            precision="int8",
+            entry="minilm:saved",
+            ours=True,
+            options=(("name", name),),
+        )
+        for name in ("w8a8", "mixed")
+    ]
+    dynamic = Contender(
+        name="ONNX Runtime int8 dynamic",
+        precision="int8",
+        entry="contenders.onnx_runtime:int8_dynamic",
+        needs=("onnx", "onnxscript", "onnxruntime"),
+    )
+    return [*mine, dynamic, *named(PEERS, ("ONNX Runtime", "OpenVINO"))]
+
+
+def rows(results: Sequence[Result], known: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the table shows, one row a contender."""
+    return [
+        {
+            "contender": result.contender.name,
+            "reason": result.reason,
+            "median_ms": None if result.reason else result.median_ms,
+            "spread_ms": None if result.reason else result.spread_ms,
+            "cosine": mean_cosine(result.sqnr_db),
+            "linear_mb": known.get(result.contender.name, {}).get("linear_mb"),
+        }
+        for result in results
+    ]
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table."""
+    lines = [
+        f"{'contender':28s} {'median ms':>10s} {'spread':>8s} {'cosine':>8s} {'linear MB':>10s}"
+    ]
+    for row in found:
+        if row["reason"]:
+            lines.append(f"{row['contender']:28s} {row['reason']}")
+            continue
+        cosine = "" if row["cosine"] is None else f"{row['cosine']:.4f}"
+        size = "" if row["linear_mb"] is None else f"{row['linear_mb']:.2f}"
+        times = f"{row['median_ms']:10.3f} {row['spread_ms']:8.3f}"
+        lines.append(f"{row['contender']:28s} {times} {cosine:>8s} {size:>10s}")
+    return lines
+
+
+def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tokens", type=int, default=128, help="length of the input")
+    parser.add_argument("--sentences", type=int, default=300, help="compared with float")
+    parser.add_argument("--texts", type=int, default=128, help="of whole length, to calibrate on")
+    parser.add_argument("--contenders", default="", help="only names with one of these texts")
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=min(2, physical_cores()))
+    parser.add_argument("--json", type=Path, help="write everything to this file")
+    parser.add_argument("--quick", action="store_true", help="to try it: times mean little")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table and write the JSON."""
+    options = parsed(arguments)
+    schedule = QUICK if options.quick else Schedule()
+    if options.rounds:
+        schedule = Schedule(rounds=options.rounds, pause_s=schedule.pause_s, block=schedule.block)
+    with tempfile.TemporaryDirectory(prefix="minilm-") as folder:
+        task = SentenceTask(
+            options.tokens, options.texts, options.sentences, options.threads, Path(folder)
+        )
+        known = built(task)
+        chosen = named(contenders(), options.contenders.split(","))
+        results = run(chosen, task, schedule, task.float_outputs(), _say)
+    verdicts, found = judged(results, GOALS), rows(results, known)
+    title = f"MiniLM, {options.tokens} tokens, batch 1, {options.threads} threads"
+    print("\n".join([title, *table(found), *verdict_lines(verdicts)]), flush=True)
+    if options.json:
+        extra = {"network": "minilm", "batch": 1, "rows": found, "ours": known}
+        sections = [section(results, verdicts, extra)]
+        text = json.dumps(document(options.threads, schedule, sections), indent=1)
+        options.json.write_text(text + "\n", encoding="utf-8")
+
+
+def _say(text: str) -> None:
+    print(f"… {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

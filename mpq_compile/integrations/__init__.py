@@ -1,0 +1,1 @@
+"""Where users already are: what connects this package to other frameworks and file formats."""

@@ -1,0 +1,38 @@
+"""Embeddings: the table at its true width, and the lookup."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import fx
+
+from mpq_compile.lower.emit import Value
+from mpq_compile.lower.parameters import Recipe, describe_workload
+from mpq_compile.lower.rules_matmul import stored_site
+from mpq_compile.lower.workloads import embedding_workload
+
+if TYPE_CHECKING:
+    from mpq_compile.lower.lowering import Lowering
+
+
+def embedding(lowering: Lowering, node: fx.Node) -> Value:
+    """Call the kernel with the table and, where that holds codes, the scales of its rows."""
+    record, numbers = lowering.records[node.name], lowering.value(node.args[0])
+    site, arrays = stored_site(record)
+    lowering.sites[site.name] = site
+    lowering.emitter.arrays.update(arrays)
+    index = "int32" if numbers.fmt == "int32" else "int64"
+    workload = embedding_workload(record.site, record.candidate, index)
+    lowering.kernel_of[record.site.id] = workload.key
+    table = Recipe(
+        kind="table",
+        dtype=workload.table_dtype,
+        size=workload.table_size,
+        site=site.name,
+        workload=describe_workload(workload),
+    )
+    arguments = [numbers.var, lowering.emitter.parameter(table)]
+    if workload.compute == "int":
+        name = f"{site.name}.scale"
+        arguments.append(lowering.emitter.array(name, arrays[name]))
+    return lowering.emitter.kernel(workload, arguments, lowering.shape(node), "fp32", False)
