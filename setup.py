@@ -9,7 +9,7 @@ RUNTIME = [
     "apache-tvm==0.27.0.post1",
     # Later releases crash the process in tvm.ir.save_json and in meta_schedule.
     "apache-tvm-ffi==0.1.14.post1",
-    "onnx>=1.17",
+    "onnx>=1.23",  # opset 28
     "numpy>=1.26",
     "pyyaml>=6",
     "scipy>=1.11",

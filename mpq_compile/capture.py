@@ -1,4 +1,4 @@
-"""``nn.Module``, ``ExportedProgram`` or ``.pt2`` file → a flat FX graph of ATen operators."""
+"""``nn.Module``, ``ExportedProgram``, ``.pt2`` or ``.onnx`` file → a flat FX graph of ATen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
+from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
-from mpq_compile.errors import CaptureError
+from mpq_compile.errors import CaptureError, MpqError
+from mpq_compile.onnx_import.fixed import FixedSite
+from mpq_compile.onnx_import.model import import_onnx
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class CapturedGraph:
         dynamic_batch: True where dimension 0 of every input may change from call to call.
         met: Where the graph is one part of a model: how many sites of a path and operator
             (``"fc:linear"``) the parts before it have. Ids count on from there.
+        fixed: What a file came quantized with, by the name of a layer's weight.
     """
 
     module: fx.GraphModule
@@ -40,6 +44,7 @@ class CapturedGraph:
     out_spec: pytree.TreeSpec
     dynamic_batch: bool
     met: Mapping[str, int] = field(default_factory=dict)
+    fixed: Mapping[str, FixedSite] = field(default_factory=dict)
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
@@ -72,14 +77,18 @@ def capture(
 
     Args:
         model: An ``nn.Module`` (traced in eval mode; the model itself is not changed), an
-            ``ExportedProgram``, the path of a ``.pt2`` file, or a graph that was captured already.
-        example_inputs: A tensor or a tuple of tensors; optional for exported programs.
+            ``ExportedProgram``, the path of a ``.pt2`` or ``.onnx`` file, or a graph that was
+            captured already.
+        example_inputs: A tensor or a tuple of tensors; optional for exported programs, and for
+            ``.onnx`` files that fix all sizes but the first one.
 
     Raises:
         CaptureError: The model cannot be traced, or the inputs do not fit it.
     """
     if isinstance(model, CapturedGraph):
         return model
+    if isinstance(model, (str, Path)) and Path(model).suffix == ".onnx":
+        return _capture_onnx(Path(model), example_inputs)
     if isinstance(model, (str, Path)):
         model = _load(Path(model))
     if isinstance(model, ExportedProgram):
@@ -88,7 +97,7 @@ def capture(
     if not isinstance(model, nn.Module):
         raise CaptureError(
             "not a model",
-            expected="an nn.Module, an ExportedProgram or the path of a .pt2 file",
+            expected="an nn.Module, an ExportedProgram or the path of a .pt2 or .onnx file",
             found=type(model).__name__,
             remedy="pass the network itself, not its class or its state_dict",
         )
@@ -98,6 +107,17 @@ def capture(
     with in_eval_mode(model):
         program = _export_dynamic(model, inputs, tensors) or _export(model, inputs, None)
     return _flatten(program, tensors)
+
+
+def _capture_onnx(path: Path, example_inputs: Any) -> CapturedGraph:
+    model = import_onnx(path)
+    given = model.example_inputs() if example_inputs is None else as_inputs(example_inputs)
+    tensors = _tensors(given)
+    model.check(tensors)
+    with preserve_node_meta():  # the network says which node of the file it is at
+        captured = capture(model.network, tensors)
+    model.describe(captured.module)
+    return replace(captured, fixed=model.fixed)
 
 
 @contextmanager
@@ -131,7 +151,7 @@ def _load(path: Path) -> ExportedProgram:
         raise CaptureError(
             "cannot read the model",
             where=str(path),
-            expected="an existing .pt2 file, written by torch.export.save",
+            expected="an existing .pt2 file, written by torch.export.save, or a .onnx file",
             found="no such file" if not path.is_file() else f"suffix {path.suffix!r}",
             remedy="export the model with torch.export, or name file.py:factory",
         )
@@ -162,6 +182,8 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedP
     try:
         with torch.no_grad():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
+    except MpqError:
+        raise  # an imported network says itself what it cannot do
     except Exception as error:  # export raises whatever the model raises
         raise CaptureError(
             "torch.export cannot trace the model with these inputs",

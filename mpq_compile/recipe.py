@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
 from mpq_compile.errors import CalibrationError
@@ -76,6 +76,12 @@ class Recipe:
                 found=self.samples,
                 remedy="correct the number, or leave it out",
             )
+
+    def as_given(self) -> Recipe:
+        """Return the recipe that leaves codes and scales as they came: nothing is searched."""
+        return replace(
+            self, correction="none", rounding="nearest", equalize="none", migration="none"
+        )
 
     def provenance(self) -> dict[str, str]:
         """Return what a plan records of it."""

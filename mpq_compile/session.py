@@ -31,6 +31,7 @@ from mpq_compile.data.batches import Data, read_data
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.balance import balanced
+from mpq_compile.passes.fixed_qparams import fixed_candidates, fixed_note, with_fixed
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.materialized import Materialized
@@ -114,9 +115,9 @@ class Session:
     @cached_property
     def network(self) -> Network:
         """The prepared network, its channels scaled as the recipe says."""
-        recipe = self.recipe
+        prepared, recipe = self._prepared, self.recipe
         return balanced(
-            self._prepared,
+            prepared,
             lambda: [batch.inputs for batch in self.batches],
             recipe.equalize,
             recipe.migration,
@@ -126,6 +127,8 @@ class Session:
     @cached_property
     def _prepared(self) -> Network:
         network = prepare(capture(self.model, self.example_inputs))
+        if network.captured.fixed:
+            self.recipe = self.recipe.as_given()
         kinds(network, self.allow_float)
         if not network.sites:
             raise PlanError(
@@ -158,7 +161,8 @@ class Session:
     @cached_property
     def _ranges(self) -> Calibration:
         """Observed ranges."""
-        return calibrate(self.network, self.batches, self.recipe.observer)
+        found = calibrate(self.network, self.batches, self.recipe.observer)
+        return with_fixed(self.network, found)
 
     def calibration_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
         """Return ranges, with fits for these candidates of sites at least."""
@@ -222,7 +226,14 @@ class Session:
             site.id: self.profile.candidates_for(site, self.candidates)
             for site in self.network.sites
         }
+        for site, name in fixed_candidates(self.network).items():
+            if name in offered[site] or (self.candidates is None and self._supports(site, name)):
+                offered[site] = [name]
         return constrained(self.network.sites, offered, self.constraints)
+
+    def _supports(self, site_id: str, name: str) -> bool:
+        site = next(site for site in self.network.sites if site.id == site_id)
+        return self.profile.supports(site.op, site.depthwise, Candidate.parse(name), site)
 
     def pin(self, assignment: Mapping[str, str]) -> None:
         """Leave each site one candidate; before anything is chosen from."""
@@ -408,7 +419,9 @@ class Session:
         """Say how the data was read, and whether there is enough of it."""
         methods = {"correction": self.recipe.correction, "rounding": self.recipe.rounding}
         samples = self._ranges.samples
+        came_quantized = [fixed_note(self.network)] if self.network.captured.fixed else []
         return [
+            *came_quantized,
             *self.data.notes,
             range_note(self._ranges),
             *shortage(self.network, samples, assignment, methods),

@@ -17,6 +17,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("solve",),
     ("quant",),
     ("kernels",),
+    ("onnx_import",),
     ("capture",),
     ("passes",),
     ("data",),

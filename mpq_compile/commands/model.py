@@ -1,4 +1,4 @@
-"""The model that a command names: ``file.py:factory``, or a ``.pt2`` file."""
+"""The model that a command names: ``file.py:factory``, or a ``.pt2`` or ``.onnx`` file."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any
 from mpq_compile.errors import CaptureError, MpqError, nearest
 from mpq_compile.registry import import_file
 
-_EXPECTED = "file.py:factory, whose factory returns a module, or a .pt2 file"
+_EXPECTED = "file.py:factory, whose factory returns a module, or a .pt2 or .onnx file"
+_FILES = (".pt2", ".onnx")
 
 
 def read_model(name: str) -> tuple[Any, Any]:
     """Return the model and the example inputs that came with it, or None.
 
-    A ``.pt2`` file is returned as its path: capture reads it. This runs the code of the file.
+    A ``.pt2`` or ``.onnx`` file is returned as its path: capture reads it. The code of a Python
+    file is run.
 
     Raises:
         CaptureError: No such file or factory, or the factory failed or returned something else.
     """
     file, separator, factory = name.rpartition(":")
-    if not separator or name.endswith(".pt2"):
+    if not separator or name.endswith(_FILES):
         return _exported(Path(name)), None
     module = _import_file(_python_file(Path(file), name), name)
     return _checked(_made(module, factory, name), name)
 
 
 def _exported(path: Path) -> Path:
-    if path.suffix == ".pt2" and path.is_file():
+    if path.suffix in _FILES and path.is_file():
         return path
-    found = "no such file" if path.suffix == ".pt2" else repr(str(path))
+    found = "no such file" if path.suffix in _FILES else repr(str(path))
     remedy = f"name the factory: {path}:FACTORY" if path.suffix == ".py" else "correct the name"
     raise CaptureError(
         "no model of this name", where=str(path), expected=_EXPECTED, found=found, remedy=remedy

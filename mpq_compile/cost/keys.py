@@ -19,8 +19,8 @@ def kernel_candidate(workload: Workload) -> str:
         return "fp32-rows"
     if workload.compute in ("fp32", "bf16"):
         return workload.compute
-    has_bits = isinstance(workload, (LinearWorkload, EmbeddingWorkload))
-    bits = workload.weight_bits if has_bits else 8
+    narrow = isinstance(workload, LinearWorkload | EmbeddingWorkload)
+    bits = workload.weight_bits if narrow else 8  # type: ignore[union-attr]
     return f"w{bits}a{16 if workload.compute == 'weight_only' else 8}"
 
 

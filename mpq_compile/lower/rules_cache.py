@@ -57,8 +57,8 @@ def _updated_input(node: fx.Node) -> tuple[int, int] | None:
         return None
     if any(operand is cache for operand in node.args[1:]):
         return None
-    graph = node.graph
-    output = next(n for n in graph.nodes if n.op == "output")
+    graph: Any = node.graph
+    output: Any = next(n for n in graph.nodes if n.op == "output")
     places = [place for place, value in enumerate(output.args[0]) if value is node]
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     return (places[0], inputs.index(cache)) if len(places) == 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import fx
 
@@ -21,7 +21,7 @@ def embedding(lowering: Lowering, node: fx.Node) -> Value:
     site, arrays = stored_site(record)
     lowering.sites[site.name] = site
     lowering.emitter.arrays.update(arrays)
-    index = "int32" if numbers.fmt == "int32" else "int64"
+    index: Literal["int32", "int64"] = "int32" if numbers.fmt == "int32" else "int64"
     workload = embedding_workload(record.site, record.candidate, index)
     lowering.kernel_of[record.site.id] = workload.key
     table = Recipe(

@@ -84,12 +84,12 @@ def _index(module: fx.GraphModule, node: fx.Node) -> None:
     """x[range(B)[:, None, None], range(T)[None, None, :]] is a view of x, [B, 1, T]."""
     source, indices = node.args[:2]
     sizes, result = _shape(source), _shape(node)
-    if sizes is None or result is None or len(indices) != len(sizes):  # type: ignore[arg-type]
+    if sizes is None or result is None or len(indices) != len(sizes):
         return
-    spread = [_shape(index) or [] for index in indices]  # type: ignore[union-attr]
+    spread = [_shape(index) or [] for index in indices]
     rank = len(result)
     axes = [_only_axis(shape, rank) for shape in spread]
-    ranges = [_range_of(module, index) for index in indices]  # type: ignore[union-attr]
+    ranges = [_range_of(module, index) for index in indices]
     if None in axes or ranges != sizes or axes != sorted(set(axes)):  # type: ignore[type-var]
         return
     view, value = source, _value(source)

@@ -78,6 +78,6 @@ class _Unopened:
     def __init__(self, reason: DeviceError) -> None:
         self._reason = reason
 
-    def run(self, inputs: Sequence[Any]) -> list[Any]:
+    def run(self, inputs: Sequence[Any], in_place: bool = False) -> list[Any]:
         """Raise what is missing."""
         raise self._reason
