@@ -53,7 +53,10 @@ def _rows_view(lowering: Lowering, rows: Value, shape: tuple[int, int, int]) -> 
 def _updated_input(node: fx.Node) -> tuple[int, int] | None:
     """Return (output, input) where ``node`` is an output and alone reads an input as its cache."""
     cache = node.args[0]
-    if not isinstance(cache, fx.Node) or cache.op != "placeholder" or only_user(cache) is not node:
+    if not isinstance(cache, fx.Node) or cache.op != "placeholder":
+        return None
+    alone: Any = only_user(cache)
+    if alone is not node:
         return None
     if any(operand is cache for operand in node.args[1:]):
         return None
