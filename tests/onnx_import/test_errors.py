@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import export, small
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx_files import export, small
 
 from mpq_compile.capture import capture
 from mpq_compile.errors import CaptureError, UnsupportedOpError

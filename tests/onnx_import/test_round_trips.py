@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import export, small
+from onnx_files import export, small
 from shared_nets import NAMES, data_folder, load_net
 from torch import Tensor, nn
 
