@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.graph import CodeGen
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
@@ -202,15 +203,18 @@ def _export_dynamic(
         return None
     # Export specialises a batch of one: trace with two copies of the example.
     doubled = pytree.tree_map(lambda t: torch.cat([t, t]), inputs)
-    shapes = pytree.tree_map(lambda t: {0: Dim.AUTO}, inputs)
-    try:
-        program = _export(model, doubled, shapes)
-    except CaptureError as error:
-        log.debug("free batch refused: %s", error)
-        return None
-    users = [n for n in program.graph.nodes if n.op == "placeholder"][-len(tensors) :]
-    free = all(not isinstance(n.meta["val"].shape[0], int) for n in users)
-    return program if free else None
+    # One name for the batch of several inputs: symbols of their own would never compare as equal.
+    for dim in (Dim("batch"), Dim.AUTO) if len(tensors) > 1 else (Dim.AUTO,):
+        shapes = pytree.tree_map(lambda t, dim=dim: {0: dim}, inputs)
+        try:
+            program = _export(model, doubled, shapes)
+        except CaptureError as error:
+            log.debug("free batch refused: %s", error)
+            continue
+        users = [n for n in program.graph.nodes if n.op == "placeholder"][-len(tensors) :]
+        # A size that the model asks for as a number, as len() does, is a symbol fixed to it.
+        return program if not any(is_concrete_int(n.meta["val"].shape[0]) for n in users) else None
+    return None
 
 
 def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:

@@ -81,6 +81,13 @@ class Turned(Small):
         return self.conv(x).transpose(0, 1)
 
 
+class Counted(Small):
+    """Asks for the length of the batch as a number, which export fixes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).reshape(len(x), -1)
+
+
 class Constant(Small):
     """One output does not depend on the batch."""
 
@@ -88,7 +95,7 @@ class Constant(Small):
         return self.conv(x), self.conv.weight * 2
 
 
-@pytest.mark.parametrize("model", [FixedBatch, Mixed, Turned, Constant])
+@pytest.mark.parametrize("model", [FixedBatch, Counted, Mixed, Turned, Constant])
 def test_the_batch_is_fixed_where_samples_are_not_apart(model: type[nn.Module]) -> None:
     assert not capture(model().eval(), X).dynamic_batch
     assert_captures(model(), X)

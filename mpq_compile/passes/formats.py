@@ -140,6 +140,7 @@ _LOGIC = frozenset(
     {
         aten.to.dtype,
         aten.type_as.default,
+        aten.gather.default,
         aten.cumsum.default,
         aten.where.self,
         aten.where.Scalar,

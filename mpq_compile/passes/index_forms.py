@@ -58,6 +58,11 @@ def _index(module: fx.GraphModule, node: fx.Node) -> None:
         replace(module, node, aten.index_select.default, args)
 
 
+def _cumsum(module: fx.GraphModule, node: fx.Node) -> None:
+    """Sums of short integers are int64, which only the result tells."""
+    node.kwargs = {**node.kwargs, "dtype": node.meta["val"].dtype}
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.where.ScalarSelf: _where,
     aten.where.ScalarOther: _where,
@@ -65,4 +70,5 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.masked_fill.Scalar: _masked_fill,
     aten.masked_fill.Tensor: _masked_fill,
     aten.index.Tensor: _index,
+    aten.cumsum.default: _cumsum,
 }
