@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check wheel-smoke clean
+.PHONY: demo test check docs examples wheel-smoke clean
 
 demo: $(VENV)/installed
 	$(BIN)/mpq demo -o mpq_demo
@@ -16,6 +16,14 @@ test: $(VENV)/installed
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site of docs/, into site/; what builds it is installed when it is first asked for.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# Every script of examples/, each in a folder of its own.
+examples: $(VENV)/installed
+	$(BIN)/python scripts/run_examples.py
 
 # Builds sdist and wheel, and tries the wheel in an environment of its own; no download.
 wheel-smoke: $(VENV)/installed
@@ -28,5 +36,9 @@ $(VENV)/installed: setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .[dev]
 	touch $@
 
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .[docs]
+	touch $@
+
 clean:
-	rm -rf $(VENV) mpq_demo build *.egg-info
+	rm -rf $(VENV) mpq_demo build site *.egg-info

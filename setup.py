@@ -51,7 +51,7 @@ IMAGES = ["pillow>=10"]
 # Nothing imports it: data sets are taken as they look, and tests do so with real ones.
 DATASETS = ["datasets>=3"]
 # Builds the documentation's site.
-DOCS = ["mkdocs-material>=9", "mkdocstrings[python]>=0.24"]
+DOCS = ["mkdocs>=1.6", "mkdocs-material>=9", "mkdocstrings[python]>=0.24", "latex2mathml>=3.77"]
 # Links libraries for another architecture (85 MB, so it is no requirement).
 CROSS = ["ziglang==0.15.2"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping
@@ -30,16 +31,42 @@ class Registry:
         return iter(self.table)
 
     def load(self, name: str) -> Any:
-        """Import and return what ``name`` stands for; raise ``MpqError`` for an unknown name."""
+        """Import and return what ``name`` stands for.
+
+        Args:
+            name: One of the table, or ``file.py:attribute`` or ``package.module:attribute`` for
+                what stands outside of it; a file is run.
+
+        Raises:
+            MpqError: The name is unknown, or what it names cannot be imported.
+        """
+        if ":" in name:
+            return _outside(self.kind, name)
         if name not in self.table:
             raise MpqError(
                 f"unknown {self.kind} {name!r}",
-                expected=f"one of {', '.join(sorted(self.table))}",
+                expected=f"one of {', '.join(sorted(self.table))}, or file.py:attribute",
                 found=repr(name),
                 remedy=nearest(name, self.table),
             )
         module, _, attribute = self.table[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+
+def _outside(kind: str, name: str) -> Any:
+    """Return the attribute that ``file.py:attribute`` or ``package.module:attribute`` names."""
+    source, _, attribute = name.rpartition(":")
+    try:
+        is_file = source.endswith(".py")
+        module = import_file(Path(source)) if is_file else importlib.import_module(source)
+        return getattr(module, attribute)
+    except (Exception, SystemExit) as error:
+        raise MpqError(
+            f"the {kind} {name!r} cannot be imported",
+            expected="file.py:attribute, or package.module:attribute on sys.path",
+            found=f"{type(error).__name__}: {str(error).strip()[:300]}",
+            remedy="correct the name, or import it by itself",
+        ) from error
 
 
 def import_file(path: Path) -> ModuleType:

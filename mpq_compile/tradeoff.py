@@ -84,8 +84,8 @@ def frontier(
     build. What was judged or measured is kept on disk: an interrupted run goes on where it was.
 
     Args:
-        model, example_inputs, calibration, target, metric, candidates, constraints, allow_float,
-            tuned, measure_s, recipe: As for :func:`mpq_compile.plan`.
+        model, example_inputs, calibration, target, metric: As for :func:`mpq_compile.plan`.
+        candidates, constraints, allow_float, tuned, measure_s, recipe: As there.
         axis: What the cost is: "size_mb", "latency_ms", "bops", "energy_mj" or "avg_bits". Several
             of them give a grid of budgets: points of which none is at least as good as another on
             every axis and in loss.

@@ -93,12 +93,12 @@ def _known_tiers(data: Any) -> Iterator[Finding]:
 
 
 def _grouped_candidates(data: Any) -> Iterator[Finding]:
-    """Groups run along the input features of a linear layer's integer weights, and only there."""
+    """Groups run along a row of integer weights, of a linear layer or an embedding alone."""
     for keys, operator, rule in _rules_of(data):
         for name in rule["candidates"]:
             candidate = Candidate.parse(name)
             named, listed = candidate.group_size is not None, "group_sizes" in rule
-            if (named or listed) and operator != "linear":
+            if (named or listed) and operator not in ("linear", "embedding"):
                 found, remedy = f"{name} for {operator}", "leave out the group"
             elif listed and (named or candidate.is_float):
                 found, remedy = f"{name} with group_sizes", "put it in a rule of its own"
@@ -107,7 +107,7 @@ def _grouped_candidates(data: Any) -> Iterator[Finding]:
             yield Finding(
                 keys=keys,
                 message="a group size where none is possible",
-                expected="group sizes for integer weights of linear, given once",
+                expected="group sizes for integer weights of linear and embedding, given once",
                 found=found,
                 remedy=remedy,
             )

@@ -301,10 +301,11 @@ def _is_matmul(workload: Any) -> bool:
 
 def generator_of(workload: Any) -> Callable[[Any, Tier, int], Any]:
     """Return the generator of a workload's kernel."""
-    return _GENERATORS.get(type(workload), elementwise.generate)
+    return GENERATORS.get(type(workload), elementwise.generate)
 
 
-_GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
+# Kernels by the type of their workload; those that are left out are ``elementwise``'s.
+GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
     ConvWorkload: matmul.generate,
     LinearWorkload: matmul.generate,
     AttentionWorkload: attention.generate,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from mpq_compile.cost.profile import Profile, list_profiles, load_profile, operator_name
 from mpq_compile.errors import LoweringError
-from mpq_compile.kernels import matmul
 from mpq_compile.kernels.tier import TIERS
-from mpq_compile.kernels.workload import Workload
-from mpq_compile.lower.workloads import site_workload
+from mpq_compile.lower.emit import generator_of
+from mpq_compile.lower.workloads import embedding_workload, site_workload
 from mpq_compile.types import Candidate, Site
 
 CPU_PROFILES = [name for name in list_profiles() if load_profile(name).kind == "cpu"]
@@ -21,24 +21,40 @@ GEOMETRY = {
     "depthwise_conv2d": ((1, 1), (1, 1, 1, 1), (1, 1), 32, (1, 1)),
     "conv_transpose2d": ((1, 1), (1, 1, 1, 1), (1, 1), 1, (2, 2)),
     "linear": (),
+    "embedding": (),
 }
+
+EMBEDDING = Site(
+    id="tokens:embedding#0",
+    op="embedding",
+    weight_shape=(50, 128),
+    input_shape=(1, 7),
+    output_shape=(1, 7, 128),
+    macs=0,
+    group="tokens",
+)
 
 
 @pytest.fixture
 def sites(conv: Site, depthwise: Site, transposed: Site, linear: Site) -> dict[str, Site]:
-    found = {operator_name(s.op, s.depthwise): s for s in (conv, depthwise, transposed, linear)}
+    every = (conv, depthwise, transposed, linear, EMBEDDING)
+    found = {operator_name(s.op, s.depthwise): s for s in every}
     assert set(found) == set(GEOMETRY)
     return found
 
 
-def promised(profile: Profile, sites: dict[str, Site]) -> Iterator[tuple[str, Workload]]:
+def promised(profile: Profile, sites: dict[str, Site]) -> Iterator[tuple[str, Any]]:
     """Yield each kernel that the profile's rules ask for, once."""
     seen = set()
     for operator, rules in profile.operators.items():
         for name in dict.fromkeys(name for rule in rules for name in rule.candidates):
             site, candidate = sites[operator], Candidate.parse(name)
             assert profile.supports(site.op, site.depthwise, candidate, site), (operator, name)
-            workload = site_workload(site, candidate, GEOMETRY[operator], False, False)
+            workload = (
+                embedding_workload(site, candidate, "int64")
+                if operator == "embedding"
+                else site_workload(site, candidate, GEOMETRY[operator], False, False)
+            )
             if workload.key not in seen:
                 seen.add(workload.key)
                 yield name, workload
@@ -51,7 +67,7 @@ def test_every_promised_kernel_is_generated(tier: str, sites: dict[str, Site]) -
     workloads = dict(promised(profile, sites))
     assert len(workloads) > 20
     for name, workload in workloads.items():
-        assert matmul.generate(workload, TIERS[tier], 2) is not None, name
+        assert generator_of(workload)(workload, TIERS[tier], 2) is not None, name
 
 
 @pytest.mark.parametrize("name", CPU_PROFILES)

@@ -173,7 +173,7 @@ class Unsupported(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.a(x))
-        x = torch.cumsum(x, 3)
+        x = torch.cumprod(x, 3)
         return self.b(x)
 
 
@@ -196,7 +196,7 @@ class Picked(Unsupported):
 @pytest.mark.parametrize(
     ("model", "operator", "line"),
     [
-        (Unsupported, "aten.cumsum.default", "torch.cumsum(x, 3)"),
+        (Unsupported, "aten.cumprod.default", "torch.cumprod(x, 3)"),
         (Bilinear, "aten.pad.default", 'mode="reflect"'),
         (Picked, "aten.max.dim", "torch.max(x, 2, keepdim=True)"),
     ],
@@ -214,7 +214,7 @@ def test_an_unsupported_operator_is_named(model: type, operator: str, line: str)
 @pytest.mark.parametrize(
     ("model", "operators"),
     [
-        (Unsupported, {"aten.cumsum.default"}),
+        (Unsupported, {"aten.cumprod.default"}),
         (Bilinear, {"aten.pad.default", "aten.upsample_bilinear2d.vec"}),
         (Picked, {"aten.max.dim"}),
     ],

@@ -188,6 +188,7 @@ _RULES: Mapping[Any, Callable[[Export, fx.Node], Any]] = {
     qops.QLINEAR: sites.linear,
     qops.QUANTIZE_ROWS: sites.quantize_rows,
     qops.QLINEAR_ROWS: sites.linear,
+    qops.EMBEDDING: sites.embedding,
     qops.CONVERT: tensors.convert,
     qops.QADD: tensors.add,
     qops.QMUL: tensors.multiply,

@@ -76,6 +76,12 @@ def linear(graph: Graph, node: fx.Node) -> str:
     return _finished(graph, node, result, None)
 
 
+def embedding(graph: Graph, node: fx.Node) -> str:
+    """Write a lookup: Gather from the table, whose rows have scales of their own."""
+    table = _weight(graph.writer, graph.source.records[node.name])
+    return graph.writer.op("Gather", table, graph.value(node.args[0]).name, into=node.name, axis=0)
+
+
 def quantize_rows(graph: Graph, node: fx.Node) -> list[str]:
     """Write the rounding of each row by its own largest magnitude, in float: codes · scale."""
     writer, x, stem = graph.writer, graph.value(node.args[0]).name, node.name
