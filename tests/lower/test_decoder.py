@@ -136,18 +136,19 @@ def generated(net: CompiledNetwork, size: Size, count: int) -> tuple[list[int], 
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_steps_equal_recomputation(kind: str) -> None:
-    size, count = SIZES[kind], 20
-    tokens, steps = generated(network(kind, "w4a16"), size, count)
+    size = SIZES[kind]
+    tokens, steps = generated(network(kind, "w4a16"), size, 20)
+    # The last step whose best token is ahead of the next by more than rounding.
+    count = max(number for number, scores in enumerate(steps, 1) if _is_ahead(scores))
+    assert count > 10
     whole = network(kind, "w4a16", count)
     prompt = torch.tensor([tokens[:count]]), torch.arange(count)
     scores = whole(*prompt, *size.empty_cache())[0][0]
-    assert_equal(steps[-1], scores, BF16_TOLERANCE)
-    assert _chosen(scores, int(scores.argmax())) == tokens[count]
+    assert_equal(steps[count - 1], scores, BF16_TOLERANCE)
+    assert int(scores.argmax()) == tokens[count]
     assert len(set(tokens)) > 3
 
 
-def _chosen(scores: Tensor, best: int) -> int:
-    """Return the best token, if it is ahead of the next by more than rounding."""
-    first, second = scores.topk(2).values
-    assert first - second > BF16_TOLERANCE * scores.abs().max()
-    return best
+def _is_ahead(scores: Tensor) -> bool:
+    first, second = scores.flatten().topk(2).values
+    return bool(first - second > 2 * BF16_TOLERANCE * scores.abs().max())
