@@ -22,7 +22,7 @@ from mpq_compile.cost.workers import distribute
 from mpq_compile.errors import DeviceError
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.geometry import geometry
-from mpq_compile.kernels.workload import Workload
+from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 from mpq_compile.progress import counted
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.kernel_timing import Task
@@ -163,6 +163,8 @@ class Schedules:
         return cls(rows=store.rows_on(device.fingerprint, (TRIAL, CHECK)), device=device)
 
     def __call__(self, workload: Workload) -> Choice | None:
+        if not isinstance(workload, ConvWorkload | LinearWorkload):
+            return None  # an embedding: its kernel has one schedule
         alone = workload.alone
         if not self.rows or geometry(alone).out_width != geometry(workload).out_width:
             return None
