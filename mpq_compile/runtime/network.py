@@ -85,7 +85,7 @@ class CompiledNetwork:
                 "a loaded artifact has no PyTorch reference",
                 where=str(self.folder),
                 expected="a network from mpq.compile or mpq.assign",
-                remedy="rebuild it with mpq.compile(model, inputs, calibration, plan=net.plan)",
+                remedy="build it again: mpq.compile(…, plan=net.plan), or mpq.assign",
             )
         return known
 

@@ -25,7 +25,7 @@ from mpq_compile.runtime.remote_kernel import RemoteRun
 from mpq_compile.runtime.rpc_address import Address
 
 T = TypeVar("T")
-DEADLINE_S = 300.0  # far above what it takes on a busy machine, far below hanging
+DEADLINE_S = 60.0
 # More patient than what waits for a device that never comes back.
 PATIENT = (1.0,) * 20
 
