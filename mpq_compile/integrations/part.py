@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +98,8 @@ class Part:
             return True
         if not (self.resembles(bound) and self.holds(bound)):
             return False
+        if self.bound.graph.state:  # another run of it would change that again
+            return True
         if shapes_of(inputs, 1) != shapes_of(self.example, 1):
             return True
         # A graph with sizes among its arguments runs at any, another one at its own.
@@ -117,7 +119,8 @@ class Part:
     def holds(self, bound: BoundGraph) -> bool:
         """Tell whether a graph of the same names has the weights of this part."""
         pairs = zip(bound.constants, self.bound.constants, strict=True)
-        return all(first is second for first, second in pairs)
+        state = self.bound.graph.state
+        return all(a is b for i, (a, b) in enumerate(pairs) if i not in state)
 
     def network_for(
         self, bound: BoundGraph, inputs: Sequence[Tensor], options: BackendOptions
@@ -149,18 +152,47 @@ def shapes_of(inputs: Sequence[Tensor], first: int) -> Key:
 def gathered(graphs: Mapping[BoundGraph, Seen]) -> list[Part]:
     """Return the parts of a model from the graphs that were called, in the order of their calls."""
     parts: list[Part] = []
+    _note_replaced(graphs)
     for bound, seen in graphs.items():
-        same = next((part for part in parts if part.stands_for(bound, seen.example)), None)
-        if same is None:
-            parts.append(Part(bound=bound, example=seen.example, batches=[*seen.batches]))
-        else:
-            same.batches.extend(seen.batches)
-            # Sizes that are arguments leave the batch free; those that were traced may not.
-            if bound.graph.positions("size") and not same.bound.graph.positions("size"):
-                same.bound = bound
+        part = next((part for part in parts if part.stands_for(bound, seen.example)), None)
+        if part is None:
+            part = Part(bound=bound, example=seen.example, batches=[])
+            parts.append(part)
+        # Sizes that are arguments leave the batch free; those that were traced may not.
+        elif bound.graph.positions("size") and not part.bound.graph.positions("size"):
+            part.bound = bound
+        part.batches.extend(seen.batches)
         if seen.writes:
-            parts[-1].reason = "it writes into its inputs or into what the model holds"
+            part.reason = "it writes into its inputs"
+    _set_apart_state(parts)
     return parts
+
+
+def _set_apart_state(parts: Sequence[Part]) -> None:
+    """Say why parts that change what the model holds, or read it, cannot be networks."""
+    changed = {name for part in parts for name in part.bound.state}
+    for part in parts:
+        part.reason = _stateful(part.bound, changed) or part.reason
+    for part in parts:
+        # What another part changes is state of this one too, and no weight that was replaced.
+        part.bound.graph.state |= {i for i, n in enumerate(part.bound.names) if n in changed}
+
+
+def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
+    """Note as state what a graph was called with anew under the name that it had before."""
+    first: dict[tuple[Any, ...], BoundGraph] = {}
+    for bound in filter(lambda bound: bound.named, graphs):
+        known = first.setdefault((bound.graph, bound.names), bound)
+        pairs = zip(known.constants, bound.constants, strict=True)
+        bound.graph.state |= {i for i, (a, b) in enumerate(pairs) if a is not b}
+
+
+def _stateful(bound: BoundGraph, changed: Collection[str]) -> str:
+    """Return why a part cannot be a network, which has no state; "" where it has none either."""
+    if bound.state:
+        return f"it changes {', '.join(bound.state)}, which the model holds"
+    read = [name for name in bound.names if name in changed]
+    return f"it reads {', '.join(read)}, which another part changes" if read else ""
 
 
 def find_network(part: Part, met: Mapping[str, int], options: BackendOptions) -> None:
