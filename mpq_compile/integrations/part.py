@@ -179,12 +179,18 @@ def _set_apart_state(parts: Sequence[Part]) -> None:
 
 
 def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
-    """Note as state what a graph was called with anew under the name that it had before."""
-    first: dict[tuple[Any, ...], BoundGraph] = {}
-    for bound in filter(lambda bound: bound.named, graphs):
-        known = first.setdefault((bound.graph, bound.names), bound)
-        pairs = zip(known.constants, bound.constants, strict=True)
-        bound.graph.state |= {i for i, (a, b) in enumerate(pairs) if a is not b}
+    """Note as state what was another tensor under the same name in another call."""
+    alike: dict[tuple[Any, ...], list[BoundGraph]] = {}
+    for bound in graphs:
+        if bound.named:
+            alike.setdefault((bound.graph.signature, bound.names), []).append(bound)
+    for group in alike.values():
+        columns = zip(*(bound.constants for bound in group), strict=True)
+        replaced = {
+            i for i, (first, *rest) in enumerate(columns) if any(t is not first for t in rest)
+        }
+        for bound in group:
+            bound.graph.state |= replaced
 
 
 def _stateful(bound: BoundGraph, changed: Collection[str]) -> str:
