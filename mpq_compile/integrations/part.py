@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -172,10 +172,13 @@ def _set_apart_state(parts: Sequence[Part]) -> None:
     """Say why parts that change what the model holds, or read it, cannot be networks."""
     changed = {name for part in parts for name in part.bound.state}
     for part in parts:
-        part.reason = _stateful(part.bound, changed) or part.reason
-    for part in parts:
-        # What another part changes is state of this one too, and no weight that was replaced.
-        part.bound.graph.state |= {i for i, n in enumerate(part.bound.names) if n in changed}
+        own = {i for i, name in enumerate(part.bound.names) if name in changed}
+        if own:
+            part.bound.graph.state |= own
+            state = ", ".join(part.bound.names[i] for i in sorted(own))
+            part.reason = (
+                f"it uses {state}, which calls of the model change: networks have no state"
+            )
 
 
 def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
@@ -191,14 +194,6 @@ def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
         }
         for bound in group:
             bound.graph.state |= replaced
-
-
-def _stateful(bound: BoundGraph, changed: Collection[str]) -> str:
-    """Return why a part cannot be a network, which has no state; "" where it has none either."""
-    if bound.state:
-        return f"it changes {', '.join(bound.state)}, which the model holds"
-    read = [name for name in bound.names if name in changed]
-    return f"it reads {', '.join(read)}, which another part changes" if read else ""
 
 
 def find_network(part: Part, met: Mapping[str, int], options: BackendOptions) -> None:

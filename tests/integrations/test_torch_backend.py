@@ -294,7 +294,7 @@ def test_a_part_that_changes_a_buffer_runs_in_eager_pytorch(how: str) -> None:
     model = Stateful(how).eval()
     exact = copy.deepcopy(model)
     compiled = compiled_by(model, assignment="w8a8")
-    with pytest.warns(RuntimeWarning, match="second.*eager PyTorch: it changes calls"):
+    with pytest.warns(RuntimeWarning, match="second.*eager PyTorch: it uses calls, which"):
         compiled(X)
     exact(X)
     for x in (X, X, images(3, seed=5)):
@@ -303,7 +303,7 @@ def test_a_part_that_changes_a_buffer_runs_in_eager_pytorch(how: str) -> None:
         assert (found - expected).norm() < 0.05 * expected.norm()
     explained = mpq.explain(compiled)
     assert [part.status for part in explained.parts] == ["compiled", "eager", "eager"]
-    assert "it reads calls, which another part changes" in explained.eager[1].reason
+    assert all("calls of the model change" in part.reason for part in explained.eager)
 
 
 def test_a_model_without_anything_to_quantize_is_an_error() -> None:
