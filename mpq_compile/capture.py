@@ -18,7 +18,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from mpq_compile.errors import CaptureError, MpqError
-from mpq_compile.in_place import functional, is_in_place, writes_into_alias
+from mpq_compile.in_place import functional, is_in_place, writes_into_alias, written_by
 from mpq_compile.onnx_import.fixed import FixedSite
 from mpq_compile.onnx_import.model import import_onnx
 
@@ -243,7 +243,10 @@ def _with_writes_as_values(program: ExportedProgram) -> ExportedProgram:
     except Exception as error:
         found = str(error).strip()[:600]
         if "mutated" in found:  # torch takes no writes into tensors that are not registered
-            raise _stateful(found) from error
+            constants = program.graph_signature.inputs_to_lifted_tensor_constants
+            writes = filter(is_in_place, program.graph.nodes)
+            lines = [source_line(n) for n in writes if written_by(n).name in constants]
+            raise _stateful(found, next(iter(lines), None)) from error
         raise CaptureError(
             "writes into tensors that have another name cannot be made values of their own",
             expected="a forward that torch.export can decompose",

@@ -43,6 +43,15 @@ def writes_into_alias(node: fx.Node) -> bool:
     return aliased or read_later or source.op == "placeholder"
 
 
+def written_by(node: fx.Node) -> fx.Node:
+    """Return whose memory an in-place operator writes: what its first argument is a view of."""
+    source = node.args[0]
+    while isinstance(source, fx.Node) and (_is_view(source) or is_in_place(source)):
+        source = source.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
 def functional(target: Any) -> Any:
     """``aten::silu_`` → ``aten::silu``: ATen names an in-place operator's twin without the _."""
     name = target._schema.name.removeprefix("aten::").removesuffix("_")

@@ -229,7 +229,7 @@ def test_a_write_into_what_the_model_holds_is_refused(model: type[nn.Module], na
     """A network has no state: the write would be lost."""
     with pytest.raises(CaptureError, match="write would be lost") as caught:
         capture(model(), X)
-    assert name in str(caught.value.found)
+    assert name in str(caught.value.found) and "test_capture.py" in str(caught.value.where)
     assert "without state" in str(caught.value.expected) and "input" in str(caught.value.remedy)
 
 
