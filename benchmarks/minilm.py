@@ -31,11 +31,12 @@ from contenders.task import Prepared
 from minilm_task import SentenceTask, cosines, mean_cosine
 
 import mpq_compile as mpq
+from mpq_compile.allocate import Allocation, solve_allocation
 from mpq_compile.cost.table import counted_costs
 from mpq_compile.recipe import Recipe
 from mpq_compile.runtime.threads import physical_cores
 from mpq_compile.session import Session
-from mpq_compile.types import Candidate
+from mpq_compile.types import Candidate, CostTable
 
 # What the mixed plan chooses from, and the share of the w8a8 linear weights it may take.
 MIXED, SHARE = ("w8a8", "w8a8d", "w5a8d", "w4a8d", "w3a8d"), 0.5
@@ -56,20 +57,32 @@ def linear_bytes(session: Session, assignment: Mapping[str, str]) -> float:
 
 
 def mixed_plan(session: Session) -> mpq.Plan:
-    """Return the plan of least loss whose linear layers take ``SHARE`` of w8a8's bytes."""
-    allocation = session.allocation()
-    uniform = {site.id: UNIFORM for site in session.network.sites}
+    """Return the plan of least loss whose linear layers take ``SHARE`` of w8a8's bytes.
+
+    Bytes are counted: nothing is timed for it.
+    """
+    network, choices = session.network, session.choices
+    costs = {
+        site.id: {
+            name: counted_costs(network, site, Candidate.parse(name)) for name in choices[site.id]
+        }
+        for site in network.sites
+    }
+    allocation = Allocation(
+        sites=network.sites,
+        choices=choices,
+        sensitivity=session.sensitivity,
+        costs=CostTable(costs=costs),
+    )
+    uniform = {site.id: UNIFORM for site in network.sites}
     linear = linear_bytes(session, uniform)
     rest = allocation.usage(uniform)["size_bytes"] - linear
-    return session.solve(mpq.Budget(size_mb=(rest + SHARE * linear) / 1e6))
+    budget = mpq.Budget(size_mb=(rest + SHARE * linear) / 1e6)
+    return session.bare_plan(allocation.expand(solve_allocation(allocation, budget, "exact")))
 
 
-def built(task: SentenceTask, measure_s: float, steps: int) -> dict[str, dict[str, Any]]:
-    """Build ours in the task's folder; return what is known of each beside its time.
-
-    The mixed plan is bounded in size alone, so that kernels are timed for ``measure_s`` seconds at
-    most, to tune them.
-    """
+def built(task: SentenceTask, steps: int) -> dict[str, dict[str, Any]]:
+    """Build ours in the task's folder; return what is known of each beside its time."""
     session = Session(
         task.module,
         task.example,
@@ -77,7 +90,6 @@ def built(task: SentenceTask, measure_s: float, steps: int) -> dict[str, dict[st
         candidates=MIXED,
         constraints={"re:.*embeddings.*": UNIFORM},
         recipe=Recipe(rounding="nearest"),
-        measure_s=measure_s,
     )
     began = time.monotonic()
     plan = mixed_plan(session)
@@ -212,7 +224,13 @@ def main(arguments: list[str] | None = None) -> None:
         task = SentenceTask(
             options.tokens, options.texts, options.sentences, options.threads, Path(folder)
         )
-        known = built(task, options.measure_s, options.steps)
+        if not options.accuracy:
+            few = task.calibration[:PLANNED]
+            # Kernels of both are tuned by it.
+            mpq.profile(
+                task.module, task.example, few, candidates=MIXED, budget_s=options.measure_s
+            )
+        known = built(task, options.steps)
         print("\n".join(of_ours(known)), flush=True)
         if options.accuracy:
             return
