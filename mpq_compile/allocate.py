@@ -44,10 +44,7 @@ def constrained(
         PlanError: A key matches no site, or a value leaves a site without a candidate.
     """
     narrowed = {site: list(names) for site, names in choices.items()}
-    for key, value in (constraints or {}).items():
-        wanted = [value] if isinstance(value, str) else list(value)
-        for name in wanted:
-            Candidate.parse(name)
+    for key, wanted in _pinned(constraints).items():
         matched = [site for site in sites if matches_site(key, site)]
         if not matched:
             raise PlanError(
@@ -59,6 +56,25 @@ def constrained(
         for site in matched:
             narrowed[site.id] = _kept(site, narrowed[site.id], wanted)
     return narrowed
+
+
+def _pinned(constraints: Mapping[str, str | Sequence[str]] | None) -> dict[str, list[str]]:
+    """Return the candidates that each key of the constraints leaves."""
+    found: dict[str, list[str]] = {}
+    try:
+        for key, value in (constraints or {}).items():
+            found[key] = [value] if isinstance(value, str) else list(value)
+    except (AttributeError, TypeError) as error:
+        raise PlanError(
+            "these are no constraints",
+            where="constraints",
+            expected="a mapping from sites to a candidate or to several",
+            found=repr(constraints)[:80],
+            remedy="write for instance {'conv1': 'w8a8', 're:.*fc': ['w8a8', 'w4a8']}",
+        ) from error
+    for name in (name for names in found.values() for name in names):
+        Candidate.parse(name)
+    return found
 
 
 def _kept(site: Site, names: list[str], wanted: list[str]) -> list[str]:
@@ -334,4 +350,10 @@ def solve_allocation(
     solution: Solution = SOLVERS.load(solver)(problem, time_limit_s=time_limit_s)
     if solution.status == "infeasible":
         raise infeasible(allocation, budget, limits, solution)
-    return solution
+    return with_problem(solution, problem)
+
+
+def with_problem(solution: Solution, problem: Problem, **more: str) -> Solution:
+    """Return a solution whose certificate holds its problem: what it proves can be checked."""
+    certificate = {**solution.certificate, **more, "problem": problem.to_json()}
+    return replace(solution, certificate=certificate)

@@ -26,20 +26,19 @@ def infeasible(
     allocation: Allocation,
     budget: Budget,
     limits: Mapping[str, float],
-    solution: Solution | None = None,
+    solution: Solution,
 ) -> InfeasibleBudgetError:
-    """Return the error that says, for each budget, the least that would do: alone, and, where a
-    solver's answer tells, beside the other budgets as they are."""
+    """Return the error that says, for each budget, the least that would do: alone, and, by the
+    certificate of the solver's answer, beside the other budgets as they are."""
     parts, alone, beside = [], [], []
-    certificate = {} if solution is None else solution.certificate
-    attainable = certificate.get("attainable", {})
-    needed = certificate.get("least_budget", {})
+    attainable = solution.certificate.get("attainable", {})
+    needed = solution.certificate.get("least_budget", {})
     for axis, limit in limits.items():
-        least, assignment = _cheapest(allocation, axis)
+        least, assignment = _cheapest(allocation, axis, budget.peak_activation_bytes)
         least = max(least, attainable.get(axis, least))  # changes of format cost as well
         shown = _figure(allocation, axis, least)
         alone.append(f"{UNITS[axis][0]} {shown}")
-        if needed.get(axis) is not None:
+        if len(limits) > 1 and needed.get(axis) is not None:
             beside.append(f"{UNITS[axis][0]} {_figure(allocation, axis, needed[axis])}")
         if least > limit:
             bound = f"{UNITS[axis][0]} budget {_figure(allocation, axis, limit)}"
@@ -74,10 +73,12 @@ def _p95_bound(bound: str, budget: Budget, ratio: float) -> str:
     )
 
 
-def _cheapest(allocation: Allocation, axis: str) -> tuple[float, dict[str, str]]:
+def _cheapest(
+    allocation: Allocation, axis: str, peak_bytes: float | None
+) -> tuple[float, dict[str, str]]:
     assignment = {}
     for members in allocation.groups().values():
-        terms = allocation.terms(members, None)
+        terms = allocation.terms(members, peak_bytes)
         best = min(terms, key=lambda term: term.costs[axis])
         assignment.update({site.id: best.name for site in members})
     return sum(allocation.costs.costs[s][n][axis] for s, n in assignment.items()), assignment

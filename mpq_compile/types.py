@@ -56,7 +56,7 @@ class Candidate:
             return cls(name=name, weight_bits=32, activation_bits=32)
         if name == "bf16":
             return cls(name=name, weight_bits=16, activation_bits=16)
-        match = _CANDIDATE.fullmatch(name)
+        match = _CANDIDATE.fullmatch(name) if isinstance(name, str) else None
         if match is None:
             raise PlanError(
                 f"{name!r} is not a candidate",
@@ -207,6 +207,25 @@ class Budget:
                     found=repr(value),
                     remedy=f"give {name} a number, or leave it out",
                 )
+
+    @classmethod
+    def of(cls, given: Budget | Mapping[str, float] | None) -> Budget:
+        """Return a budget as it was given: itself, a mapping from its fields, or None for none.
+
+        Raises:
+            PlanError: It is none of these, or a field is unknown.
+        """
+        if isinstance(given, Budget):
+            return given
+        try:
+            return cls(**({} if given is None else given))
+        except TypeError as error:
+            raise PlanError(
+                "unknown budget",
+                expected=", ".join(cls.__dataclass_fields__),
+                found=", ".join(map(str, given)) if isinstance(given, Mapping) else repr(given),
+                remedy="use the names of mpq.Budget",
+            ) from error
 
     @property
     def peak_activation_bytes(self) -> float | None:

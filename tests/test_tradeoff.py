@@ -187,7 +187,18 @@ def test_wrong_arguments(options: dict[str, Any], message: str, remedy: str) -> 
 
 def test_nothing_within_the_other_budgets() -> None:
     with pytest.raises(mpq.InfeasibleBudgetError, match="BOPs"):
-        frontier(budget=mpq.Budget(bops=10))
+        frontier(budget={"bops": 10})
+
+
+def test_budgets_that_exclude_each_other_say_what_would_do_beside_the_others() -> None:
+    """w4a3 has the fewest bit operations, w2a8 the fewest bits."""
+    names = ["w2a8", "w4a3"]
+    macs = sum(site.macs for site in session().network.sites)
+    with pytest.raises(mpq.InfeasibleBudgetError, match="not all of them together") as caught:
+        frontier(budget={"bops": 12 * macs, "avg_bits": 2.0}, candidates=names)
+    told = str(caught.value.expected)
+    assert "beside the other budgets at least" in told and "average weight 4 bits" in told
+    assert f"BOPs {16 * macs:.4g}" in told
 
 
 def test_points_are_spread_with_both_ends() -> None:

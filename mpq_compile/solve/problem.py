@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from mpq_compile.errors import nearest
@@ -131,6 +131,20 @@ class Solution:
     solver: str
     wall_s: float
     certificate: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, data: Any) -> Solution:
+        """Read the form that ``mpq solve --json`` prints.
+
+        What the fields claim, their types too, is for :func:`mpq_compile.check` to judge.
+
+        Raises:
+            PlanError: It is not an object with these fields.
+        """
+        names = [f.name for f in fields(cls)]
+        # What `mpq solve --check` adds is no part of the answer.
+        top = read_object(data, "solution", required=names, optional=("check",))
+        return cls(**{name: top[name] for name in names})
 
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON-ready data."""
