@@ -236,8 +236,8 @@ def _check_assignment(problem: Problem, assignment: Mapping[str, str]) -> None:
             f"assignment[{odd[0]!r}]",
             "unknown group" if odd[0] in assignment else "the group has no candidate",
             expected="exactly the problem's groups",
-            found=odd[0],
-            remedy=nearest(odd[0], names),
+            found=odd[0] if odd[0] in assignment else "nothing",
+            remedy=nearest(str(odd[0]), names) if odd[0] in assignment else "choose one for it",
         )
 
 

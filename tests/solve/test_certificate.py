@@ -110,6 +110,11 @@ def test_rejects_altered_answers(name: str) -> None:
     assert report.proven == "wrong"
 
 
+def test_faults_are_of_one_line() -> None:
+    report = check(PROBLEM, _altered(**ALTERATIONS["missing group"]))
+    assert report.faults == ("assignment['g1']: the group has no candidate",)
+
+
 def test_what_is_no_solution_is_refused() -> None:
     with pytest.raises(mpq.PlanError, match="not a Solution") as caught:
         check(PROBLEM, SOLUTION.to_json())  # type: ignore[arg-type]

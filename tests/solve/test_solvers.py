@@ -208,3 +208,10 @@ def test_what_is_no_problem_is_refused() -> None:
     with pytest.raises(PlanError, match="not a Problem") as caught:
         solve(NETWORKS["one budget"].to_json())  # type: ignore[arg-type]
     assert "solve_json" in str(caught.value.remedy)
+
+
+def test_every_budget_that_binds_is_named() -> None:
+    problem = NETWORKS["three budgets"]
+    low = {axis: 1.0 if axis != "k1" else bound for axis, bound in problem.budget.items()}
+    reason = solve(replace(problem, budget=low)).certificate["reason"]
+    assert "the least k0 is" in reason and "the least k2 is" in reason and "k1" not in reason

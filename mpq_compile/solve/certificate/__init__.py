@@ -147,7 +147,7 @@ def _check_worth(problem: Problem, solution: Solution, scale: float) -> list[str
     try:
         loss, usage = evaluate(problem, solution.assignment)
     except PlanError as error:
-        return [str(error)]
+        return [f"{error.where}: {error.message}"]
     faults = []
     if not math.isfinite(loss):
         faults.append("a pair forbids the assignment")
