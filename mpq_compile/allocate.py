@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
+from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError, nearest
 from mpq_compile.infeasibility import UNITS, infeasible
 from mpq_compile.registry import SOLVERS
 from mpq_compile.solve.problem import CandidateTerm, Group, Pair, Problem, Solution
@@ -230,20 +230,31 @@ class Allocation:
         """Return what each candidate of a tie loses and costs."""
         names = self.names_of(members, peak_bytes)
         if not names:
-            raise InfeasibleBudgetError(
-                "no candidate of a site fits the budget for activations",
-                where=members[0].id,
-                expected=f"at most {peak_bytes:.0f} bytes" if peak_bytes else "a common candidate",
-                found=f"{self._least_peak(members):.0f} bytes at least",
-                remedy="raise peak_activation_mb",
-            )
+            raise self._nothing_offered(members, peak_bytes)
         return [self._term(members, name) for name in names]
 
-    def _least_peak(self, members: Sequence[Site]) -> float:
-        table = self.costs.costs
-        return min(
-            max(table[s.id][n]["peak_bytes"] for s in members) for n in self.choices[members[0].id]
+    def _nothing_offered(self, members: Sequence[Site], peak_bytes: float | None) -> MpqError:
+        """Return why a tie has no candidate, with what a bound on activations would have to be."""
+        if peak_bytes is None or not self.names_of(members, None):
+            return PlanError(
+                "sites that share a weight have no candidate in common",
+                where=members[0].id,
+                expected="one that each of them offers",
+                found="; ".join(f"{s.id}: {', '.join(self.choices[s.id])}" for s in members),
+                remedy="offer more candidates, or loosen the constraints",
+            )
+        least = max(map(self._least_peak, self.groups().values())) / 1e6
+        return InfeasibleBudgetError(
+            "no candidate of a site fits the budget for activations",
+            where=members[0].id,
+            expected=f"peak_activation_mb of at least {least:g}: what the largest site needs",
+            found=f"{peak_bytes / 1e6:g}",
+            remedy="raise peak_activation_mb",
         )
+
+    def _least_peak(self, members: Sequence[Site]) -> float:
+        table, names = self.costs.costs, self.names_of(members, None)
+        return min((max(table[s.id][n]["peak_bytes"] for s in members) for n in names), default=0.0)
 
     def _term(self, members: Sequence[Site], name: str) -> CandidateTerm:
         entries = [self.costs.costs[site.id][name] for site in members]

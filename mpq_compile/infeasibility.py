@@ -37,9 +37,9 @@ def infeasible(
         least, assignment = _cheapest(allocation, axis, budget.peak_activation_bytes)
         least = max(least, attainable.get(axis, least))  # changes of format cost as well
         shown = _figure(allocation, axis, least)
-        alone.append(f"{UNITS[axis][0]} {shown}")
+        alone.append(_least(allocation, budget, axis, least))
         if len(limits) > 1 and needed.get(axis) is not None:
-            beside.append(f"{UNITS[axis][0]} {_figure(allocation, axis, needed[axis])}")
+            beside.append(_least(allocation, budget, axis, needed[axis]))
         if least > limit:
             bound = f"{UNITS[axis][0]} budget {_figure(allocation, axis, limit)}"
             if axis == "latency_us" and allocation.p95_binds(budget):
@@ -55,6 +55,15 @@ def infeasible(
         found=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
         remedy="raise the budget, or allow cheaper candidates (candidates=[...])",
     )
+
+
+def _least(allocation: Allocation, budget: Budget, axis: str, value: float) -> str:
+    """Return what a budget would have to be, in its own terms, for this usage."""
+    shown = f"{UNITS[axis][0]} {_figure(allocation, axis, value)}"
+    if axis != "latency_us" or not allocation.p95_binds(budget):
+        return shown
+    median_ms = (value + allocation.costs.overhead.get(axis, 0.0)) / 1e3
+    return f"latency_p95_ms {median_ms * allocation.p95_ratio:.4g} ({shown} for the median)"
 
 
 def _figure(allocation: Allocation, axis: str, value: float) -> str:

@@ -141,6 +141,7 @@ def frontier_of(
     """Return the frontier of a session; see :func:`frontier`."""
     axes = _axes(axis)
     _check(session, points, budget, measure)
+    _check_tolerance(tolerance)
     budget = budget or Budget()
     judge = Judge(session, evaluate or default_measure(session), session.held_out)
     allocation = session.allocation()
@@ -188,18 +189,34 @@ def frontier_of(
 
 
 def _axes(axis: str | Sequence[str]) -> tuple[Axis, ...]:
-    names = (axis,) if isinstance(axis, str) else tuple(dict.fromkeys(axis))
+    listed = isinstance(axis, Iterable) and not isinstance(axis, str)
+    names = tuple(dict.fromkeys(axis)) if listed else (axis,)
     if not names:
-        raise PlanError("a frontier needs an axis", expected=", ".join(AXES), found="none")
+        raise PlanError(
+            "a frontier needs an axis",
+            expected=", ".join(AXES),
+            found="none",
+            remedy="name one, or several for a grid",
+        )
     for name in names:
         if name not in AXES:
             raise PlanError(
                 f"unknown axis {name!r}",
                 expected=", ".join(AXES),
                 found=repr(name),
-                remedy=nearest(name, AXES),
+                remedy=nearest(str(name), AXES),
             )
     return tuple(AXES[name] for name in names)
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance >= 0:
+        raise PlanError(
+            "the tolerance is negative",
+            expected="a difference of the drop that counts as noise: 0 or more",
+            found=tolerance,
+            remedy="leave it out, or give the noise of the measure",
+        )
 
 
 def _check(session: Session, points: int, budget: Budget | None, measure: bool) -> None:

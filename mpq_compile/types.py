@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 from mpq_compile.errors import PlanError
@@ -199,8 +200,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not value >= 0 or value == float("inf"):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if number and 0 <= value < float("inf"):
+                object.__setattr__(self, name, value if type(value) is int else float(value))
+            else:
                 raise PlanError(
                     f"budget {name} must be a finite number, not negative",
                     expected="a number ≥ 0",
@@ -210,11 +213,7 @@ class Budget:
 
     @classmethod
     def of(cls, given: Budget | Mapping[str, float] | None) -> Budget:
-        """Return a budget as it was given: itself, a mapping from its fields, or None for none.
-
-        Raises:
-            PlanError: It is none of these, or a field is unknown.
-        """
+        """Return a budget, given as itself, a mapping or None; raise ``PlanError`` for others."""
         if isinstance(given, Budget):
             return given
         try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -235,3 +238,23 @@ def test_another_assignment_than_the_optimum_is_not_called_optimal() -> None:
     assert standing.gap == pytest.approx(1 - optimum.loss / standing.loss)
     assert mpq.check(problem, standing).ok
     assert _standing(optimum, problem, optimum.assignment).status == "optimal"
+
+
+@pytest.mark.parametrize("name", ["latency_p95_ms", "peak_activation_mb", "size_mb", "energy_mj"])
+def test_the_least_budget_that_is_named_would_do(name: str) -> None:
+    """Read from the message, to its four digits, and tried."""
+    with pytest.raises(mpq.InfeasibleBudgetError) as caught:
+        plan_to(budget=mpq.Budget(**{name: 1e-9}))
+    told = re.search(r"(?:p95_ms|at least|size|energy) (\d[\d.e-]*)", str(caught.value.expected))
+    assert told is not None, caught.value.expected
+    least = float(told[1])
+    assert plan_to(budget=mpq.Budget(**{name: least * 1.001})).assignment
+    with pytest.raises(mpq.InfeasibleBudgetError):
+        plan_to(budget=mpq.Budget(**{name: least * 0.999}))
+
+
+@pytest.mark.parametrize("number", [np.float32(5), np.int64(5), np.float64(5)])
+def test_budgets_may_be_numbers_of_numpy(number: Any) -> None:
+    made = plan_to(budget={"avg_bits": number})
+    assert made == mpq.Plan.from_json(json.loads(json.dumps(made.to_json())))
+    assert made.budget == {"avg_bits": 5.0}

@@ -185,6 +185,21 @@ def test_wrong_arguments(options: dict[str, Any], message: str, remedy: str) -> 
     assert remedy in str(caught.value.remedy)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"axis": 3}, "unknown axis 3"),
+        ({"axis": []}, "needs an axis"),
+        ({"points": 2.5}, "whole number"),
+        ({"tolerance": -1.0}, "tolerance is negative"),
+    ],
+)
+def test_arguments_of_other_types(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(mpq.PlanError, match=message) as caught:
+        frontier(**options)
+    assert caught.value.remedy
+
+
 def test_nothing_within_the_other_budgets() -> None:
     with pytest.raises(mpq.InfeasibleBudgetError, match="BOPs"):
         frontier(budget={"bops": 10})
