@@ -190,7 +190,7 @@ def frontier_of(
 
 def _axes(axis: str | Sequence[str]) -> tuple[Axis, ...]:
     listed = isinstance(axis, Iterable) and not isinstance(axis, str)
-    names = tuple(dict.fromkeys(axis)) if listed else (axis,)
+    names: tuple[Any, ...] = tuple(dict.fromkeys(axis)) if listed else (axis,)
     if not names:
         raise PlanError(
             "a frontier needs an axis",
