@@ -39,6 +39,9 @@ DRIFT = 1.15
 # were interrupted are outliers up to there; beyond, the median of a block may be one of them.
 WAITED = 0.1
 _RETRIES = 4
+# Blocks of a network that are measured again in one process: a machine that is busy throughout is
+# not worth more.
+_MOST_REPEATED = 6
 # Looks at the reference before anything is measured, and beside a block.
 _FIRST_LOOKS, _LOOKS = 40, 3
 # A machine that is not as usual is waited for: an idle core is given to others, and the one that
@@ -316,7 +319,7 @@ class _Blocks:
             # Half of the calls must be disturbed to show in their median, and half of the looks.
             found = statistics.median(looks)
             calm = self._beside.is_near(found) and waited <= WAITED
-            if calm or attempt == _RETRIES - 1:
+            if calm or attempt == _RETRIES - 1 or self.repeated == _MOST_REPEATED:
                 break
             self.repeated += 1
         self.latencies_ms.append(calls)
