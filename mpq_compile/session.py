@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import fx
 
-from mpq_compile import __version__
 from mpq_compile.allocate import Allocation, constrained, solve_allocation
 from mpq_compile.building import build_plan, reference_of, structured
 from mpq_compile.calibrate import Batch, calibrate, hold_out
 from mpq_compile.capture import capture
-from mpq_compile.cost.latency import Prediction
 from mpq_compile.cost.profile import Profile
-from mpq_compile.cost.table import (
-    counted_costs,
-    fixed_bytes,
-)
 from mpq_compile.cost.targets import Target, TargetLike, resolve_target
 from mpq_compile.cost.tune import tuning_budget_s
 from mpq_compile.costing import Costing
@@ -31,31 +23,27 @@ from mpq_compile.data.batches import Data, read_data
 from mpq_compile.errors import PlanError
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.balance import balanced
-from mpq_compile.passes.fixed_qparams import fixed_candidates, fixed_note, with_fixed
+from mpq_compile.passes.fixed_qparams import fixed_candidates, with_fixed
 from mpq_compile.passes.formats import kinds
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.materialized import Materialized
 from mpq_compile.passes.network import Network, prepare
+from mpq_compile.plan_records import plan_of, provenance_of, unmeasured_plan
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.quant.range_stability import range_note
 from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import fit_channels
-from mpq_compile.reconstruct.enough import shortage
 from mpq_compile.reconstruct.rounding import with_rounding
 from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.device import Device
-from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.shared_tasks import fitted_sites, measured_sensitivity, perform
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import (
-    PLAN_VERSION,
     Budget,
     Candidate,
     CostTable,
     Plan,
-    Predicted,
     SensitivityTable,
 )
 from mpq_compile.workpool import current_pool
@@ -159,15 +147,15 @@ class Session:
         return self._data[1]
 
     @cached_property
-    def _ranges(self) -> Calibration:
-        """Observed ranges."""
+    def ranges(self) -> Calibration:
+        """Observed ranges of tensors, and the fits that were asked for so far."""
         found = calibrate(self.network, self.batches, self.recipe.observer)
         return with_fixed(self.network, found)
 
     def calibration_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
         """Return ranges, with fits for these candidates of sites at least."""
-        fit_channels(self.network, self._ranges, self.batches, choices, self.recipe.correction)
-        return self._ranges
+        fit_channels(self.network, self.ranges, self.batches, choices, self.recipe.correction)
+        return self.ranges
 
     def fitted_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
         """Return ranges, with weights that were fitted for these candidates of sites at least."""
@@ -178,7 +166,7 @@ class Session:
 
     @cached_property
     def _fitted(self) -> Calibration:
-        return replace(self._ranges, weights={}, fits={})
+        return replace(self.ranges, weights={}, fits={})
 
     def seen_for(
         self, choices: Mapping[str, str | Sequence[str]], weights: str | None = None
@@ -315,142 +303,15 @@ class Session:
         notes: Sequence[str] = (),
     ) -> Plan:
         """Return the plan of an assignment, with what the tables predict for it."""
-        allocation = self.allocation()
-        usage = allocation.usage(assignment)
-        peak = max(allocation.costs.costs[s][n]["peak_bytes"] for s, n in assignment.items())
-        return Plan(
-            version=PLAN_VERSION,
-            assignment=dict(assignment),
-            loss=allocation.loss(assignment),
-            predicted=self._predicted(usage, peak, self._interval(assignment)),
-            budget=budget.given(),
-            target=self.target_name,
-            metric=self.metric,
-            solver=solution.solver if solution else "given",
-            certificate=_certificate(solution),
-            table=self.rows(assignment, allocation),
-            constraints=dict(self.constraints or {}),
-            notes=[
-                *notes,
-                *self._of_data(assignment),
-                *self._estimates(assignment),
-                *_remarks(assignment, allocation),
-            ],
-            seed=self.seed,
-            provenance=self.provenance(),
-        )
+        return plan_of(self, assignment, budget, solution, notes)
 
     def bare_plan(self, assignment: Mapping[str, str]) -> Plan:
         """Return a plan without sensitivity and measured costs, for ``assign``."""
-        totals: dict[str, float] = {"size_bytes": float(fixed_bytes(self.network))}
-        peaks = []
-        for site in self.network.sites:
-            entry = counted_costs(self.network, site, Candidate.parse(assignment[site.id]))
-            peaks.append(entry["peak_bytes"])
-            for axis, value in entry.items():
-                totals[axis] = totals.get(axis, 0.0) + value
-        return Plan(
-            version=PLAN_VERSION,
-            assignment=dict(assignment),
-            loss=None,
-            predicted=self._predicted(totals, max(peaks)),
-            budget={},
-            target=self.target_name,
-            metric="none",
-            solver="given",
-            certificate={},
-            table=[],
-            constraints={},
-            notes=[
-                "assigned by hand: no sensitivity or latency was measured",
-                *self._of_data(assignment),
-            ],
-            seed=self.seed,
-            provenance=self.provenance(),
-        )
-
-    def _interval(self, assignment: Mapping[str, str]) -> Prediction | None:
-        return None if self.analytic else self.costing.latency.predict(assignment)
-
-    def _predicted(
-        self, totals: Mapping[str, float], peak_bytes: float, latency: Prediction | None = None
-    ) -> Predicted:
-        weights = sum(site.weight_count for site in self.network.sites)
-        latency_us = totals.get("latency_us") if latency is None else latency.mean_us
-        return Predicted(
-            latency_ms=None if latency_us is None else latency_us / 1e3,
-            latency_ms_lower95=None if latency is None else latency.interval_us[0] / 1e3,
-            latency_ms_upper95=None if latency is None else latency.interval_us[1] / 1e3,
-            size_bytes=round(totals["size_bytes"]),
-            bops=round(totals["bops"]),
-            avg_bits=totals["weight_bits"] / weights,
-            peak_activation_bytes=round(peak_bytes),
-            energy_mj=totals.get("energy_mj"),
-        )
-
-    def rows(self, assignment: Mapping[str, str], allocation: Allocation) -> list[dict[str, Any]]:
-        """Return the site × candidate table that ``mpq explain`` prints."""
-        return [
-            {
-                "site": site.id,
-                "candidate": name,
-                "loss": self.sensitivity.loss[site.id][name],
-                "spread": self.sensitivity.spread.get(site.id, {}).get(name),
-                "latency_us": allocation.costs.costs[site.id][name]["latency_us"],
-                "latency_source": self._source(site.id, name),
-                "size_bytes": allocation.costs.costs[site.id][name]["size_bytes"],
-                "chosen": assignment[site.id] == name,
-                "group": site.group,
-            }
-            for site in self.network.sites
-            for name in self.choices[site.id]
-        ]
-
-    def _source(self, site: str, name: str) -> str:
-        """Return where the latency of a site comes from."""
-        if self.analytic:
-            return "analytic" if self.profile.kind == "analytic" else "measured"
-        return "estimated" if self._is_estimated(site, name) else "measured"
-
-    def _is_estimated(self, site: str, name: str) -> bool:
-        return self.costing.measured.kernels[site][name] in self.costing.measured.estimated
-
-    def _of_data(self, assignment: Mapping[str, str]) -> list[str]:
-        """Say how the data was read, and whether there is enough of it."""
-        methods = {"correction": self.recipe.correction, "rounding": self.recipe.rounding}
-        samples = self._ranges.samples
-        came_quantized = [fixed_note(self.network)] if self.network.captured.fixed else []
-        return [
-            *came_quantized,
-            *self.data.notes,
-            range_note(self._ranges),
-            *shortage(self.network, samples, assignment, methods),
-        ]
-
-    def _estimates(self, assignment: Mapping[str, str]) -> list[str]:
-        """Say how many of the assignment's latencies are estimated, and how."""
-        if self.analytic or not self.costing.measured.estimated:
-            return []
-        count = sum(self._is_estimated(site, name) for site, name in assignment.items())
-        return [
-            f"the latency of {count} of {len(assignment)} sites is estimated, not measured "
-            f"({self.costing.measured.estimator})"
-        ]
+        return unmeasured_plan(self, assignment)
 
     def provenance(self) -> dict[str, str]:
         """Return versions and hashes that the plan depends on."""
-        return {
-            "mpq_compile": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "toolchain": toolchain_hash(),
-            "kernels": kernel_hash(),
-            "device": self.device.fingerprint,
-            "reached": self.device.name,
-            "network": self.digest(),
-            "data": self.data.what,
-            **self.recipe.provenance(),
-        }
+        return provenance_of(self)
 
     def solve(self, budget: Budget) -> Plan:
         """Return the plan of least loss within ``budget``.
@@ -500,23 +361,3 @@ class Session:
         """Return the graph that is lowered for an assignment, with what its sites were given."""
         calibration = self.rounded_for(assignment)
         return materialize(self.network, calibration, assignment, self.allow_float)
-
-
-def _certificate(solution: Solution | None) -> dict[str, Any]:
-    if solution is None:
-        return {}
-    return {
-        "status": solution.status,
-        "bound": solution.bound,
-        "gap": solution.gap,
-        "wall_s": solution.wall_s,
-        **solution.certificate,
-    }
-
-
-def _remarks(assignment: Mapping[str, str], allocation: Allocation) -> list[str]:
-    names = set(assignment.values())
-    free = any(len(names) > 1 for names in allocation.choices.values())
-    if len(names) == 1 and free:
-        return [f"one uniform candidate dominates within this budget: all {names.pop()}"]
-    return []

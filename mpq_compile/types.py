@@ -346,7 +346,7 @@ class Verification:
         drift: Slowest block over the fastest, less one.
         reference_drift: The reference workload at its slowest beside a block over its usual time,
             less one.
-        repeated: Blocks that were measured again because the reference was slow.
+        repeated: Blocks that were measured again because the machine was not as usual.
         memory_bytes: What loading and running the network added to a process.
         energy_mj: Energy of a call in mJ; None where neither processor nor profile tells it.
         energy_source: ``rapl`` or ``profile``; None without energy.
@@ -356,6 +356,7 @@ class Verification:
         device: Fingerprint of the device.
         process_spread: Standard deviation of the median between fresh processes, as a share of
             it, by the median of absolute deviations: a process beside other work does not count.
+        waited: Share of a block's time in which a thread waited for a core, at its most.
     """
 
     latency_ms: float
@@ -377,3 +378,4 @@ class Verification:
     rounds: int = 1
     device: str = ""
     process_spread: float = 0.0
+    waited: float = 0.0

@@ -40,6 +40,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "infeasibility",
         "deploy",
         "building",
+        "plan_records",
         "anchors",
         "costing",
         "inverse",

@@ -134,6 +134,7 @@ def show_verification(console: Console, verification: Verification | None) -> No
             console,
             "machine",
             f"did not settle: the reference workload was up to {100 * v.reference_drift:.0f} % "
-            f"slower than usual, blocks differ by {100 * v.drift:.0f} %",
+            f"slower than usual, threads waited for a core for up to {100 * v.waited:.0f} % of a "
+            f"block, blocks differ by {100 * v.drift:.0f} %",
         )
     _line(console, "verdict", v.status)

@@ -122,6 +122,7 @@ def unsettled(seen: Verification) -> str:
     """Say how far a measurement was disturbed."""
     return (
         f"the reference workload was up to {100 * seen.reference_drift:.0f} % slower than usual, "
+        f"threads waited for a core for up to {100 * seen.waited:.0f} % of a block, "
         f"and blocks of calls differ by {100 * seen.drift:.0f} %"
     )
 

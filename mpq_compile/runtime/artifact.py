@@ -23,7 +23,7 @@ from mpq_compile.kernels.tier import tier_named
 from mpq_compile.lower.parameters import Recipe, StoredSite, build_parameter
 from mpq_compile.types import AuditRow, Plan, Verification
 
-VERSION = 4
+VERSION = 5
 LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
 VERIFICATION, HISTORY = "verification.json", "history.json"
 

@@ -63,9 +63,9 @@ class Program:
             outputs.insert(place, inputs[index])
         return outputs
 
-    def reference(self, cells: np.ndarray) -> Callable[[], Any]:
-        """Return the library's reference workload on float32 cells, ready to be called."""
-        return _reference(self._library, cells)
+    def reference(self, cells: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
+        """Return the library's reference workload on what tasks work on, ready to be called."""
+        return _reference(self._library, cells, table)
 
 
 class Machine:
@@ -87,16 +87,16 @@ class Machine:
         outputs = self._main(*inputs, self._parameters)
         return [outputs] if is_tensor(outputs) else list(outputs)
 
-    def reference(self, cells: np.ndarray) -> Callable[[], Any]:
-        """Return the library's reference workload on float32 cells, ready to be called."""
-        return _reference(self._library, cells)
+    def reference(self, cells: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
+        """Return the library's reference workload on what tasks work on, ready to be called."""
+        return _reference(self._library, cells, table)
 
 
-def _reference(library: Any, cells: np.ndarray) -> Callable[[], Any]:
+def _reference(library: Any, cells: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
     # A virtual machine's library imports the one that holds the functions.
     function = library.get_function(REFERENCE, query_imports=True)
     flags = empty(len(cells) // REFERENCE_CELLS * REFERENCE_FLAGS, "int32")
-    return partial(function, as_tensor(cells), flags)
+    return partial(function, as_tensor(cells), as_tensor(table), flags)
 
 
 def joined(parameters: Sequence[np.ndarray]) -> np.ndarray:

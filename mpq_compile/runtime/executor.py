@@ -11,7 +11,7 @@ import numpy as np
 
 from mpq_compile.errors import DeviceError, MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers, tier_named
-from mpq_compile.lower.interface import REFERENCE_CELLS
+from mpq_compile.lower.interface import REFERENCE_CELLS, REFERENCE_TABLE
 from mpq_compile.runtime.artifact import LIBRARY, Manifest, kernel_parameters
 from mpq_compile.runtime.engine import Machine, Make, Program
 from mpq_compile.runtime.native import (
@@ -64,14 +64,22 @@ class Executor:
         with self._lock:
             return self._engine(tensors, make)
 
-    def reference(self, cells: np.ndarray | None = None) -> Callable[[], Any]:
+    def reference(
+        self, cells: np.ndarray | None = None, table: np.ndarray | None = None
+    ) -> Callable[[], Any]:
         """Return the fixed workload of the library: whether the machine is as usual.
 
-        It works on ``REFERENCE_CELLS`` float32 cells of each thread.
+        Args:
+            cells: ``REFERENCE_CELLS`` float32 values of each thread, that it multiplies.
+            table: ``REFERENCE_TABLE`` int32 numbers below that of each thread, that it looks up.
         """
+        threads = self.manifest.threads
         if cells is None:
-            cells = np.ones(self.manifest.threads * REFERENCE_CELLS, np.float32)
-        return self._engine.reference(cells)
+            cells = np.ones(threads * REFERENCE_CELLS, np.float32)
+        if table is None:
+            order = np.random.default_rng(0).permutation(REFERENCE_TABLE)
+            table = np.tile(order.astype(np.int32), threads)
+        return self._engine.reference(cells, table)
 
     def run(self, inputs: Sequence[Any], in_place: bool = False) -> list[Any]:
         """Run on arrays or torch tensors of any whole number of batches; same kind out.

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.runtime.artifact import open_artifact
+from mpq_compile.runtime.core_waits import CoreWaits
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
 from mpq_compile.runtime.rapl import EnergyMeter
@@ -29,9 +30,18 @@ from mpq_compile.runtime.usual import remember_ms, usual_ms
 
 # Seconds of warming up and of a block, for one network and for each of several in turns.
 _ALONE_S, _IN_TURNS_S = (0.4, 0.12), (0.1, 0.04)
+# Seconds between two looks at the reference within a block: what disturbs a shared machine comes
+# and goes within tens of milliseconds, and looks before and after miss it.
+_PART_S = 0.01
 # A block beside which the reference workload is slower than this is measured again.
 DRIFT = 1.15
+# So is one in which the threads waited for a core for more than this share of the time. Calls that
+# were interrupted are outliers up to there; beyond, the median of a block may be one of them.
+WAITED = 0.1
 _RETRIES = 4
+# Blocks of a network that are measured again in one process: a machine that is busy throughout is
+# not worth more.
+_MOST_REPEATED = 6
 # Looks at the reference before anything is measured, and beside a block.
 _FIRST_LOOKS, _LOOKS = 40, 3
 # A machine that is not as usual is waited for: an idle core is given to others, and the one that
@@ -49,6 +59,8 @@ class Timings:
         reference_ms: The reference workload beside each block in ms, the median over networks.
         usual_ms: Its usual time in this process, in ms: what it is below for a tenth of the time.
         known_ms: Its usual time in earlier processes on this machine; None if there were none.
+        waited: Share of the time of each block in which a thread waited for a core, the median
+            over networks; empty where nobody looked.
         repeated: Blocks that were dropped and measured again because of it.
         energy_mj: Energy of a call in mJ by network, where the processor tells it.
         memory_bytes: What loading and running the networks added to the process's memory.
@@ -61,6 +73,7 @@ class Timings:
     energy_mj: Sequence[float | None]
     memory_bytes: int
     known_ms: float | None = None
+    waited: Sequence[float] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -141,7 +154,15 @@ def time_folders(folders: Sequence[Path], blocks: int) -> Timings:
     manifest = executors[0].manifest
     machine = manifest.tier, manifest.threads
     reference = _timed(executors[0].reference())
-    found = time_in_turns(timers, reference, blocks, memory, usual_ms(*machine))
+    found = time_in_turns(
+        timers,
+        reference,
+        blocks,
+        memory_bytes=memory,
+        known_ms=usual_ms(*machine),
+        waits=CoreWaits(),
+        parts=[timer.parts for timer in timers],
+    )
     remember_ms(found.usual_ms, *machine)
     return found.reordered(order)
 
@@ -158,7 +179,13 @@ def _timed(call: Callable[[], Any]) -> Callable[[], float]:
 
 
 class _Timer:
-    """Times blocks of calls of one network, after warming up."""
+    """Times calls of one network, after warming up.
+
+    Args:
+        executor: The network.
+        warm_s: Seconds of warming up.
+        block_s: Seconds that all parts of a block should take; five calls at least are in one.
+    """
 
     def __init__(self, executor: Executor, warm_s: float, block_s: float) -> None:
         tensors = [as_tensor(value) for value in example_inputs(executor)]
@@ -167,10 +194,14 @@ class _Timer:
         once = [self._call()]
         while time.perf_counter() < end:
             once.append(self._call())
-        self._number = max(5, min(2000, int(block_s * 1e3 / max(statistics.median(once), 1e-4))))
+        call_s = max(statistics.median(once) * 1e-3, 1e-7)
+        self._number = max(1, min(200, int(_PART_S / call_s)))
+        wanted = max(5 / self._number, block_s / max(_PART_S, call_s))
+        self.parts = math.ceil(wanted)
 
     def __call__(self) -> list[float]:
-        self._call()  # the first call finds caches that another network filled
+        if self._number > 1:
+            self._call()  # the first call finds caches that another network filled
         return [self._call() for _ in range(self._number)]
 
 
@@ -180,26 +211,46 @@ def time_in_turns(
     blocks: int,
     memory_bytes: int = 0,
     known_ms: float | None = None,
+    waits: CoreWaits | None = None,
+    parts: Sequence[int] | None = None,
 ) -> Timings:
     """Time networks so that every round visits all of them, with the reference beside each block.
 
     What disturbs the machine for a while then disturbs all alike, so that ratios hold. A block
-    beside which the reference is slow is measured again, a few times at most.
+    beside which the reference is slow, or whose threads waited for a core, is measured again, a
+    few times at most.
+
+    Args:
+        timers: Each returns the latencies of some calls of its network, in ms.
+        reference: Returns what the reference workload takes now, in ms.
+        blocks: Blocks of each network.
+        memory_bytes, known_ms: As in :class:`Timings`.
+        waits: Tells how long threads waited; None where nobody looks.
+        parts: How often a block of each network calls its timer, with a look at the reference
+            after each time; once where it is None.
     """
     beside = _Beside(reference, known_ms)
-    blocks_of = [_Blocks(timer, beside) for timer in timers]
-    reference_ms = [
-        statistics.median(found.measure() for found in blocks_of) for _ in range(blocks)
-    ]
+    often = parts or [1] * len(timers)
+    blocks_of = [_Blocks(t, beside, waits, n) for t, n in zip(timers, often, strict=True)]
+    surroundings = [[found.measure() for found in blocks_of] for _ in range(blocks)]
     return Timings(
         latencies_ms=[found.latencies_ms for found in blocks_of],
-        reference_ms=reference_ms,
+        reference_ms=[statistics.median(s.reference_ms for s in block) for block in surroundings],
         usual_ms=beside.usual_ms,
         repeated=sum(found.repeated for found in blocks_of),
         energy_mj=[found.energy_mj for found in blocks_of],
         memory_bytes=memory_bytes,
         known_ms=known_ms,
+        waited=[statistics.median(s.waited for s in block) for block in surroundings],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Surroundings:
+    """What the reference took beside a block in ms, and the share of it spent waiting."""
+
+    reference_ms: float
+    waited: float
 
 
 class _Beside:
@@ -246,28 +297,46 @@ class _Beside:
 class _Blocks:
     """The blocks of one network."""
 
-    def __init__(self, timer: Callable[[], list[float]], beside: _Beside) -> None:
-        self._timer, self._beside = timer, beside
+    def __init__(
+        self,
+        timer: Callable[[], list[float]],
+        beside: _Beside,
+        waits: CoreWaits | None,
+        parts: int,
+    ) -> None:
+        self._timer, self._beside, self._waits, self._parts = timer, beside, waits, parts
         self._meter = EnergyMeter()
         self._joules: list[float | None] = []
         self._calls = 0
         self.latencies_ms: list[list[float]] = []
         self.repeated = 0
 
-    def measure(self) -> float:
-        """Take one block; return what the reference took beside it, in ms."""
+    def measure(self) -> _Surroundings:
+        """Take one block; return what was beside it."""
         for attempt in range(_RETRIES):
-            before = self._beside.settle()
-            start = self._meter.start()
-            calls = self._timer()
-            self._joules.append(self._meter.joules(start))
-            self._calls += 1 + len(calls)  # the one that warms up is paid for too
-            found = max(before, self._beside.look())
-            if self._beside.is_near(found) or attempt == _RETRIES - 1:
+            looks = [self._beside.settle()]
+            calls, waited = self._take(looks)
+            # Half of the calls must be disturbed to show in their median, and half of the looks.
+            found = statistics.median(looks)
+            calm = self._beside.is_near(found) and waited <= WAITED
+            if calm or attempt == _RETRIES - 1 or self.repeated == _MOST_REPEATED:
                 break
             self.repeated += 1
         self.latencies_ms.append(calls)
-        return found
+        return _Surroundings(reference_ms=found, waited=waited)
+
+    def _take(self, looks: list[float]) -> tuple[list[float], float]:
+        """Time calls; return them, and the share of the time that threads waited."""
+        begun = self._waits.start() if self._waits else None
+        calls: list[float] = []
+        for _ in range(self._parts):
+            start = self._meter.start()
+            part = self._timer()
+            self._joules.append(self._meter.joules(start))
+            self._calls += len(part) + (len(part) > 1)  # the one that warms up is paid for too
+            calls += part
+            looks.append(self._beside.look())
+        return calls, self._waits.share(begun) if self._waits and begun else 0.0
 
     @property
     def energy_mj(self) -> float | None:

@@ -10,6 +10,7 @@ import os
 
 from mpq_compile.errors import MpqError
 from mpq_compile.lock import make_cache_dir
+from mpq_compile.lower.interface import REFERENCE
 from mpq_compile.runtime.fingerprint import device_fingerprint
 
 _FILE = "usual.json"
@@ -20,13 +21,13 @@ _KEPT, _SHARE = 40, 4
 
 def usual_ms(tier: str, threads: int) -> float | None:
     """Return the usual time in ms; None where no process was here before."""
-    seen = _read().get(device_fingerprint(tier=tier, threads=threads), [])
+    seen = _read().get(_key(tier, threads), [])
     return sorted(seen)[len(seen) // _SHARE] if seen else None
 
 
 def remember_ms(found: float, tier: str, threads: int) -> None:
     """Add what a process found. Where the cache cannot be written, nothing is remembered."""
-    every, key = _read(), device_fingerprint(tier=tier, threads=threads)
+    every, key = _read(), _key(tier, threads)
     every[key] = [*every.get(key, []), found][-_KEPT:]
     try:
         path = make_cache_dir() / _FILE
@@ -35,6 +36,10 @@ def remember_ms(found: float, tier: str, threads: int) -> None:
         part.replace(path)
     except (OSError, MpqError):  # a full disk, a read-only home: timing goes on without
         return
+
+
+def _key(tier: str, threads: int) -> str:
+    return f"{device_fingerprint(tier=tier, threads=threads)} {REFERENCE}"
 
 
 def _read() -> dict[str, list[float]]:

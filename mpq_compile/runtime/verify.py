@@ -12,7 +12,7 @@ import numpy as np
 
 from mpq_compile.progress import track
 from mpq_compile.runtime.device import Device
-from mpq_compile.runtime.timing import DRIFT, Timings
+from mpq_compile.runtime.timing import DRIFT, WAITED, Timings
 from mpq_compile.types import Verification
 
 PROCESSES, BLOCKS = 5, 6
@@ -21,8 +21,8 @@ REPEATS = 2
 # times as many.
 WIDE, MOST = 0.03, 3
 _RESAMPLES = 4000
-# The share of blocks beside which the reference may be slow before nothing can be concluded, and
-# the spread of blocks that says the same.
+# The share of blocks that may be disturbed before nothing can be concluded, and the spread of
+# blocks that says the same.
 _UNSETTLED_SHARE, _UNSETTLED_DRIFT = 0.25, 0.5
 # The standard deviation of a normal sample over the median of its absolute deviations.
 _NORMAL = 1.4826
@@ -126,7 +126,7 @@ def judge(
     """Return the verdict on what :func:`measure_artifact` measured.
 
     Accepted where the upper end of the 95 % interval is within the budget, rejected where it is
-    not; where the reference workload or the network itself did not settle, what is not accepted
+    not; where the machine or the network itself did not settle, what is not accepted
     is inconclusive, unless even the lower end is above the budget.
     """
     runs = [timing.latencies_ms[0] for timing in timings]
@@ -162,6 +162,7 @@ def judge(
         rounds=rounds,
         device=device,
         process_spread=_process_spread(timings),
+        waited=max((share for timing in timings for share in timing.waited), default=0.0),
     )
 
 
@@ -191,9 +192,13 @@ def _reference_ratios(timings: Sequence[Timings]) -> list[float]:
 
 
 def settled(timings: Sequence[Timings]) -> bool:
-    """Tell whether the reference workload was at its usual time beside most blocks."""
+    """Tell whether most blocks had their cores, and beside them the reference its usual time."""
     ratios = _reference_ratios(timings)
-    return sum(ratio > DRIFT for ratio in ratios) <= _UNSETTLED_SHARE * len(ratios)
+    waited = [share for t in timings for share in t.waited or [0.0] * len(t.reference_ms)]
+    disturbed = [
+        ratio > DRIFT or share > WAITED for ratio, share in zip(ratios, waited, strict=True)
+    ]
+    return sum(disturbed) <= _UNSETTLED_SHARE * len(disturbed)
 
 
 def verify_artifact(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import mpq_compile as mpq
-from mpq_compile.lower.interface import REFERENCE_CELLS
+from mpq_compile.lower.interface import REFERENCE_CELLS, REFERENCE_TABLE
 from mpq_compile.lower.program import NotAProgram, read_program
 from mpq_compile.runtime.artifact import MANIFEST
 from mpq_compile.runtime.executor import Executor
@@ -151,6 +151,16 @@ def test_every_library_has_the_reference_workload(module: nn.Module) -> None:
     assert (network.manifest.arena is None) == isinstance(module, Twice)
     cells = np.from_dlpack(empty(network.manifest.threads * REFERENCE_CELLS, "float32"))
     cells[:] = 9.0
-    Executor(network.folder, network.manifest).reference(cells)()
+    table = np.from_dlpack(empty(network.manifest.threads * REFERENCE_TABLE, "int32"))
+    table[:] = np.arange(len(table)) * 5 % REFERENCE_TABLE
+    before = table.copy()
+    Executor(network.folder, network.manifest).reference(cells, table)()
     # Every cell of every thread has gone from 9 to where x = x / 2 + 1 / 2 ends.
     np.testing.assert_allclose(cells, 1.0)
+    # And every thread has gone through its table, and left where it came to.
+    way = np.arange(np.flatnonzero(table != before).max() % REFERENCE_TABLE + 1)
+    at = before[way]
+    for _ in range(16_000):
+        at = before[(at + way) % REFERENCE_TABLE]
+    for own in table.reshape(-1, REFERENCE_TABLE):
+        np.testing.assert_array_equal(own[way], at)
