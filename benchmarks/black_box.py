@@ -1,6 +1,6 @@
 """How often the swarms of method 0 reach the optimum, and how they compare with greedy.
 
-    python benchmarks/black_box.py [--seeds 100]
+    python benchmarks/black_box.py [--seeds 100] [--part interacting --only "random, 2 + 1, 1"]
 
 First separable objectives, whose optimum the exact solver (or one bit after the other) gives: seeds
 of 100 that reach it. Then objectives in which bits interact, all assignments enumerated: the mean
@@ -119,9 +119,11 @@ def print_separable(seeds: int) -> None:
             print(f"  {name:18} {solver:6} {shown} evaluations", flush=True)
 
 
-def print_non_separable(seeds: int) -> None:
+def print_non_separable(seeds: int, only: list[str]) -> None:
     print("not separable: mean loss / optimum (better, worse than greedy), equal evaluations")
     for name, box in non_separable():
+        if only and name not in only:
+            continue
         best = minimize_black_box(box, "exhaustive", evaluations=EVERYTHING)
         greedy = minimize_black_box(box, "greedy", evaluations=EVERYTHING)
         down, down_count = greedy_down(box)
@@ -165,11 +167,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--part", choices=("separable", "interacting", "tables"), default=None)
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", default=[], help="of the interacting problems"
+    )
     options = parser.parse_args()
     if options.part in (None, "separable"):
         print_separable(options.seeds)
     if options.part in (None, "interacting"):
-        print_non_separable(options.seeds)
+        print_non_separable(options.seeds, options.only)
     if options.part in (None, "tables"):
         print_tables()
 

@@ -38,6 +38,7 @@ _NAMES = {
     "Stability": "mpq_compile.sufficiency",
     "distributed": "mpq_compile.integrations.torch_distributed",
     "check": "mpq_compile.solve.certificate",
+    "check_plan": "mpq_compile.solve.plan_proof",
     "load": "mpq_compile.runtime.network",
     "CompiledNetwork": "mpq_compile.runtime.network",
     "MpqError": "mpq_compile.errors",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:  # one line a name; `as` says that it is public
     from mpq_compile.search.policy import Policy as Policy
     from mpq_compile.searching import search_policy as search_policy
     from mpq_compile.solve.certificate import check as check
+    from mpq_compile.solve.plan_proof import check_plan as check_plan
     from mpq_compile.sufficiency import Stability as Stability
     from mpq_compile.sufficiency import stability as stability
     from mpq_compile.tradeoff import frontier as frontier

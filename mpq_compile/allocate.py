@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
+from mpq_compile.errors import InfeasibleBudgetError, MpqError, PlanError, nearest
 from mpq_compile.infeasibility import UNITS, infeasible
 from mpq_compile.registry import SOLVERS
 from mpq_compile.solve.problem import CandidateTerm, Group, Pair, Problem, Solution
@@ -44,10 +44,7 @@ def constrained(
         PlanError: A key matches no site, or a value leaves a site without a candidate.
     """
     narrowed = {site: list(names) for site, names in choices.items()}
-    for key, value in (constraints or {}).items():
-        wanted = [value] if isinstance(value, str) else list(value)
-        for name in wanted:
-            Candidate.parse(name)
+    for key, wanted in _pinned(constraints).items():
         matched = [site for site in sites if matches_site(key, site)]
         if not matched:
             raise PlanError(
@@ -59,6 +56,25 @@ def constrained(
         for site in matched:
             narrowed[site.id] = _kept(site, narrowed[site.id], wanted)
     return narrowed
+
+
+def _pinned(constraints: Mapping[str, str | Sequence[str]] | None) -> dict[str, list[str]]:
+    """Return the candidates that each key of the constraints leaves."""
+    found: dict[str, list[str]] = {}
+    try:
+        for key, value in (constraints or {}).items():
+            found[key] = [value] if isinstance(value, str) else list(value)
+    except (AttributeError, TypeError) as error:
+        raise PlanError(
+            "these are no constraints",
+            where="constraints",
+            expected="a mapping from sites to a candidate or to several",
+            found=repr(constraints)[:80],
+            remedy="write for instance {'conv1': 'w8a8', 're:.*fc': ['w8a8', 'w4a8']}",
+        ) from error
+    for name in (name for names in found.values() for name in names):
+        Candidate.parse(name)
+    return found
 
 
 def _kept(site: Site, names: list[str], wanted: list[str]) -> list[str]:
@@ -214,20 +230,31 @@ class Allocation:
         """Return what each candidate of a tie loses and costs."""
         names = self.names_of(members, peak_bytes)
         if not names:
-            raise InfeasibleBudgetError(
-                "no candidate of a site fits the budget for activations",
-                where=members[0].id,
-                expected=f"at most {peak_bytes:.0f} bytes" if peak_bytes else "a common candidate",
-                found=f"{self._least_peak(members):.0f} bytes at least",
-                remedy="raise peak_activation_mb",
-            )
+            raise self._nothing_offered(members, peak_bytes)
         return [self._term(members, name) for name in names]
 
-    def _least_peak(self, members: Sequence[Site]) -> float:
-        table = self.costs.costs
-        return min(
-            max(table[s.id][n]["peak_bytes"] for s in members) for n in self.choices[members[0].id]
+    def _nothing_offered(self, members: Sequence[Site], peak_bytes: float | None) -> MpqError:
+        """Return why a tie has no candidate, with what a bound on activations would have to be."""
+        if peak_bytes is None or not self.names_of(members, None):
+            return PlanError(
+                "sites that share a weight have no candidate in common",
+                where=members[0].id,
+                expected="one that each of them offers",
+                found="; ".join(f"{s.id}: {', '.join(self.choices[s.id])}" for s in members),
+                remedy="offer more candidates, or loosen the constraints",
+            )
+        least = max(map(self._least_peak, self.groups().values())) / 1e6
+        return InfeasibleBudgetError(
+            "no candidate of a site fits the budget for activations",
+            where=members[0].id,
+            expected=f"peak_activation_mb of at least {least:g}: what the largest site needs",
+            found=f"{peak_bytes / 1e6:g}",
+            remedy="raise peak_activation_mb",
         )
+
+    def _least_peak(self, members: Sequence[Site]) -> float:
+        table, names = self.costs.costs, self.names_of(members, None)
+        return min((max(table[s.id][n]["peak_bytes"] for s in members) for n in names), default=0.0)
 
     def _term(self, members: Sequence[Site], name: str) -> CandidateTerm:
         entries = [self.costs.costs[site.id][name] for site in members]
@@ -334,4 +361,10 @@ def solve_allocation(
     solution: Solution = SOLVERS.load(solver)(problem, time_limit_s=time_limit_s)
     if solution.status == "infeasible":
         raise infeasible(allocation, budget, limits, solution)
-    return solution
+    return with_problem(solution, problem)
+
+
+def with_problem(solution: Solution, problem: Problem, **more: str) -> Solution:
+    """Return a solution whose certificate holds its problem: what it proves can be checked."""
+    certificate = {**solution.certificate, **more, "problem": problem.to_json()}
+    return replace(solution, certificate=certificate)

@@ -17,6 +17,7 @@ import typer
 
 from mpq_compile import __version__
 from mpq_compile.commands import (
+    check,
     compile,
     demo,
     device,
@@ -67,6 +68,7 @@ app.command("report")(report.report)
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("solve")(solve.solve)
+app.command("check")(check.check)
 
 
 def _print_version(wanted: bool) -> None:

@@ -34,6 +34,14 @@ def goal_of(
     evaluations: int,
 ) -> Goal | None:
     """Return what is minimised; None where that is the loss."""
+    if evaluate is not None and budget.max_drop is None:
+        raise PlanError(
+            "evaluate measures a drop that nothing bounds",
+            where="evaluate",
+            expected="Budget(max_drop=...) beside it",
+            found=", ".join(budget.given()) or "no budget",
+            remedy="bound the drop, or ask `frontier` to measure points of the whole trade-off",
+        )
     if budget.max_drop is None and budget.max_loss is None:
         if minimize is None:
             return None

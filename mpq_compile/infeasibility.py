@@ -26,21 +26,20 @@ def infeasible(
     allocation: Allocation,
     budget: Budget,
     limits: Mapping[str, float],
-    solution: Solution | None = None,
+    solution: Solution,
 ) -> InfeasibleBudgetError:
-    """Return the error that says, for each budget, the least that would do: alone, and, where a
-    solver's answer tells, beside the other budgets as they are."""
+    """Return the error that says, for each budget, the least that would do: alone, and, by the
+    certificate of the solver's answer, beside the other budgets as they are."""
     parts, alone, beside = [], [], []
-    certificate = {} if solution is None else solution.certificate
-    attainable = certificate.get("attainable", {})
-    needed = certificate.get("least_budget", {})
+    attainable = solution.certificate.get("attainable", {})
+    needed = solution.certificate.get("least_budget", {})
     for axis, limit in limits.items():
-        least, assignment = _cheapest(allocation, axis)
+        least, assignment = _cheapest(allocation, axis, budget.peak_activation_bytes)
         least = max(least, attainable.get(axis, least))  # changes of format cost as well
         shown = _figure(allocation, axis, least)
-        alone.append(f"{UNITS[axis][0]} {shown}")
-        if needed.get(axis) is not None:
-            beside.append(f"{UNITS[axis][0]} {_figure(allocation, axis, needed[axis])}")
+        alone.append(_least(allocation, budget, axis, least))
+        if len(limits) > 1 and needed.get(axis) is not None:
+            beside.append(_least(allocation, budget, axis, needed[axis]))
         if least > limit:
             bound = f"{UNITS[axis][0]} budget {_figure(allocation, axis, limit)}"
             if axis == "latency_us" and allocation.p95_binds(budget):
@@ -56,6 +55,15 @@ def infeasible(
         found=", ".join(f"{k}={v:g}" for k, v in budget.given().items()),
         remedy="raise the budget, or allow cheaper candidates (candidates=[...])",
     )
+
+
+def _least(allocation: Allocation, budget: Budget, axis: str, value: float) -> str:
+    """Return what a budget would have to be, in its own terms, for this usage."""
+    shown = f"{UNITS[axis][0]} {_figure(allocation, axis, value)}"
+    if axis != "latency_us" or not allocation.p95_binds(budget):
+        return shown
+    median_ms = (value + allocation.costs.overhead.get(axis, 0.0)) / 1e3
+    return f"latency_p95_ms {median_ms * allocation.p95_ratio:.4g} ({shown} for the median)"
 
 
 def _figure(allocation: Allocation, axis: str, value: float) -> str:
@@ -74,10 +82,12 @@ def _p95_bound(bound: str, budget: Budget, ratio: float) -> str:
     )
 
 
-def _cheapest(allocation: Allocation, axis: str) -> tuple[float, dict[str, str]]:
+def _cheapest(
+    allocation: Allocation, axis: str, peak_bytes: float | None
+) -> tuple[float, dict[str, str]]:
     assignment = {}
     for members in allocation.groups().values():
-        terms = allocation.terms(members, None)
+        terms = allocation.terms(members, peak_bytes)
         best = min(terms, key=lambda term: term.costs[axis])
         assignment.update({site.id: best.name for site in members})
     return sum(allocation.costs.costs[s][n][axis] for s, n in assignment.items()), assignment

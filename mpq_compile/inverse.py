@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mpq_compile.allocate import OBJECTIVE_AXIS, OBJECTIVES, Allocation
+from mpq_compile.allocate import OBJECTIVE_AXIS, OBJECTIVES, Allocation, with_problem
 from mpq_compile.errors import InfeasibleBudgetError, PlanError, nearest
 from mpq_compile.infeasibility import infeasible
 from mpq_compile.judging import Judge
 from mpq_compile.progress import counted
 from mpq_compile.registry import SOLVERS
 from mpq_compile.solve.curve import Frontier, frontier
-from mpq_compile.solve.problem import Solution
+from mpq_compile.solve.problem import (
+    RELATIVE_TOLERANCE,
+    Problem,
+    Solution,
+    evaluate,
+    relative_gap,
+)
 from mpq_compile.solve.threshold import Crossing, cheapest_within
 from mpq_compile.types import Budget
 
@@ -88,7 +94,7 @@ def cheapest(session: Session, budget: Budget, goal: Goal) -> Found:
         assert budget.max_loss is not None
         solution = _solved(allocation, budget, goal, limits, budget.max_loss)
         if solution.status == "infeasible":
-            raise _too_lossy(allocation, budget, limits)
+            raise _nothing_within(allocation, budget, limits)
         note = f"least {goal.objective} with a {session.metric} loss of at most {budget.max_loss:g}"
         return Found(assignment=allocation.expand(solution), solution=solution, notes=[note])
     searched = _Search(allocation, budget, goal, limits)
@@ -96,26 +102,53 @@ def cheapest(session: Session, budget: Budget, goal: Goal) -> Found:
     if searched.crossing.best is None:
         raise _too_strict(searched.crossing, budget)
     point, curve = searched.crossing.best, searched.curve
-    solution = _solved(allocation, budget, goal, limits, float(curve.loss[point]))
+    chosen = curve.assignment(point)
+    solution = _solved(allocation, budget, goal, limits, float(curve.loss[point]), chosen)
     verified = _verified(searched.crossing, curve, goal.judge, budget)
     return Found(
-        assignment=allocation.spread(curve.assignment(point)),
+        assignment=allocation.spread(chosen),
         solution=replace(solution, certificate={**solution.certificate, "drop": verified}),
         notes=[_note(verified, goal)],
     )
 
 
 def _solved(
-    allocation: Allocation, budget: Budget, goal: Goal, limits: Mapping[str, float], loss: float
+    allocation: Allocation,
+    budget: Budget,
+    goal: Goal,
+    limits: Mapping[str, float],
+    loss: float,
+    chosen: Mapping[str, str] | None = None,
 ) -> Solution:
-    """Return the proven minimum of the objective with the metric's loss bounded."""
+    """Return the proven minimum of the objective with the metric's loss bounded.
+
+    ``chosen`` stands in its place where another assignment was taken: with what is proven of it.
+    """
     # Rounding must not forbid the assignment whose loss is the bound itself.
     bound = loss * (1 + 1e-9) + 1e-15
     problem = allocation.inverse_problem(
         goal.objective, bound, limits, budget.peak_activation_bytes
     )
     solution: Solution = SOLVERS.load("exact")(problem)
-    return solution
+    if chosen is not None:
+        solution = _standing(solution, problem, chosen)
+    # Bound and gap are of this cost then, in the solver's unit and without what no site costs.
+    return with_problem(solution, problem, objective=goal.objective)
+
+
+def _standing(solution: Solution, problem: Problem, chosen: Mapping[str, str]) -> Solution:
+    """Return ``chosen``, which is within the budgets, with the bound of the optimum."""
+    assert solution.bound is not None
+    cost, usage = evaluate(problem, chosen)
+    gap = relative_gap(cost, solution.bound)
+    return replace(
+        solution,
+        status="optimal" if gap <= RELATIVE_TOLERANCE else "feasible",
+        assignment=chosen,
+        loss=cost,
+        usage=usage,
+        gap=gap,
+    )
 
 
 class _Search:
@@ -145,7 +178,7 @@ class _Search:
         """Search; raise ``InfeasibleBudgetError`` where the other budgets allow nothing."""
         self.curve = self._bounded(frontier(self._problem, self._axis))
         if not len(self.curve):
-            raise infeasible(self._allocation, self._budget, self._limits)
+            raise _nothing_within(self._allocation, self._budget, self._limits)
         with counted(self._most, "search the cheapest") as done:
             spared = 0 if self.curve.complete else min(_SPARED, self._most // 2)
             self.crossing = self._cross(self._most - spared, {}, done)
@@ -227,9 +260,10 @@ def _too_strict(crossing: Crossing, budget: Budget) -> InfeasibleBudgetError:
     )
 
 
-def _too_lossy(
+def _nothing_within(
     allocation: Allocation, budget: Budget, limits: Mapping[str, float]
 ) -> InfeasibleBudgetError:
+    """Return the error that says whether no cost or no loss can be kept within its bound."""
     problem = allocation.problem(limits, budget.peak_activation_bytes)
     best: Solution = SOLVERS.load("exact")(problem)
     if best.loss is None:

@@ -81,6 +81,8 @@ class Judge:
         batches: Sequence[Batch],
         memo: Memo | None = None,
     ) -> None:
+        if not isinstance(evaluate, str) and not callable(evaluate):
+            raise _no_measure(evaluate)
         self.name = evaluate if isinstance(evaluate, str) else "evaluate"
         self.fresh = 0
         self._session, self._batches = session, batches
@@ -172,15 +174,19 @@ class Judge:
 
     def _evaluated(self, network: Callable[..., Any]) -> float:
         assert self._function is not None
-        value = float(self._function(network))
-        if not math.isfinite(value):
-            raise PlanError(
-                "evaluate did not return a finite number",
-                expected="a number, higher where the network is better",
-                found=value,
-                remedy="repair the function",
-            )
-        return value
+        value = self._function(network)
+        try:
+            number = float(value)
+        except (TypeError, ValueError, RuntimeError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
+        raise PlanError(
+            "evaluate did not return a finite number",
+            expected="a number, higher where the network is better",
+            found=repr(value)[:80],
+            remedy="repair the function",
+        )
 
     @cached_property
     def _references(self) -> list[Outputs]:
@@ -198,11 +204,15 @@ def default_measure(session: Session) -> str:
 def _check_name(name: str) -> None:
     if name in MEASURES or name == "evaluate":
         return
-    raise PlanError(
-        f"unknown measure {name!r}",
+    raise _no_measure(name)
+
+
+def _no_measure(given: object) -> PlanError:
+    return PlanError(
+        f"unknown measure {given!r}",
         expected=f"a function, or one of {', '.join(MEASURES)}",
-        found=repr(name),
-        remedy=nearest(name, MEASURES),
+        found=repr(given),
+        remedy=nearest(str(given), MEASURES),
     )
 
 

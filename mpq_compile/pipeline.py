@@ -9,7 +9,6 @@ from typing import Any, Unpack
 from mpq_compile.closed_loop import compile_session, goal_of, plan_within, verified
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.deploy import complete_assignment
-from mpq_compile.errors import PlanError
 from mpq_compile.inverse import EVALUATIONS
 from mpq_compile.judging import Evaluate
 from mpq_compile.recipe import Recipe, RecipeOptions
@@ -17,22 +16,6 @@ from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.search.policy import Policy
 from mpq_compile.session import Session
 from mpq_compile.types import Budget, Plan
-
-
-def as_budget(budget: Budget | Mapping[str, float] | None) -> Budget:
-    if budget is None:
-        return Budget()
-    if isinstance(budget, Budget):
-        return budget
-    try:
-        return Budget(**budget)
-    except TypeError as error:
-        raise PlanError(
-            "unknown budget",
-            expected=", ".join(Budget.__dataclass_fields__),
-            found=", ".join(budget) if isinstance(budget, Mapping) else repr(budget),
-            remedy="use the names of mpq.Budget",
-        ) from error
 
 
 def plan(
@@ -67,7 +50,7 @@ def plan(
             remote device: ``rpc://host:port/KEY``, ``{"rpc": {"tracker": "host:port", "key": …}}``.
         budget: Bounds on the result; none gives the most accurate candidate everywhere.
         metric: Sensitivity metric by name.
-        solver: Solver by name.
+        solver: Solver by name; ``minimize`` is always solved exactly.
         candidates: Names to choose from; None for the profile's defaults.
         constraints: ``{"conv1": "w8a8", "re:.*fc": ["w8a8", "w4a8"]}`` pins sites.
         seed: Recorded. Which samples are drawn from a data set or a folder, and what a loader
@@ -108,7 +91,7 @@ def plan(
         tuned=tuned,
         measure_s=measure_s,
     )
-    bounds = as_budget(budget)
+    bounds = Budget.of(budget)
     if policy is not None:
         session.pin(policy.assignment_for(session.network))
     goal = goal_of(session, bounds, minimize, evaluate, evaluations)
@@ -170,7 +153,7 @@ def compile(  # noqa: A001 - the public name
     )
     if plan is not None:
         return build_given(session, plan, verify)
-    return compile_session(session, as_budget(budget), minimize, evaluate, verify, evaluations)
+    return compile_session(session, Budget.of(budget), minimize, evaluate, verify, evaluations)
 
 
 def build_given(session: Session, plan: Plan, verify: bool) -> CompiledNetwork:

@@ -40,14 +40,15 @@ class Registry:
         Raises:
             MpqError: The name is unknown, or what it names cannot be imported.
         """
-        if ":" in name:
+        known = isinstance(name, str) and name in self.table
+        if not known and isinstance(name, str) and ":" in name:
             return _outside(self.kind, name)
-        if name not in self.table:
+        if not known:
             raise MpqError(
                 f"unknown {self.kind} {name!r}",
                 expected=f"one of {', '.join(sorted(self.table))}, or file.py:attribute",
                 found=repr(name),
-                remedy=nearest(name, self.table),
+                remedy=nearest(str(name), self.table),
             )
         module, _, attribute = self.table[name].partition(":")
         return getattr(importlib.import_module(module), attribute)

@@ -26,7 +26,7 @@ def search_policy(
     example_inputs: Any,
     data: Any,
     target: TargetLike = "local",
-    budget: Budget | None = None,
+    budget: Budget | Mapping[str, float] | None = None,
     method: str = "asga",
     candidates: Sequence[str] | None = None,
     constraints: Mapping[str, str | Sequence[str]] | None = None,
@@ -72,7 +72,7 @@ def search_policy(
         PlanError: The budget bounds something else, or the checkpoint is of another search.
     """
     options = SearchOptions(
-        method=method, bops=_bops(budget), price=price, loss=loss, epochs=epochs
+        method=method, bops=_bops(Budget.of(budget)), price=price, loss=loss, epochs=epochs
     )
     if isinstance(data, Iterator):
         data = list(data)  # it is read twice
@@ -110,8 +110,8 @@ def search_session(
     )
 
 
-def _bops(budget: Budget | None) -> float | None:
-    given = {} if budget is None else budget.given()
+def _bops(budget: Budget) -> float | None:
+    given = budget.given()
     others = [name for name in given if name != "bops"]
     if others:
         raise PlanError(

@@ -10,6 +10,7 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.calibration_tensors import packed, unpacked
 from mpq_compile.reconstruct.per_site import reconstruct_per_site
 from mpq_compile.registry import METRICS
+from mpq_compile.sensitivity.base import check_table
 from mpq_compile.types import SensitivityTable
 from mpq_compile.workpool import Task, current_pool
 
@@ -23,10 +24,16 @@ def measured_sensitivity(
     batches: Sequence[Batch],
     choices: Mapping[str, Sequence[str]],
 ) -> SensitivityTable:
-    """Return the table of a metric by name, computed by all processes of the pool."""
+    """Return the table of a metric by name, computed by all processes of the pool.
+
+    Raises:
+        CalibrationError: It lacks a loss, or has one that is not finite.
+    """
     measure = METRICS.load(metric)()
     with current_pool().sharing(lambda: _task("sensitivity", calibration, choices, metric)):
-        return measure(network, calibration, batches, choices)
+        table: SensitivityTable = measure(network, calibration, batches, choices)
+    check_table(table, choices)
+    return table
 
 
 def fitted_sites(

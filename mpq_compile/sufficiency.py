@@ -87,7 +87,7 @@ def stability(
     example_inputs: Any,
     calibration: Any,
     target: TargetLike = "local",
-    budget: Budget | None = None,
+    budget: Budget | Mapping[str, float] | None = None,
     metric: str = "sqnr",
     solver: str = "exact",
     candidates: Sequence[str] | None = None,
@@ -122,7 +122,7 @@ def stability(
         tuned=tuned,
         measure_s=measure_s,
     )
-    return stability_of(session, budget or Budget())
+    return stability_of(session, Budget.of(budget))
 
 
 def stability_of(session: Session, budget: Budget, tolerance: float = TOLERANCE) -> Stability:

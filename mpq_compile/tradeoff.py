@@ -17,6 +17,7 @@ from mpq_compile.judging import Evaluate, Judge, default_measure
 from mpq_compile.measuring import NetworkTimes
 from mpq_compile.progress import track
 from mpq_compile.recipe import Recipe, RecipeOptions
+from mpq_compile.registry import SOLVERS
 from mpq_compile.report.frontier import (
     FrontierReport,
     Point,
@@ -64,7 +65,7 @@ def frontier(
     calibration: Any,
     target: TargetLike = "local",
     axis: str | Sequence[str] = "size_mb",
-    budget: Budget | None = None,
+    budget: Budget | Mapping[str, float] | None = None,
     metric: str = "sqnr",
     candidates: Sequence[str] | None = None,
     constraints: Mapping[str, str | Sequence[str]] | None = None,
@@ -119,7 +120,7 @@ def frontier(
     return frontier_of(
         session,
         axis,
-        budget,
+        Budget.of(budget),
         points=points,
         evaluate=evaluate,
         measure=measure,
@@ -140,6 +141,7 @@ def frontier_of(
     """Return the frontier of a session; see :func:`frontier`."""
     axes = _axes(axis)
     _check(session, points, budget, measure)
+    _check_tolerance(tolerance)
     budget = budget or Budget()
     judge = Judge(session, evaluate or default_measure(session), session.held_out)
     allocation = session.allocation()
@@ -187,23 +189,44 @@ def frontier_of(
 
 
 def _axes(axis: str | Sequence[str]) -> tuple[Axis, ...]:
-    names = (axis,) if isinstance(axis, str) else tuple(dict.fromkeys(axis))
+    listed = isinstance(axis, Iterable) and not isinstance(axis, str)
+    names: tuple[Any, ...] = tuple(dict.fromkeys(axis)) if listed else (axis,)
     if not names:
-        raise PlanError("a frontier needs an axis", expected=", ".join(AXES), found="none")
+        raise PlanError(
+            "a frontier needs an axis",
+            expected=", ".join(AXES),
+            found="none",
+            remedy="name one, or several for a grid",
+        )
     for name in names:
         if name not in AXES:
             raise PlanError(
                 f"unknown axis {name!r}",
                 expected=", ".join(AXES),
                 found=repr(name),
-                remedy=nearest(name, AXES),
+                remedy=nearest(str(name), AXES),
             )
     return tuple(AXES[name] for name in names)
 
 
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance >= 0:
+        raise PlanError(
+            "the tolerance is negative",
+            expected="a difference of the drop that counts as noise: 0 or more",
+            found=tolerance,
+            remedy="leave it out, or give the noise of the measure",
+        )
+
+
 def _check(session: Session, points: int, budget: Budget | None, measure: bool) -> None:
-    if points < 0:
-        raise PlanError("the number of points is negative", expected="0 or more", found=points)
+    if not isinstance(points, int) or points < 0:
+        raise PlanError(
+            "the number of points must be a whole number, not negative",
+            expected="0 or more",
+            found=repr(points),
+            remedy="correct the number, or leave it out",
+        )
     if budget is not None and (budget.max_drop is not None or budget.max_loss is not None):
         raise PlanError(
             "a frontier shows every loss",
@@ -225,7 +248,8 @@ def _curve(allocation: Allocation, axes: Sequence[Axis], budget: Budget) -> Fron
     problem = allocation.tradeoff_problem(columns, limits, budget.peak_activation_bytes)
     curve = curve_of(problem, columns)
     if not len(curve):
-        raise infeasible(allocation, budget, limits)
+        # What each budget would have to be beside the others takes a solve that fails.
+        raise infeasible(allocation, budget, limits, SOLVERS.load("exact")(problem))
     return curve
 
 

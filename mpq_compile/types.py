@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 from mpq_compile.errors import PlanError
@@ -56,7 +57,7 @@ class Candidate:
             return cls(name=name, weight_bits=32, activation_bits=32)
         if name == "bf16":
             return cls(name=name, weight_bits=16, activation_bits=16)
-        match = _CANDIDATE.fullmatch(name)
+        match = _CANDIDATE.fullmatch(name) if isinstance(name, str) else None
         if match is None:
             raise PlanError(
                 f"{name!r} is not a candidate",
@@ -199,14 +200,31 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not value >= 0 or value == float("inf"):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if number and 0 <= value < float("inf"):
+                object.__setattr__(self, name, value if type(value) is int else float(value))
+            else:
                 raise PlanError(
                     f"budget {name} must be a finite number, not negative",
                     expected="a number ≥ 0",
                     found=repr(value),
                     remedy=f"give {name} a number, or leave it out",
                 )
+
+    @classmethod
+    def of(cls, given: Budget | Mapping[str, float] | None) -> Budget:
+        """Return a budget, given as itself, a mapping or None; raise ``PlanError`` for others."""
+        if isinstance(given, Budget):
+            return given
+        try:
+            return cls(**({} if given is None else given))
+        except TypeError as error:
+            raise PlanError(
+                "unknown budget",
+                expected=", ".join(cls.__dataclass_fields__),
+                found=", ".join(map(str, given)) if isinstance(given, Mapping) else repr(given),
+                remedy="use the names of mpq.Budget",
+            ) from error
 
     @property
     def peak_activation_bytes(self) -> float | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from tradeoff_net import ANALYTIC, NAMES, X, all_assignments, model, session
 
 import mpq_compile as mpq
-from mpq_compile.inverse import Goal, cheapest
+from mpq_compile.inverse import Goal, _standing, cheapest
 from mpq_compile.judging import Judge, Judgement
 from mpq_compile.session import Session
 from mpq_compile.solve import evaluate as worth
@@ -153,6 +156,13 @@ def test_a_loss_that_cannot_be_kept() -> None:
     assert "most accurate" in str(caught.value.found)
 
 
+def test_a_drop_within_a_loss_that_cannot_be_kept() -> None:
+    """The loss is what nothing keeps, so the message does not speak of costs."""
+    budget = mpq.Budget(max_drop=1e9, max_loss=1e-12)
+    with pytest.raises(mpq.InfeasibleBudgetError, match="loss cannot be kept"):
+        cheapest(session(), budget, Goal(objective="size", judge=TableJudge(lambda a: 0.0)))
+
+
 def test_both_bounds_at_once() -> None:
     """The loss bounds the frontier, on which the drop is searched."""
     allocation = session().allocation()
@@ -193,3 +203,58 @@ def test_pairs_and_the_problem_agree() -> None:
     assert usage["latency_us"] + overhead == pytest.approx(
         allocation.usage(assignment)["latency_us"]
     )
+
+
+def plan_to(**options: Any) -> mpq.Plan:
+    budget = options.pop("budget", mpq.Budget(max_drop=1.0))
+    return mpq.plan(
+        model(), X[:1], [X], target=ANALYTIC, candidates=NAMES, budget=budget, **options
+    )
+
+
+@pytest.mark.parametrize("answer", [None, "good", torch.zeros(2), float("nan")])
+def test_what_evaluate_returns_must_be_a_number(answer: Any) -> None:
+    with pytest.raises(mpq.PlanError, match="did not return a finite number"):
+        plan_to(evaluate=lambda network: answer, minimize="size")
+
+
+def test_what_measures_nothing_is_refused() -> None:
+    with pytest.raises(mpq.PlanError, match="unknown measure 3"):
+        plan_to(evaluate=3, minimize="size")
+    # An evaluate that would never be called promises what nobody keeps.
+    with pytest.raises(mpq.PlanError, match="nothing bounds") as caught:
+        plan_to(evaluate="top1", budget=mpq.Budget(avg_bits=5))
+    assert "max_drop" in str(caught.value.expected)
+
+
+def test_another_assignment_than_the_optimum_is_not_called_optimal() -> None:
+    """Where a frontier has gaps, what was measured may cost a little more than what is proven."""
+    allocation = session().allocation()
+    everything = {group.name: "w8a8" for group in allocation.problem({}).groups}
+    problem = allocation.inverse_problem("size", 10.0, {}, None)
+    optimum = solve(problem)
+    standing = _standing(optimum, problem, everything)
+    assert standing.status == "feasible" and standing.bound == optimum.loss
+    assert standing.gap == pytest.approx(1 - optimum.loss / standing.loss)
+    assert mpq.check(problem, standing).ok
+    assert _standing(optimum, problem, optimum.assignment).status == "optimal"
+
+
+@pytest.mark.parametrize("name", ["latency_p95_ms", "peak_activation_mb", "size_mb", "energy_mj"])
+def test_the_least_budget_that_is_named_would_do(name: str) -> None:
+    """Read from the message, to its four digits, and tried."""
+    with pytest.raises(mpq.InfeasibleBudgetError) as caught:
+        plan_to(budget=mpq.Budget(**{name: 1e-9}))
+    told = re.search(r"(?:p95_ms|at least|size|energy) (\d[\d.e-]*)", str(caught.value.expected))
+    assert told is not None, caught.value.expected
+    least = float(told[1])
+    assert plan_to(budget=mpq.Budget(**{name: least * 1.001})).assignment
+    with pytest.raises(mpq.InfeasibleBudgetError):
+        plan_to(budget=mpq.Budget(**{name: least * 0.999}))
+
+
+@pytest.mark.parametrize("number", [np.float32(5), np.int64(5), np.float64(5)])
+def test_budgets_may_be_numbers_of_numpy(number: Any) -> None:
+    made = plan_to(budget={"avg_bits": number})
+    assert made == mpq.Plan.from_json(json.loads(json.dumps(made.to_json())))
+    assert made.budget == {"avg_bits": 5.0}

@@ -35,3 +35,9 @@ def test_what_cannot_be_imported_is_named(name: str, found: str) -> None:
 def test_a_typo_suggests_the_nearest_name() -> None:
     with pytest.raises(MpqError, match="greedy"):
         SOLVERS.load("gredy")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["exact"]])
+def test_what_is_no_name_is_refused(name: object) -> None:
+    with pytest.raises(MpqError, match="unknown solver"):
+        SOLVERS.load(name)  # type: ignore[arg-type]

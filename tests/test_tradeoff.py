@@ -185,9 +185,35 @@ def test_wrong_arguments(options: dict[str, Any], message: str, remedy: str) -> 
     assert remedy in str(caught.value.remedy)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"axis": 3}, "unknown axis 3"),
+        ({"axis": []}, "needs an axis"),
+        ({"points": 2.5}, "whole number"),
+        ({"tolerance": -1.0}, "tolerance is negative"),
+    ],
+)
+def test_arguments_of_other_types(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(mpq.PlanError, match=message) as caught:
+        frontier(**options)
+    assert caught.value.remedy
+
+
 def test_nothing_within_the_other_budgets() -> None:
     with pytest.raises(mpq.InfeasibleBudgetError, match="BOPs"):
-        frontier(budget=mpq.Budget(bops=10))
+        frontier(budget={"bops": 10})
+
+
+def test_budgets_that_exclude_each_other_say_what_would_do_beside_the_others() -> None:
+    """w4a3 has the fewest bit operations, w2a8 the fewest bits."""
+    names = ["w2a8", "w4a3"]
+    macs = sum(site.macs for site in session().network.sites)
+    with pytest.raises(mpq.InfeasibleBudgetError, match="not all of them together") as caught:
+        frontier(budget={"bops": 12 * macs, "avg_bits": 2.0}, candidates=names)
+    told = str(caught.value.expected)
+    assert "beside the other budgets at least" in told and "average weight 4 bits" in told
+    assert f"BOPs {16 * macs:.4g}" in told
 
 
 def test_points_are_spread_with_both_ends() -> None:

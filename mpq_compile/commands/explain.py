@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mpq_compile.allocate import OBJECTIVE_AXIS
 from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_plan
@@ -48,6 +49,12 @@ def explain(
     return _outcome(plan, audit, notes, verification, png)
 
 
+def _minimised(plan: Plan) -> str:
+    """Return what the multipliers are counted in: the cost that was minimised, or the loss."""
+    objective = plan.certificate.get("objective", "loss")
+    return OBJECTIVE_AXIS.get(objective, objective)
+
+
 def _outcome(
     plan: Plan,
     audit: Sequence[AuditRow],
@@ -60,7 +67,7 @@ def _outcome(
         show_plan(console, plan)
         multipliers = plan.certificate.get("multipliers") or {}
         for axis, price in multipliers.items():
-            console.print(f"multiplier:  {price:.4g} loss for one more {axis}")
+            console.print(f"multiplier:  {price:.4g} {_minimised(plan)} for one more {axis}")
         show_notes(console, notes)
         if audit:
             console.print(audit_table(audit))

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mpq_compile.commands import options
+from mpq_compile.commands.check import as_data
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_json
 from mpq_compile.commands.views import number
@@ -64,15 +65,7 @@ def _verified(problem: Problem, answer: Solution) -> dict[str, Any]:
     """Return what the checker says of an answer."""
     from mpq_compile.solve.certificate import check
 
-    report = check(problem, answer)
-    return {
-        "ok": report.ok,
-        "summary": report.summary,
-        "faults": list(report.faults),
-        "proven": report.proven,
-        "bound": report.bound,
-        "optimal": report.optimal,
-    }
+    return as_data(check(problem, answer))
 
 
 def _show(console: Console, solution: dict[str, Any]) -> None:

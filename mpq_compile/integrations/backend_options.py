@@ -10,7 +10,6 @@ from typing import Any
 
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.errors import PlanError, nearest
-from mpq_compile.pipeline import as_budget
 from mpq_compile.recipe import Recipe
 from mpq_compile.search.policy import Policy
 from mpq_compile.session import Session
@@ -74,7 +73,7 @@ class BackendOptions:
         _check_exclusive(options)
         given = {name: value for name, value in options.items() if name not in _RECIPE}
         recipe = {name: value for name, value in options.items() if name in _RECIPE}
-        given["budget"] = as_budget(options.get("budget"))
+        given["budget"] = Budget.of(options.get("budget"))
         given["plan"] = plan = _plan(options.get("plan"))
         given["recipe"] = Recipe(**recipe) if plan is None else Recipe.of_plan(plan.provenance)
         return cls(**given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from mpq_compile.calibrate import Batch
+from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.base import ValueRecorder, run_passes
 from mpq_compile.passes.insert_quantizers import InsertQuantizers, set_assignment
 from mpq_compile.passes.network import Network
@@ -177,6 +179,27 @@ def table_of(
         spread=by_site(choices, errors) if count > 1 else {},
         pairs=pairs_of or {},
     )
+
+
+def check_table(table: SensitivityTable, choices: Choices) -> None:
+    """Refuse a table that lacks a loss, or has one that is not a finite number.
+
+    Raises:
+        CalibrationError: Naming the site and the candidate.
+    """
+    for site, names in choices.items():
+        for name in names:
+            loss = table.loss.get(site, {}).get(name)
+            if loss is not None and math.isfinite(loss):
+                continue
+            raise CalibrationError(
+                f"the metric {table.metric!r} has no finite loss",
+                where=f"{site}, {name}",
+                expected="a finite number for each candidate of each site",
+                found=loss,
+                remedy="look for values in the data, or in the network's outputs, that are NaN or "
+                "too large for float32",
+            )
 
 
 def by_site(choices: Choices, values: Sequence[float] | Tensor) -> dict[str, dict[str, float]]:

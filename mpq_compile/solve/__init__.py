@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mpq_compile.errors import PlanError
 from mpq_compile.registry import SOLVERS
 from mpq_compile.solve.black_box import BlackBox, Minimum, minimize_black_box
 from mpq_compile.solve.curve import Frontier, frontier
@@ -20,6 +21,7 @@ from mpq_compile.solve.problem import (
     evaluate,
     fits,
 )
+from mpq_compile.solve.reading import read_number
 
 __all__ = [
     "BlackBox",
@@ -47,6 +49,7 @@ def solve(
     """Solve ``problem`` with the solver of that name.
 
     Raises:
+        PlanError: ``problem`` is none, or the time limit is not a positive number.
         MpqError: The solver is unknown, or the time was over before anything that fits was found.
 
     >>> group = Group(name="g", candidates=(
@@ -56,7 +59,24 @@ def solve(
     >>> dict(solve(Problem(groups=(group,), budget={"size_bytes": 6.0})).assignment)
     {'g': 'w4a8'}
     """
-    solution: Solution = SOLVERS.load(solver)(problem, time_limit_s=time_limit_s)
+    run = SOLVERS.load(solver)
+    if not isinstance(problem, Problem):
+        raise PlanError(
+            "not a Problem",
+            where="solve",
+            expected="a Problem",
+            found=type(problem).__name__,
+            remedy="read JSON with Problem.from_json, or call solve_json",
+        )
+    if time_limit_s is not None and not read_number(time_limit_s, "time_limit_s") > 0:
+        raise PlanError(
+            "a time limit must be a positive number",
+            where="time_limit_s",
+            expected="seconds above 0, or None for no limit",
+            found=time_limit_s,
+            remedy="correct the number, or leave it out",
+        )
+    solution: Solution = run(problem, time_limit_s=time_limit_s)
     return solution
 
 

@@ -74,11 +74,12 @@ def infeasible(
     ``attainable`` is the least usage on each axis alone, ``needed`` beside the other budgets.
     """
     limits = dict(zip(tables.axes, tables.limit.tolist(), strict=True))
-    binding = next((a for a in attainable if attainable[a] > limits[a]), None)
+    binding = [axis for axis in attainable if attainable[axis] > limits[axis]]
     if not attainable and tables.axes:
         reason = "the pairs forbid every assignment"
-    elif binding is not None:
-        reason = f"the least {binding} is {attainable[binding]:g}: more than its budget"
+    elif binding:
+        least = [f"the least {axis} is {attainable[axis]:g}" for axis in binding]
+        reason = f"{' and '.join(least)}: more than {'its' if len(least) == 1 else 'their'} budget"
     else:
         least = [f"{axis} {value:g}" for axis, value in needed.items() if value is not None]
         reason = "each budget can be met alone, but not all together: with the others as they are"
@@ -87,7 +88,7 @@ def infeasible(
         "method": "multipliers" if proof.states == 0 else "search",
         "reason": reason,
         "attainable": dict(attainable),
-        "binding": binding,
+        "binding": binding[0] if binding else None,
         "least_budget": dict(needed),
     }
     if not proof.dual.feasible:

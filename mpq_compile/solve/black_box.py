@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 
@@ -149,13 +150,8 @@ def minimize_black_box(
             ``exhaustive`` may evaluate.
     """
     run = BLACK_BOX_SOLVERS.load(solver)
-    if evaluations < 1:
-        raise PlanError(
-            "a black box needs evaluations",
-            expected="at least 1",
-            found=evaluations,
-            remedy="raise evaluations",
-        )
+    _check_count("evaluations", evaluations, 1)
+    _check_count("seed", seed, 0)
     grounds = prepare(box.problem, None)
     incumbent = grounds.feasible.incumbent
     if incumbent is None:
@@ -172,6 +168,18 @@ def minimize_black_box(
     )
     best, optimal = run(task)
     return _minimum(box.problem, task, best, optimal=optimal, solver=solver, start=grounds.start)
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, Integral) and value >= least:
+        return
+    raise PlanError(
+        f"{name} must be a whole number of at least {least}",
+        where=name,
+        expected=f"at least {least}",
+        found=repr(value),
+        remedy="correct the number, or leave it out",
+    )
 
 
 def _minimum(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from mpq_compile.errors import nearest
@@ -132,6 +132,20 @@ class Solution:
     wall_s: float
     certificate: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_json(cls, data: Any) -> Solution:
+        """Read the form that ``mpq solve --json`` prints.
+
+        What the fields claim, their types too, is for :func:`mpq_compile.check` to judge.
+
+        Raises:
+            PlanError: It is not an object with these fields.
+        """
+        names = [f.name for f in fields(cls)]
+        # What `mpq solve --check` adds is no part of the answer.
+        top = read_object(data, "solution", required=names, optional=("check",))
+        return cls(**{name: top[name] for name in names})
+
     def to_json(self) -> dict[str, Any]:
         """Return the answer as JSON-ready data."""
         return {
@@ -222,8 +236,8 @@ def _check_assignment(problem: Problem, assignment: Mapping[str, str]) -> None:
             f"assignment[{odd[0]!r}]",
             "unknown group" if odd[0] in assignment else "the group has no candidate",
             expected="exactly the problem's groups",
-            found=odd[0],
-            remedy=nearest(odd[0], names),
+            found=odd[0] if odd[0] in assignment else "nothing",
+            remedy=nearest(str(odd[0]), names) if odd[0] in assignment else "choose one for it",
         )
 
 

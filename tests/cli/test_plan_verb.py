@@ -26,6 +26,23 @@ def test_plan(mpq: Mpq, job: tuple[str, ...], tmp_path: Path) -> None:
     Draft202012Validator(schema("plan")).validate(result.json)
 
 
+def test_the_proof_of_a_plan_is_checked(mpq: Mpq, job: tuple[str, ...], tmp_path: Path) -> None:
+    output = tmp_path / "plan.json"
+    assert mpq("plan", *job, *ANALYTIC, "--size-mb", "0.0004", "-o", output).code == 0
+    result = mpq("check", output, "--json")
+    assert (result.code, result.json["ok"], result.json["optimal"]) == (0, True, True)
+    data = json.loads(output.read_text(encoding="utf-8"))
+    output.write_text(json.dumps({**data, "loss": data["loss"] / 2}), encoding="utf-8")
+    result = mpq("check", output)
+    assert result.code == 1 and result.out.startswith("wrong: ")
+
+
+def test_a_minimised_cost_is_named(mpq: Mpq, job: tuple[str, ...]) -> None:
+    result = mpq("plan", *job, *ANALYTIC, "--max-loss", "0.1", "--minimize", "size")
+    assert result.code == 0
+    assert "optimal by exact, of the least size, gap 0" in result.out
+
+
 def test_plan_without_json(mpq: Mpq, job: tuple[str, ...]) -> None:
     result = mpq("plan", *job, *ANALYTIC, "--candidates", "w8a8")
     assert result.code == 0

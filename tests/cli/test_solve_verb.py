@@ -51,6 +51,21 @@ def test_check(mpq: Mpq, tmp_path: Path, problem: dict[str, Any]) -> None:
     assert "infeasibility verified" in mpq("solve", tight, "--check").out
 
 
+def test_an_answer_is_checked_later(mpq: Mpq, tmp_path: Path, problem: dict[str, Any]) -> None:
+    file = write(tmp_path / "problem.json", problem)
+    answer = mpq("solve", file, "--json").json
+    kept = write(tmp_path / "answer.json", answer)
+    result = mpq("check", file, kept, "--json")
+    assert (result.code, result.json["ok"], result.json["optimal"]) == (0, True, True)
+    assert "optimality verified" in mpq("check", file, kept).out
+    wrong = write(tmp_path / "wrong.json", {**answer, "loss": answer["loss"] * 0.9})
+    result = mpq("check", file, wrong)
+    assert result.code == 1 and "wrong: loss is" in result.out
+    part = write(tmp_path / "part.json", {"status": "optimal"})
+    result = mpq("check", file, part, "--json")
+    assert (result.code, result.json["where"]) == (2, "solution")
+
+
 def test_reads_standard_input(fresh: Mpq, problem: dict[str, Any]) -> None:
     answer = fresh("solve", "-", "--solver", "milp", "--json", stdin=json.dumps(problem))
     assert answer.code == 0

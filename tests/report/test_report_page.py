@@ -116,6 +116,21 @@ def test_a_bound_that_was_not_proven_is_told() -> None:
     assert "at most 0.025 could be gained (20.0 % of the loss" in text
 
 
+def test_a_minimised_cost_is_not_called_a_loss() -> None:
+    """The bound of its certificate is of bytes, and so are its multipliers."""
+    certificate = {
+        **plan().certificate,
+        "objective": "size",
+        "bound": 98765.0,
+        "multipliers": {"loss": 3e4, "latency_us": 12.0},
+    }
+    text = page_of(bare(plan=plan(certificate=certificate))).text
+    assert "Its size was minimised. Proven optimal" in text
+    assert "98765" not in text and "9.877e+04" not in text and "less loss for one" not in text
+    partly = {**certificate, "status": "feasible", "gap": 0.0625}
+    assert "leaves a gap of 0.0625" in page_of(bare(plan=plan(certificate=partly))).text
+
+
 def test_a_large_network_fits_a_page() -> None:
     text = report_html(large(300))
     assert len(text.encode()) < 500_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.registry import METRICS
 from mpq_compile.sensitivity.base import QuantizedGraph, pairs
 from mpq_compile.sensitivity.sqnr import SqnrMetric, decibels, noise_to_signal
+from mpq_compile.shared_tasks import measured_sensitivity
 from mpq_compile.types import SensitivityTable
 
 NAMES = ("fp32", "bf16", "w8a8", "w4a8", "w2a8")
@@ -189,3 +191,24 @@ def test_metrics_that_need_labels_say_so(name: str) -> None:
 
 def test_pairs_leave_fp32_out() -> None:
     assert list(pairs({"a": ["fp32", "w8a8"], "b": ["bf16"]})) == [("a", "w8a8"), ("b", "bf16")]
+
+
+@pytest.mark.parametrize(("entry", "found"), [("float('nan')", "nan"), ("None", "None")])
+def test_a_loss_that_is_no_number_is_named(tmp_path: Path, entry: str, found: str) -> None:
+    """A metric of the user's own, or one that overflowed: the solver never sees such a table."""
+    network, calibration, batches = parts()
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from mpq_compile.types import SensitivityTable\n"
+        "class Mine:\n"
+        "    def __call__(self, network, calibration, batches, choices):\n"
+        "        loss = {site: dict.fromkeys(names, 1.0) for site, names in choices.items()}\n"
+        f"        loss[list(loss)[1]]['w4a8'] = {entry}\n"
+        "        return SensitivityTable(metric='mine', unit='', loss=loss)\n",
+        encoding="utf-8",
+    )
+    choices = {site.id: NAMES for site in network.sites}
+    with pytest.raises(CalibrationError, match="'mine' has no finite loss") as caught:
+        measured_sensitivity(f"{file}:Mine", network, calibration, batches, choices)
+    assert caught.value.where == f"{network.sites[1].id}, w4a8"
+    assert str(caught.value.found) == found

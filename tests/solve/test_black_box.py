@@ -139,8 +139,11 @@ def test_wrong_questions_are_refused() -> None:
     box = BlackBox.from_bits(THREE, total, {"bits": 14})
     with pytest.raises(MpqError, match="gcpso"):
         minimize_black_box(box, "gcps")
-    with pytest.raises(PlanError, match="needs evaluations"):
-        minimize_black_box(box, evaluations=0)
+    for evaluations in (0, 10.5, "10"):
+        with pytest.raises(PlanError, match="evaluations must be a whole number of at least 1"):
+            minimize_black_box(box, evaluations=evaluations)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="seed must be a whole number of at least 0"):
+        minimize_black_box(box, seed=-1)
     with pytest.raises(PlanError, match="too many"):
         minimize_black_box(box, "exhaustive", evaluations=5)
     with pytest.raises(PlanError, match="start is not within"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,21 @@ ALTERATIONS = {
         "certificate": {**SOLUTION.certificate, "multipliers": {**MULTIPLIERS, "k0": -1.0}}
     },
     "no certificate": {"certificate": {}},
+    "multipliers that are no numbers": {
+        "certificate": {**SOLUTION.certificate, "multipliers": dict.fromkeys(MULTIPLIERS, "1")}
+    },
+    "a Lagrangian bound that is none": {
+        "certificate": {**SOLUTION.certificate, "lagrangian_bound": None}
+    },
+    "reduced costs of another form": {
+        "certificate": {**SOLUTION.certificate, "reduced_costs": {"g0": None}}
+    },
+    "blocks of another form": {"certificate": {**SOLUTION.certificate, "blocks": [0, 1]}},
+    "a certificate that is none": {"certificate": None},
+    "an assignment that is none": {"assignment": None},
+    "a usage that is none": {"usage": None},
+    "a loss in words": {"loss": f"{LOSS}"},
+    "a bound that is not a number": {"bound": math.nan},
     "reduced costs": {"certificate": {**SOLUTION.certificate, "reduced_costs": {"g0": [0.0] * 6}}},
 }
 
@@ -92,6 +108,27 @@ def test_rejects_altered_answers(name: str) -> None:
     report = check(PROBLEM, _altered(**ALTERATIONS[name]))
     assert not report.ok
     assert report.proven == "wrong"
+
+
+def test_faults_are_of_one_line() -> None:
+    report = check(PROBLEM, _altered(**ALTERATIONS["missing group"]))
+    assert report.faults == ("assignment['g1']: the group has no candidate",)
+
+
+def test_what_is_no_solution_is_refused() -> None:
+    with pytest.raises(mpq.PlanError, match="not a Solution") as caught:
+        check(PROBLEM, SOLUTION.to_json())  # type: ignore[arg-type]
+    assert "Solution.from_json" in str(caught.value.remedy)
+    with pytest.raises(mpq.PlanError, match="not a Problem"):
+        check(PROBLEM.to_json(), SOLUTION)  # type: ignore[arg-type]
+
+
+def test_an_answer_is_read_back_and_still_proven() -> None:
+    read = Solution.from_json(json.loads(json.dumps(SOLUTION.to_json())))
+    assert read == SOLUTION
+    assert check(Problem.from_json(PROBLEM.to_json()), read).optimal
+    with pytest.raises(mpq.PlanError, match="'gap' is missing"):
+        Solution.from_json({k: v for k, v in SOLUTION.to_json().items() if k != "gap"})
 
 
 def test_infeasible() -> None:

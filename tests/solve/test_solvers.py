@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from solve_instances import brute_force, chain, complete, network, residual, small_problem
 
-from mpq_compile.errors import MpqError
+from mpq_compile.errors import MpqError, PlanError
 from mpq_compile.registry import SOLVERS
 from mpq_compile.solve import CandidateTerm, Group, Problem, evaluate, fits, solve, solve_json
 from mpq_compile.solve.certificate import check
@@ -195,3 +195,23 @@ def test_milp_leaves_standard_output_alone() -> None:
         check=True,
     )
     assert done.stdout == "end\n"
+
+
+@pytest.mark.parametrize("limit", [0, -1.0, float("nan"), "1"])
+def test_a_time_limit_is_a_positive_number(limit: float) -> None:
+    with pytest.raises(PlanError) as caught:
+        solve(NETWORKS["one budget"], time_limit_s=limit)
+    assert caught.value.where == "time_limit_s"
+
+
+def test_what_is_no_problem_is_refused() -> None:
+    with pytest.raises(PlanError, match="not a Problem") as caught:
+        solve(NETWORKS["one budget"].to_json())  # type: ignore[arg-type]
+    assert "solve_json" in str(caught.value.remedy)
+
+
+def test_every_budget_that_binds_is_named() -> None:
+    problem = NETWORKS["three budgets"]
+    low = {axis: 1.0 if axis != "k1" else bound for axis, bound in problem.budget.items()}
+    reason = solve(replace(problem, budget=low)).certificate["reason"]
+    assert "the least k0 is" in reason and "the least k2 is" in reason and "k1" not in reason

@@ -32,6 +32,8 @@ def _proof(plan: Plan) -> str:
     if plan.loss is None or not certificate:
         return "The bits were given, not solved for: there is no proof that others lose less."
     loss = f"The plan loses {number(plan.loss)} by {plan.metric}."
+    if _cost_minimised(plan):
+        return f"{loss} {_cost_proof(plan)}"
     if certificate.get("status") == "optimal" and bound is not None:
         return (
             f"{loss} Proven optimal: no assignment that the tables predict within the budget "
@@ -47,17 +49,37 @@ def _proof(plan: Plan) -> str:
     )
 
 
+def _cost_minimised(plan: Plan) -> str | None:
+    """Return which cost the solver minimised; None where it was the loss."""
+    objective = plan.certificate.get("objective")
+    return None if objective == "network" else objective
+
+
+def _cost_proof(plan: Plan) -> str:
+    """Say what is proven of a plan whose cost was minimised: its bound is no bound on the loss."""
+    objective, gap = _cost_minimised(plan), plan.certificate.get("gap")
+    if plan.certificate.get("status") == "optimal":
+        return (
+            f"Its {objective} was minimised. Proven optimal: no assignment that the tables predict "
+            f"to lose no more, within the budget, has a lower {objective}."
+        )
+    return f"Its {objective} was minimised; the solver leaves a gap of {number(gap)}."
+
+
 def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     certificate = plan.certificate
     yield "metric", plan.metric
     yield "loss", number(plan.loss)
-    yield "proven bound", number(certificate.get("bound"))
+    if objective := _cost_minimised(plan):
+        yield "minimised", objective
+    else:
+        yield "proven bound", number(certificate.get("bound"))
     yield "gap", number(certificate.get("gap"))
     yield "solver", f"{plan.solver} ({certificate.get('status', 'no status')})"
     if certificate.get("wall_s") is not None:
         yield "time to solve", f"{number(certificate['wall_s'], 3)} s"
     for axis, price in (certificate.get("multipliers") or {}).items():
-        if axis in _PRICES and price is not None:
+        if axis in _PRICES and price is not None and not _cost_minimised(plan):
             yield _price(plan, axis, price)
 
 

@@ -20,6 +20,7 @@ from mpq_compile.errors import PlanError
 from mpq_compile.solve.certificate.bound import Step, least, lifted, plan_steps, singles
 from mpq_compile.solve.certificate.enumeration import exists
 from mpq_compile.solve.certificate.messages import least_by_messages
+from mpq_compile.solve.certificate.shape import malformed, require
 from mpq_compile.solve.certificate.terms import Floats, Terms, read_terms
 from mpq_compile.solve.problem import Problem, Solution, evaluate, fits
 
@@ -71,7 +72,16 @@ class Report:
 
 
 def check(problem: Problem, solution: Solution) -> Report:
-    """Verify assignment, usage, loss, gap, bound and, where that can be done, optimality."""
+    """Verify assignment, usage, loss, gap, bound and, where that can be done, optimality.
+
+    Whatever is wrong with the solution, its form included, is a fault of the report.
+
+    Raises:
+        PlanError: The arguments are no ``Problem`` and ``Solution``.
+    """
+    require(problem, solution)
+    if found := malformed(solution):
+        return Report(faults=tuple(found), proven="wrong")
     terms = read_terms(problem)
     steps = plan_steps(terms)
     if solution.status == "infeasible":
@@ -137,7 +147,7 @@ def _check_worth(problem: Problem, solution: Solution, scale: float) -> list[str
     try:
         loss, usage = evaluate(problem, solution.assignment)
     except PlanError as error:
-        return [str(error)]
+        return [f"{error.where}: {error.message}"]
     faults = []
     if not math.isfinite(loss):
         faults.append("a pair forbids the assignment")
@@ -174,8 +184,8 @@ def _multipliers(terms: Terms, solution: Solution) -> tuple[Floats | None, list[
     prices = solution.certificate.get("multipliers")
     if not isinstance(prices, Mapping) or set(prices) != set(terms.axes):
         return None, ["the certificate lacks a multiplier for each budgeted axis"]
-    if any(not (value >= 0 and math.isfinite(value)) for value in prices.values()):
-        return None, ["a multiplier is negative or not finite"]
+    if any(value < 0 for value in prices.values()):
+        return None, ["a multiplier is negative"]
     return np.array([prices[axis] for axis in terms.axes], dtype=float), []
 
 
