@@ -126,6 +126,10 @@ class SentenceTask:
         """Inputs for quantizers, each of the timed shape."""
         return list(self.ids(self.packed(self.calibration_texts, seed=4)).split(1))
 
+    def training(self, count: int) -> list[Tensor]:
+        """Inputs to train on, of the same words as those for quantizers."""
+        return [self.ids(self.packed(count, seed=5))]
+
     @cached_property
     def compared(self) -> tuple[Tensor, ...]:
         """Inputs that no quantizer has seen."""
@@ -143,6 +147,11 @@ class SentenceTask:
         """Return the network's outputs on ``compared``."""
         with torch.no_grad():
             return [self.module(x) for x in self.compared]
+
+
+def cosines(found: list[Tensor], exact: list[Tensor]) -> Tensor:
+    """Return the cosine of each vector to the one that it is compared with, [sentences]."""
+    return nn.functional.cosine_similarity(torch.cat(found), torch.cat(exact), -1)
 
 
 def mean_cosine(sqnr_db: float | None) -> float | None:

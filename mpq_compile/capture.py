@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from mpq_compile.errors import CaptureError, MpqError
+from mpq_compile.in_place import functional, is_in_place, writes_into_alias, written_by
 from mpq_compile.onnx_import.fixed import FixedSite
 from mpq_compile.onnx_import.model import import_onnx
 
@@ -218,13 +218,14 @@ def _export_dynamic(
 
 
 def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:
-    if any(_writes_into_alias(node) for node in program.graph.nodes):
-        program = program.run_decompositions({})  # makes every write a value of its own
+    if any(writes_into_alias(node) for node in program.graph.nodes):
+        program = _with_writes_as_values(program)
+    _refuse_state(program)
     module = _without_gradients(program.module(check_guards=False))
     module.graph.set_codegen(CodeGen())
     for node in module.graph.nodes:
-        if _is_in_place(node):
-            node.target = _functional(node.target)
+        if is_in_place(node):
+            node.target = functional(node.target)
     module.recompile()
     outputs = _run(module, tensors)
     return CapturedGraph(
@@ -235,50 +236,55 @@ def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedG
     )
 
 
+def _with_writes_as_values(program: ExportedProgram) -> ExportedProgram:
+    """Make every write a value of its own; a buffer that is written becomes an output."""
+    try:
+        return program.run_decompositions({})
+    except Exception as error:
+        found = str(error).strip()[:600]
+        if "mutated" in found:  # torch takes no writes into tensors that are not registered
+            constants = program.graph_signature.inputs_to_lifted_tensor_constants
+            writes = filter(is_in_place, program.graph.nodes)
+            lines = [source_line(n) for n in writes if written_by(n).name in constants]
+            raise _stateful(found, next(iter(lines), None)) from error
+        raise CaptureError(
+            "writes into tensors that have another name cannot be made values of their own",
+            expected="a forward that torch.export can decompose",
+            found=f"{type(error).__name__}: {found}",
+            remedy="replace in-place operations by those that return a new tensor",
+        ) from error
+
+
+def _refuse_state(program: ExportedProgram) -> None:
+    """Raise ``CaptureError`` where ``forward`` writes into what the model holds.
+
+    A network has no state: the write would be lost, and the next call would read old values.
+    """
+    signature = program.graph_signature
+    written = {**signature.buffers_to_mutate, **signature.parameters_to_mutate}
+    if written:
+        nodes = {node.name: node for node in program.graph.nodes}
+        names = ", ".join(dict.fromkeys(written.values()))
+        raise _stateful(f"a write into {names}", source_line(nodes[next(iter(written))]))
+
+
+def _stateful(found: str, where: str | None = None) -> CaptureError:
+    return CaptureError(
+        "forward writes into a tensor that the model holds, and the write would be lost",
+        where=where,
+        expected="a forward without state: what a call needs of the one before is passed to it",
+        found=found,
+        remedy="take the tensor as an input and return it as it is after the call; a KV cache so "
+        "written stays with the caller (net(…, in_place=True), docs/decoders_and_encoders.md)",
+    )
+
+
 def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
     """Give the graph parameters of its own: it shares the model's, which must not change."""
     for owner in module.modules():
         for name, value in list(owner.named_parameters(recurse=False)):
             setattr(owner, name, nn.Parameter(value.detach(), requires_grad=False))
     return module
-
-
-def _schema(node: fx.Node) -> torch._C.FunctionSchema | None:
-    return getattr(node.target, "_schema", None) if node.op == "call_function" else None
-
-
-def _is_in_place(node: fx.Node) -> bool:
-    schema = _schema(node)
-    if schema is None or not schema.arguments or not schema.name.endswith("_"):
-        return False
-    alias = schema.arguments[0].alias_info
-    return alias is not None and alias.is_write
-
-
-def _is_view(node: fx.Node) -> bool:
-    if node.target is operator.getitem:
-        return _is_view(node.args[0])
-    schema = _schema(node)
-    aliases = [value.alias_info for value in schema.returns] if schema else []
-    return any(alias is not None and not alias.is_write for alias in aliases)
-
-
-def _writes_into_alias(node: fx.Node) -> bool:
-    """Tell whether an in-place operator changes a tensor that has another name too, or that is
-    read by its old name afterwards, as in ``x[i] = y; return x``."""
-    if not _is_in_place(node):
-        return False
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    aliased = _is_view(source) or any(_is_view(user) for user in source.users)
-    read_later = any(user is not node and node < user for user in source.users)
-    return aliased or read_later or source.op == "placeholder"
-
-
-def _functional(target: Any) -> Any:
-    """``aten::silu_`` → ``aten::silu``: ATen names an in-place operator's twin without the _."""
-    name = target._schema.name.removeprefix("aten::").removesuffix("_")
-    return getattr(getattr(torch.ops.aten, name), target._overloadname)
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:

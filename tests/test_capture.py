@@ -163,6 +163,93 @@ def test_no_in_place_operator_is_left() -> None:
         assert not [name for name in names if name.endswith("_")]
 
 
+class Stateful(Small):
+    """Holds a counter, a cache and a tensor that is not registered, for those that write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("cache", torch.zeros(4, 4, 5, 5), persistent=False)
+        self.loose = torch.zeros(1)
+
+
+class Counts(Stateful):
+    """Counts its calls in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.conv(x) * self.calls
+
+
+class Replaces(Stateful):
+    """Puts another tensor in the place of its buffer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.conv(x)
+
+
+class Caches(Stateful):
+    """Writes a row of a cache, which is how decoders with a static cache do it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.cache.index_copy_(0, torch.tensor([1]), y[:1])
+        return y + self.cache.mean()
+
+
+class WritesParameter(Stateful):
+    """Moves a weight."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.conv.bias.mul_(0.5)
+        return self.conv(x)
+
+
+class Loose(Stateful):
+    """Writes into a tensor that is neither buffer nor parameter."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.loose += 1
+        return self.conv(x) + self.loose
+
+
+STATEFUL = [
+    (Counts, "calls"),
+    (Replaces, "calls"),
+    (Caches, "cache"),
+    (WritesParameter, "conv.bias"),
+    (Loose, "loose"),
+]
+
+
+@pytest.mark.parametrize(("model", "name"), STATEFUL)
+def test_a_write_into_what_the_model_holds_is_refused(model: type[nn.Module], name: str) -> None:
+    """A network has no state: the write would be lost."""
+    with pytest.raises(CaptureError, match="write would be lost") as caught:
+        capture(model(), X)
+    assert name in str(caught.value.found) and "test_capture.py" in str(caught.value.where)
+    assert "without state" in str(caught.value.expected) and "input" in str(caught.value.remedy)
+
+
+def test_it_is_refused_in_an_exported_program_too() -> None:
+    """Before its writes were made outputs, and after; the user's line is named."""
+    program = torch.export.export(Counts().eval(), (X,))
+    for given in (program, program.run_decompositions({})):
+        with pytest.raises(CaptureError, match="write would be lost") as caught:
+            capture(given)
+        assert "self.calls += 1" in str(caught.value.where)
+    training = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(CaptureError, match="write would be lost") as caught:
+        capture(torch.export.export(training.train(), (X,)))
+    assert "1.running_mean" in str(caught.value.found)
+
+
+def test_a_buffer_that_is_only_read_stays() -> None:
+    assert_captures(Stateful(), X)
+
+
 def test_an_exported_program_and_its_file(tmp_path: Path) -> None:
     program = torch.export.export(Small().eval(), (X,))
     direct = capture(program)

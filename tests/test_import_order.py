@@ -18,7 +18,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("quant",),
     ("kernels",),
     ("onnx_import",),
-    ("capture",),
+    ("capture", "in_place"),
     ("passes",),
     ("data",),
     ("calibrate",),

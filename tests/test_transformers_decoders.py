@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mpq_compile.capture import capture
+from mpq_compile.errors import CaptureError
 from mpq_compile.pipeline import assign_session
 from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
@@ -184,3 +186,30 @@ def test_steps_of_llama_give_what_the_prompt_gives() -> None:
         logits, *cache = net(token, torch.tensor([position]), *cache, in_place=True)
     with torch.no_grad():
         assert near(logits, Prompt(model)(prompt)[:, -1])
+
+
+class Static(nn.Module):
+    """A model with a static cache of its own, which its forward writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, heads = llama("eager")
+        self.cache = transformers.StaticCache(config=self.model.config, max_cache_len=SIZE)
+        keys = torch.zeros(1, heads, 1, WIDTH // HEADS)
+        for layer in self.cache.layers:
+            layer.lazy_initialization(keys, keys)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.model(
+            input_ids=tokens,
+            position_ids=positions[None],
+            cache_position=positions,
+            past_key_values=self.cache,
+        ).logits
+
+
+def test_a_static_cache_is_refused() -> None:
+    """What it writes would be lost."""
+    with pytest.raises(CaptureError, match="write would be lost") as caught:
+        capture(Static().eval(), (torch.tensor([[3]]), torch.tensor([2])))
+    assert "cache.update" in str(caught.value.where)

@@ -34,7 +34,7 @@ def int8(task: NetTask) -> Prepared:
 def int8_dynamic(task: NetTask) -> Prepared:
     """The model with s8 weights per channel, activations quantized at run time."""
     path, source = task.folder / f"{task.net.name}.dynamic.onnx", task.folder / "dynamic.pre.onnx"
-    quant_pre_process(str(exported(task)), str(source))
+    _optimize(exported(task), source)
     narrow = "avx512_vnni" not in host_flags()
     quantize_dynamic(
         str(source), str(path), per_channel=True, weight_type=QuantType.QInt8, reduce_range=narrow
@@ -48,7 +48,7 @@ def quantized(task: NetTask) -> Path:
     if path.is_file():
         return path
     source = task.folder / f"{task.net.name}.pre.onnx"
-    quant_pre_process(str(exported(task)), str(source))
+    _optimize(exported(task), source)
     name = onnxruntime.InferenceSession(str(source)).get_inputs()[0].name
     quantize_static(
         str(source),
@@ -62,6 +62,16 @@ def quantized(task: NetTask) -> Path:
         reduce_range="avx512_vnni" not in host_flags(),
     )
     return path
+
+
+def _optimize(model: Path, optimized: Path) -> None:
+    """Prepare a model for quantization, as its documentation advises."""
+    try:
+        quant_pre_process(str(model), str(optimized))
+    except TypeError:
+        # Its symbolic inference fails at masks that are computed from ids; all sizes are fixed,
+        # so that ONNX's own inference finds the shapes.
+        quant_pre_process(str(model), str(optimized), skip_symbolic_shape=True)
 
 
 class _Reader(CalibrationDataReader):

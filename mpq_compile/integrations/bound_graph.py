@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, fx, nn
 
 from mpq_compile.errors import MpqError
 from mpq_compile.integrations.dynamo_graph import DynamoGraph
-
-_VERSION = attrgetter("_version")
 
 
 class BoundGraph:
@@ -26,7 +23,7 @@ class BoundGraph:
         graph: The graph.
         constants: What modules hold of its arguments, in order.
         names: Their names in the model.
-        versions: Sum of their version counters: whether one was written into.
+        named: Whether the model has all of these names itself.
     """
 
     def __init__(
@@ -40,19 +37,34 @@ class BoundGraph:
             names_of.get(id(tensor), graph.arguments[i].name)
             for i, tensor in zip(self._positions, self.constants, strict=True)
         )
-        self.versions = self._versions()
+        self.named = all(id(tensor) in names_of for tensor in self.constants)
+        # Inference tensors keep no count.
+        self._tracked = [i for i, t in enumerate(self.constants) if not t.is_inference()]
+        self._versions = [self.constants[i]._version for i in self._tracked]
+
+    @property
+    def fixed(self) -> dict[int, Tensor]:
+        """The constants that are no state, by their position among the arguments."""
+        pairs = zip(self._positions, self.constants, strict=True)
+        return {p: t for i, (p, t) in enumerate(pairs) if i not in self.graph.state}
+
+    @property
+    def state(self) -> list[str]:
+        """Names of the constants that calls change."""
+        return [self.names[i] for i in sorted(self.graph.state)]
 
     def holds(self, args: Sequence[Any]) -> bool:
-        """Tell whether the arguments of a call have these constants."""
-        return all(map(is_, [args[i] for i in self._positions], self.constants))
+        """Tell whether the arguments of a call have these constants, apart from state."""
+        return all(args[position] is tensor for position, tensor in self.fixed.items())
 
     def is_current(self) -> bool:
-        """Tell whether no constant was written into."""
-        return self._versions() == self.versions
+        """Tell whether no constant was written into, apart from state."""
+        return self.written() <= self.graph.state
 
-    def _versions(self) -> int:
-        # Inference tensors keep no count.
-        return sum(map(_VERSION, [t for t in self.constants if not t.is_inference()]))
+    def written(self) -> set[int]:
+        """Return the places of constants that were written into since the graph was bound."""
+        pairs = zip(self._tracked, self._versions, strict=True)
+        return {i for i, version in pairs if self.constants[i]._version != version}
 
     def inputs_of(self, args: Sequence[Any]) -> tuple[Tensor, ...]:
         """Return the tensors of a call that are no constants."""

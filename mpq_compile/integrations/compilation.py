@@ -17,6 +17,7 @@ from mpq_compile.closed_loop import compile_session
 from mpq_compile.errors import CalibrationError, MpqError, PlanError, nearest
 from mpq_compile.integrations.backend_options import BackendOptions
 from mpq_compile.integrations.bound_graph import BoundGraph
+from mpq_compile.integrations.buffers import buffers_kept
 from mpq_compile.integrations.joint_plan import compile_parts, joined_plan, share_of
 from mpq_compile.integrations.model_batches import model_calls
 from mpq_compile.integrations.part import Part, find_network, gathered, shapes_of
@@ -90,6 +91,8 @@ class Compilation:
         if part is None or part.reason:
             if part is None:
                 self._note_other(bound)
+            else:
+                bound.graph.state |= part.bound.graph.state
             return EagerRun(bound, Conditions(bound, inputs, self.model, None))
         _refuse_changed(part.bound.is_current())
         with _LOCK, torch.inference_mode(False):
@@ -125,7 +128,7 @@ class Compilation:
                 remedy="or call it on some batches within `with mpq.calibrating(compiled):`",
             )
         count = 0
-        with recorded(Recording(only=self)) as recording:
+        with buffers_kept(self.model), recorded(Recording(only=self)) as recording:
             recording.probing = True
             call.run(*call.args, **call.kwargs)
             recording.probing = False

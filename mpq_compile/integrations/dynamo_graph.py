@@ -63,6 +63,7 @@ class DynamoGraph:
         arguments: One for each.
         outputs: One for each value that is returned.
         break_reason: Why the graph ends where it does; "" at the end of the function.
+        state: Positions among its constants of those that calls were seen to write or replace.
         frame: Number that Dynamo gives the function; recompiled graphs of it share it.
         is_last: Whether Dynamo's limit lets no other graph of the function follow.
     """
@@ -77,6 +78,7 @@ class DynamoGraph:
         self.frame: int | None = identity.frame_id if identity else None
         self.is_last = bool(identity) and _is_last(identity)
         self.signature = _signature(module.graph)
+        self.state: set[int] = set()
 
     def positions(self, role: Role) -> tuple[int, ...]:
         """Return the positions of the arguments of a role."""

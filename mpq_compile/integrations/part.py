@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +98,8 @@ class Part:
             return True
         if not (self.resembles(bound) and self.holds(bound)):
             return False
+        if self.bound.graph.state:  # another run of it would change that again
+            return True
         if shapes_of(inputs, 1) != shapes_of(self.example, 1):
             return True
         # A graph with sizes among its arguments runs at any, another one at its own.
@@ -117,7 +119,8 @@ class Part:
     def holds(self, bound: BoundGraph) -> bool:
         """Tell whether a graph of the same names has the weights of this part."""
         pairs = zip(bound.constants, self.bound.constants, strict=True)
-        return all(first is second for first, second in pairs)
+        state = self.bound.graph.state
+        return all(a is b for i, (a, b) in enumerate(pairs) if i not in state)
 
     def network_for(
         self, bound: BoundGraph, inputs: Sequence[Tensor], options: BackendOptions
@@ -149,18 +152,48 @@ def shapes_of(inputs: Sequence[Tensor], first: int) -> Key:
 def gathered(graphs: Mapping[BoundGraph, Seen]) -> list[Part]:
     """Return the parts of a model from the graphs that were called, in the order of their calls."""
     parts: list[Part] = []
+    _note_replaced(graphs)
     for bound, seen in graphs.items():
-        same = next((part for part in parts if part.stands_for(bound, seen.example)), None)
-        if same is None:
-            parts.append(Part(bound=bound, example=seen.example, batches=[*seen.batches]))
-        else:
-            same.batches.extend(seen.batches)
-            # Sizes that are arguments leave the batch free; those that were traced may not.
-            if bound.graph.positions("size") and not same.bound.graph.positions("size"):
-                same.bound = bound
+        part = next((part for part in parts if part.stands_for(bound, seen.example)), None)
+        if part is None:
+            part = Part(bound=bound, example=seen.example, batches=[])
+            parts.append(part)
+        # Sizes that are arguments leave the batch free; those that were traced may not.
+        elif bound.graph.positions("size") and not part.bound.graph.positions("size"):
+            part.bound = bound
+        part.batches.extend(seen.batches)
         if seen.writes:
-            parts[-1].reason = "it writes into its inputs or into what the model holds"
+            part.reason = "it writes into its inputs"
+    _set_apart_state(parts)
     return parts
+
+
+def _set_apart_state(parts: Sequence[Part]) -> None:
+    """Say why parts that change what the model holds, or read it, cannot be networks."""
+    changed = {name for part in parts for name in part.bound.state}
+    for part in parts:
+        own = {i for i, name in enumerate(part.bound.names) if name in changed}
+        if own:
+            part.bound.graph.state |= own
+            state = ", ".join(part.bound.names[i] for i in sorted(own))
+            part.reason = (
+                f"it uses {state}, which calls of the model change: networks have no state"
+            )
+
+
+def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
+    """Note as state what was another tensor under the same name in another call."""
+    alike: dict[tuple[Any, ...], list[BoundGraph]] = {}
+    for bound in graphs:
+        if bound.named:
+            alike.setdefault((bound.graph.signature, bound.names), []).append(bound)
+    for group in alike.values():
+        columns = zip(*(bound.constants for bound in group), strict=True)
+        replaced = {
+            i for i, (first, *rest) in enumerate(columns) if any(t is not first for t in rest)
+        }
+        for bound in group:
+            bound.graph.state |= replaced
 
 
 def find_network(part: Part, met: Mapping[str, int], options: BackendOptions) -> None:

@@ -23,7 +23,7 @@ class Seen:
     Args:
         example: Inputs of the shapes that are deployed.
         batches: Batches to calibrate on, each with labels where the data has them.
-        writes: Whether the graph wrote into what it was called with.
+        writes: Whether the graph wrote into its inputs.
     """
 
     example: Inputs
@@ -64,7 +64,8 @@ class Recording:
             seen.batches.append((inputs, self.labels))
         result = bound.run_float(args)
         after = zip(inputs, bound.inputs_of(args), strict=True)
-        seen.writes |= not bound.is_current() or not all(_same(a, b) for a, b in after)
+        bound.graph.state |= bound.written()
+        seen.writes |= not all(_same(a, b) for a, b in after)
         return result
 
 

@@ -29,7 +29,7 @@ class Run(Protocol):
 
 
 class Conditions:
-    """What holds of every call that a run may take: weights, mode and input shapes.
+    """What holds of every call that a run may take: weights, mode and input shapes; not state.
 
     Every call passes here, so there is as little as can be. Dynamo has compared all shapes of a
     graph that has no sizes among its arguments.
@@ -48,10 +48,11 @@ class Conditions:
         model: nn.Module | None,
         first: int | None,
     ) -> None:
-        self._constants = bound.constants
-        self._tracked = tuple(t for t in bound.constants if not t.is_inference())
-        self._versions = bound.versions
-        self._held = items(bound.graph.positions("constant"))
+        fixed = bound.fixed
+        self._constants = tuple(fixed.values())
+        self._tracked = tuple(t for t in self._constants if not t.is_inference())
+        self._versions = sum(map(_VERSION, self._tracked))
+        self._held = items(tuple(fixed))
         self._inputs = items(bound.graph.positions("input"))
         self._model: Callable[[], nn.Module | None] = (
             (lambda: None) if model is None else ref(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,47 @@ def test_what_falls_back_is_said() -> None:
     [eager] = explained.eager
     assert "matrix_exp" in eager.reason and eager.layers == ["second"]
     assert "reason: " in str(explained) and json.dumps(explained.to_json())
+
+
+class Stateful(nn.Module):
+    """A part without state, one that changes a buffer as ``how`` says, and one that reads it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(3, 4, 3), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.register_buffer("calls", torch.zeros(()))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, 8, 8] → [B, 4, 6, 6]."""
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        if self.how == "writes":
+            self.calls += 1
+        else:
+            self.calls = self.calls + 1
+        x = self.second(x)
+        torch._dynamo.graph_break()
+        return self.third(x) + self.calls
+
+
+@pytest.mark.parametrize("how", ["writes", "replaces"])
+def test_a_part_that_changes_a_buffer_runs_in_eager_pytorch(how: str) -> None:
+    """A network has no state. Calibration leaves no trace in it, and each call changes it once."""
+    torch.manual_seed(0)
+    model = Stateful(how).eval()
+    exact = copy.deepcopy(model)
+    compiled = compiled_by(model, assignment="w8a8")
+    with pytest.warns(RuntimeWarning, match="second.*eager PyTorch: it uses calls, which"):
+        compiled(X)
+    exact(X)
+    for x in (X, X, images(3, seed=5)):
+        expected, found = exact(x), compiled(x)
+        assert torch.equal(model.calls, exact.calls)
+        assert (found - expected).norm() < 0.05 * expected.norm()
+    explained = mpq.explain(compiled)
+    assert [part.status for part in explained.parts] == ["compiled", "eager", "eager"]
+    assert all("calls of the model change" in part.reason for part in explained.eager)
 
 
 def test_a_model_without_anything_to_quantize_is_an_error() -> None:
