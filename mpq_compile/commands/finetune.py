@@ -31,7 +31,7 @@ def finetune(
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the artifact.")
     ],
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 2,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of a step.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of a step.")] = 16,
     rate: Annotated[
         float, typer.Option("--rate", min=0, help="Largest move of a weight in a step, in codes.")
     ] = 3e-3,

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from mpq_compile.errors import PlanError
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# Where the mean of a parameter over the last steps lies in the optimizer's state.
+MEAN = "mean"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step", MEAN)
 
 
 @dataclass(frozen=True, kw_only=True)

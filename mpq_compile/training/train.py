@@ -1,4 +1,9 @@
-"""The loop: Adam with one step size a kind of parameter, a cosine down to nothing."""
+"""The loop: Adam with one step size a kind of parameter, a cosine down to nothing.
+
+What comes out are the means of the parameters over the second half of the steps (Polyak and
+Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992): codes that flip with every
+batch settle where they are more often.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from mpq_compile.progress import counted
 from mpq_compile.training.epochs import Epochs
 from mpq_compile.training.learned import LearnedRange, LearnedWeight
 from mpq_compile.training.loss import Loss
-from mpq_compile.training.state import TrainingState
+from mpq_compile.training.state import MEAN, TrainingState
 from mpq_compile.training.student import Student
 
 log = logging.getLogger(__name__)
@@ -27,6 +32,8 @@ _WARM = 0.05
 # A move of a scale moves the largest code by so many times what a step moves a weight by.
 _SCALES = 32.0
 _SAVED_EVERY_S = 60.0
+# Of all steps, how many pass before parameters are averaged.
+_UNSETTLED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +85,31 @@ def train(
                 group["lr"] = share * rate
             _step(student, loss, batch, optimizer, step)
             done = step + 1
+            _average(optimizer, parameters, done - int(_UNSETTLED * total))
             if state is not None and time.monotonic() - saved > _SAVED_EVERY_S:
                 state.save(done, parameters, optimizer)
                 saved = time.monotonic()
             advance(1)
     if state is not None:
         state.save(done, parameters, optimizer)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(optimizer.state[parameter].get(MEAN, parameter))
     return done
+
+
+def _average(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], count: int
+) -> None:
+    """Take parameters into their means as the ``count``-th values; none before the first.
+
+    Means lie with the optimizer's moments, so that an interrupted run goes on with them. What has
+    no moments was never moved.
+    """
+    moved = [p for p in parameters if optimizer.state[p]] if count > 0 else []
+    for parameter in moved:
+        value = parameter.detach()
+        optimizer.state[parameter].setdefault(MEAN, value.clone()).lerp_(value, 1 / count)
 
 
 def _groups(student: Student, rate: float) -> list[dict[str, object]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from mpq_compile.quant.observers import (
     affine_qparams,
     fake_quantize,
     mse_range,
+    noise,
 )
 
 BOUND = st.floats(-1e3, 1e3, width=32)
@@ -127,6 +129,51 @@ def test_mse_errs_no_more_than_minmax(bits: int) -> None:
         for name in ("mse", "minmax")
     }
     assert errors["mse"] <= errors["minmax"] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("sign", "zero_point"), [(1, 1), (-1, 2)])
+def test_the_ends_of_a_range_are_found_apart(sign: int, zero_point: int) -> None:
+    """At 2 bits −1, 0, 1, 2 are codes of one range; scaling [−1, 10] as a whole never gives it."""
+    values = sign * torch.tensor([*[-1.0, 0.0, 1.0, 2.0] * 100, 10.0])
+    found = activation_qparams(histogram(values), 2)
+    assert found.zero_point == zero_point and found.scale == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("active", [F.hardswish, F.silu, F.gelu])
+def test_the_lobe_of_a_swish_is_kept_where_its_tail_is_cut(active) -> None:
+    values = active(normal(200_000) * 1.5)
+    values[:3] = 20.0
+    low, high = mse_range(histogram(values), 4)
+    assert high < 10 and low <= 0.5 * float(values.min())
+
+
+def brute_force(seen: Histogram, bits: int) -> float:
+    """Least noise over a grid of both ends."""
+    shares = np.linspace(1.0, 0.2, 41)
+    low, high = min(seen.minimum, 0.0), max(seen.maximum, 0.0)
+    return min(noise(seen, (low * a, high * b), bits) for a in shares for b in shares)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("shape", ["swish", "skewed", "positive"])
+def test_mse_is_as_good_as_brute_force(shape: str, bits: int) -> None:
+    values = {
+        "swish": F.silu(2 * normal(500)),
+        "skewed": normal(500).exp() - 1,
+        "positive": normal(500).relu(),
+    }[shape]
+    seen = histogram(values)
+    assert noise(seen, mse_range(seen, bits), bits) <= 1.02 * brute_force(seen, bits)
+
+
+def test_a_range_does_not_depend_on_batches_within_the_extremes() -> None:
+    values = F.hardswish(3 * normal(3000))
+    values = values[values.abs().argsort(descending=True)]
+    values[:2] = torch.stack([values.min(), values.max()])
+    whole, pieces = histogram(values), histogram(*values.split(7))
+    assert (whole.counts == pieces.counts).all()
+    for bits in (2, 4, 8):
+        assert mse_range(whole, bits) == mse_range(pieces, bits) == mse_range(whole, bits)
 
 
 def test_entropy_keeps_most_of_the_values() -> None:

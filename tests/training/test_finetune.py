@@ -15,7 +15,9 @@ import mpq_compile as mpq
 from mpq_compile.finetuning import Finetuned, finetune_session
 from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
+from mpq_compile.training import train
 from mpq_compile.training.epochs import read_epochs
+from mpq_compile.training.loss import Loss
 from mpq_compile.training.state import TrainingState
 from mpq_compile.training.student import Student
 from mpq_compile.training.train import Schedule
@@ -116,7 +118,7 @@ def test_what_was_trained_is_what_runs() -> None:
     plan = mpq.plan(model(), X[:1], [X], candidates=["w2a8"], rounding="nearest")
     network = mpq.finetune(plan, [X], model(), X[:1], epochs=6, verify=False)
     assert network.plan.assignment == plan.assignment
-    assert "fine-tuned in 24 steps" in network.plan.notes[-1]
+    assert "fine-tuned in 48 steps" in network.plan.notes[-1]
     assert torch.equal(network(X[:1]), network.reference(X[:1]))
     plain = mpq.compile(model(), X[:1], [X], plan=plan, verify=False)
     assert not torch.equal(network(X[:1]), plain(X[:1]))
@@ -157,6 +159,27 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
     # A run that is complete is only read.
     assert trained(found, assignment, checkpoint=file).after == resumed.after
+
+
+def test_what_comes_out_is_the_mean_of_the_second_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = session()
+    assignment = uniform(found)
+    student = Student(found.network, found.rounded_for(assignment), assignment)
+    parameters = [p for learned in student.learned for p in learned.parameters()]
+    step, seen = train._step, []
+
+    def watched(*arguments: Any) -> None:
+        step(*arguments)
+        seen.append([p.detach().clone() for p in parameters])
+
+    monkeypatch.setattr(train, "_step", watched)
+    data = read_epochs(X, found.network, 16, seed=0)
+    loss = Loss(name="distillation", teacher=student.teacher(), outputs=student.outputs)
+    assert train.train(student, loss, data, Schedule(epochs=1, rate=3e-3)) == len(seen) == 8
+    for i, parameter in enumerate(parameters):
+        mean = torch.stack([values[i] for values in seen[4:]]).mean(0)
+        torch.testing.assert_close(parameter.detach(), mean)
+        assert i > 0 or not torch.equal(mean, seen[-1][i])
 
 
 def test_checkpoints_that_are_refused(tmp_path: Path) -> None:
