@@ -34,15 +34,15 @@ Statistic = Callable[[np.ndarray], float]
 def measure_artifact(folder: Path, device: Device, processes: int = PROCESSES) -> list[Timings]:
     """Time ``folder`` in fresh processes of the device, one after the other.
 
-    Processes are added while their median is uncertain. The width alone tells when to stop, the
-    budget does not, so that no lucky moment is waited for.
+    Processes are added while their median is uncertain, unless the machine is what makes it so.
+    The width tells when to stop and the budget does not, so that no lucky moment is waited for.
     """
     with device.lock():
         timings = [
             device.time_networks([folder], BLOCKS)
             for _ in track(range(processes), "verify latency")
         ]
-        while len(timings) < MOST * processes and _width(timings) > WIDE:
+        while len(timings) < MOST * processes and _width(timings) > WIDE and settled(timings):
             timings.append(device.time_networks([folder], BLOCKS))
     return timings
 
