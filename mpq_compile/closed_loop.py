@@ -102,8 +102,10 @@ def compile_session(
         seen = verified(network, budget.given(), number)
         attempts.add(network, seen)
         recording.add(plan, seen)
-        if seen.status == "unbounded" or (seen.status == "inconclusive" and attempts.any):
-            return recording.kept_in(attempts.best if attempts.any else network)
+        if seen.status == "unbounded":
+            return recording.kept_in(network)
+        if seen.status == "inconclusive" and attempts.any:
+            break
         # What is slow beside other work may have a cheaper neighbour that keeps the budget even so.
         unsettled = network if seen.status == "inconclusive" else unsettled
         if attempts.enough or (attempts.any and goal is not None):
