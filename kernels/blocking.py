@@ -90,9 +90,7 @@ def rank_blocks(
     """
 
     def time(block: Block) -> float:
-        return _block_time(
-            block, shape, vectors, cost, panel_bytes, vector_bytes, element_bytes
-        )
+        return _block_time(block, shape, vectors, cost, panel_bytes, vector_bytes, element_bytes)
 
     def size(block: Block) -> tuple[int, int]:
         """Alike are as many vectors, and pixels within about a quarter."""

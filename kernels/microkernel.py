@@ -13,10 +13,15 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.blocking import StepCost
 from mpq_compile.kernels.emit import load, splat, vector, widen
-from mpq_compile.kernels.geometry import MATRIX_DEPTH, uses_bf16_dot, uses_matrix_products
+from mpq_compile.kernels.geometry import (
+    MATRIX_DEPTH,
+    NARROW_GROUP,
+    sums_narrow,
+    uses_bf16_dot,
+    uses_matrix_products,
+)
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Compute, Workload
-
 
 # Cost of a broadcast beside 256-bit products. Neighbouring pixels are a multiple of a cache line
 # apart: measured on Zen 3, blocks of one vector of channels, which broadcast for each product,
@@ -34,6 +39,11 @@ class DotStep:
     """
 
     widens: ClassVar[bool] = False
+
+    @property
+    def sums(self) -> int:
+        """Elements of an accumulator while a block multiplies."""
+        return self.lanes
 
     lanes: int
     k_group: int = 1
@@ -103,6 +113,24 @@ class VpmaddwdStaged(Vpmaddwd):
 
     def staged(self, value: Any, lanes: int) -> Any:
         return T.cast(value, vector("int16", lanes))
+
+
+class Vpmaddubsw(DotStep):
+    """AVX2: u8 × s8 of few bits, four products a channel, summed in pairs in 16 bits."""
+
+    @property
+    def sums(self) -> int:
+        return 2 * self.lanes
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        return load(buffer, offset, 32)
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        word = T.reinterpret("int32", load(buffer, offset, 4))
+        return T.reinterpret("uint8x32", T.broadcast(word, 8))
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        return acc + T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", x, w)
 
 
 class Sdot(DotStep):
@@ -256,6 +284,9 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
     if uses_matrix_products(workload, tier):
         return _matrix_step(workload)
+    if sums_narrow(workload, tier):
+        cost = StepCost(dot=1.3, pixel=BROADCAST_256, spare=2)
+        return Vpmaddubsw(lanes=8, k_group=NARROW_GROUP, cost=cost)
     if workload.compute == "int8" and tier.dot == "vpmaddwd":
         # The sum of a product runs beside other products; a product needs a register of its own.
         cost = StepCost(dot=1.3, pixel=BROADCAST_256, weight=1.5, spare=2)
