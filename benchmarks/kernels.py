@@ -116,6 +116,8 @@ def layer_row(
         compute: kernel_call(replace(workload, compute=compute, out=out), tier)  # type: ignore[arg-type]
         for compute, out in FORMATS.items()
     }
+    if tier.narrow_sums:
+        calls["4 bits"] = kernel_call(replace(workload, weight_bits=4), tier)
     if with_torch:
         calls["torch"] = torch_call(workload)
     seconds = {name: statistics.median(v) for name, v in samples(calls, rounds).items()}
@@ -127,6 +129,8 @@ def layer_row(
             "gmacs": rate / 1e9,
             "fraction": rate / peaks.macs[compute],
         }
+    if "4 bits" in seconds:
+        row["times_int8"] = seconds["int8"] / seconds["4 bits"]
     if with_torch:
         row["torch_us"] = seconds["torch"] * 1e6
     return row
@@ -206,7 +210,8 @@ def show_layer(row: dict[str, Any]) -> str:
     cells = [row[compute] for compute in FORMATS]
     columns = [f"{c['us']:9.1f} {c['gmacs']:6.0f} {100 * c['fraction']:4.0f}%" for c in cells]
     torch_us = f" | {row['torch_us']:9.1f}" if "torch_us" in row else ""
-    return f"{row['name']:34s} {' | '.join(columns)}{torch_us}"
+    narrow = f" | {row['times_int8']:5.2f}× int8" if "times_int8" in row else ""
+    return f"{row['name']:34s} {' | '.join(columns)}{narrow}{torch_us}"
 
 
 def show_gemv(row: dict[str, Any]) -> str:
@@ -219,7 +224,8 @@ def run(options: argparse.Namespace, tier: Tier, say: Callable[[str], None]) -> 
     """Measure what was asked for; return all of it."""
     peaks = measure_peaks(tier, THREADS)
     say(show_peaks(tier, peaks))
-    say(f"{'':34s} {'int8 µs, GMAC/s, of peak':>22s} | bf16 | fp32")
+    narrow = " | weights of 4 bits" if tier.narrow_sums else ""
+    say(f"{'':34s} {'int8 µs, GMAC/s, of peak':>22s} | bf16 | fp32{narrow}")
     layers: list[dict[str, Any]] = []
     for name, workload in WORKLOADS.items():
         if options.only in name:

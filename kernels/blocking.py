@@ -17,9 +17,9 @@ SERIAL_MACS = 50_000
 # Dot products in flight that hide the latency of one.
 LATENCY = 8
 BLOCK_CYCLES = 24
-# Weights of a block that exceed this stream from L2, at so many cycles a vector.
+# Weights of a block that exceed this stream from L2, at so many bytes a cycle.
 L1_BYTES = 16 * 1024
-STREAM_CYCLES = 2
+STREAM_BYTES = 32
 # Inputs a multiple of a page apart fall into one set of the L1 cache, which holds so many lines.
 PAGE = 4096
 L1_WAYS = 6
@@ -80,16 +80,17 @@ def rank_blocks(
     registers: int,
     cost: StepCost,
     panel_bytes: int,
+    vector_bytes: int,
     element_bytes: int,
 ) -> list[Block]:
     """Return the register block with the least modelled time, and others that come near.
 
-    ``vectors`` is those of one group of channels, ``panel_bytes`` the weights of one vector and
-    ``element_bytes`` the size of an input element.
+    ``vectors`` is those of one group of channels, ``panel_bytes`` the weights of one vector, of
+    which a step reads ``vector_bytes``, and ``element_bytes`` the size of an input element.
     """
 
     def time(block: Block) -> float:
-        return _block_time(block, shape, vectors, cost, panel_bytes, element_bytes)
+        return _block_time(block, shape, vectors, cost, panel_bytes, vector_bytes, element_bytes)
 
     def size(block: Block) -> tuple[int, int]:
         """Alike are as many vectors, and pixels within about a quarter."""
@@ -134,6 +135,7 @@ def _block_time(
     vectors: int,
     cost: StepCost,
     panel_bytes: int,
+    vector_bytes: int,
     element_bytes: int,
 ) -> float:
     """Return modelled cycles per step of k, summed over all blocks of one image and group."""
@@ -151,7 +153,7 @@ def _block_time(
         dots = pixels * width * cost.dot
         time = max(dots, loads, LATENCY) + 0.1 * loads + BLOCK_CYCLES / steps
         if width * panel_bytes > L1_BYTES:
-            time += width * STREAM_CYCLES
+            time += width * vector_bytes / STREAM_BYTES
         if rows * columns * gcd(apart, PAGE) > L1_WAYS * PAGE:
             time += pixels
         total += time * n_rows * n_columns * n_width

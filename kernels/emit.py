@@ -165,12 +165,23 @@ def permute(vectors: Sequence[Any], order: Sequence[int]) -> Any:
     return T.Shuffle(list(vectors), [T.int32(index) for index in order])
 
 
-def copy_short(target: Any, to: Any, source: Any, at: Any, count: int) -> None:
+# Returns (value, lanes) as another buffer holds it.
+Convert = Callable[[Any, int], Any]
+
+
+def unchanged(value: Any, lanes: int) -> Any:
+    """Return what buffers of one format have in common: the value."""
+    return value
+
+
+def copy_short(
+    target: Any, to: Any, source: Any, at: Any, count: int, convert: Convert = unchanged
+) -> None:
     """Copy a fixed ``count`` of elements in pieces of powers of two, largest first."""
     done = 0
     while done < count:
         lanes = min(64, 1 << ((count - done).bit_length() - 1))
-        store(target, to + done, lanes, load(source, at + done, lanes))
+        store(target, to + done, lanes, convert(load(source, at + done, lanes), lanes))
         done += lanes
 
 
@@ -183,13 +194,22 @@ def fill_short(target: Any, to: Any, value: Any, count: int) -> None:
         done += lanes
 
 
-def copy_span(target: Any, to: Any, source: Any, at: Any, count: int, lanes: int) -> None:
+def copy_span(
+    target: Any,
+    to: Any,
+    source: Any,
+    at: Any,
+    count: int,
+    lanes: int,
+    convert: Convert = unchanged,
+) -> None:
     """Copy a fixed ``count`` of elements, ``lanes`` at a time and the rest in short pieces."""
-    whole = count // lanes
-    if whole:
-        with T.serial(whole) as i:
-            store(target, to + i * lanes, lanes, load(source, at + i * lanes, lanes))
-    copy_short(target, to + whole * lanes, source, at + whole * lanes, count % lanes)
+    done = count // lanes * lanes
+    if done:
+        with T.serial(count // lanes) as i:
+            value = load(source, at + i * lanes, lanes)
+            store(target, to + i * lanes, lanes, convert(value, lanes))
+    copy_short(target, to + done, source, at + done, count - done, convert)
 
 
 def fill_span(target: Any, to: Any, value: Any, count: int, lanes: int) -> None:

@@ -103,8 +103,8 @@ class GemmPlan:
 
     @property
     def is_staged(self) -> bool:
-        """Tell whether the input is copied: padded, or read past its end."""
-        return self.shape.is_padded() or self.slack > 0
+        """Tell whether the input is copied: padded, widened, or read past its end."""
+        return self.shape.is_padded() or self.step.widens or self.slack > 0
 
     def first_row(self, row_block: Any) -> Any:
         """Return the first padded input row under a row block; Python or TIR integers."""
@@ -119,6 +119,7 @@ class GemmPlan:
             slack=self.slack,
             clear_slack=self.step.accumulator == "float32",
             lanes=self.copy_lanes,
+            convert=self.step.staged,
         )
 
     def _staged_rows(self) -> int:
@@ -154,9 +155,15 @@ def gemm_choices(workload: Workload, tier: Tier, threads: int) -> list[Choice]:
     shape, step = geometry(workload), dot_step(workload, tier)
     vectors = -(-shape.group_outputs // step.lanes)
     size, dtype = packed_weight_size(workload, tier)
-    panel_bytes = size * ELEMENT_BYTES[dtype] // (shape.groups * vectors)
-    input_bytes = ELEMENT_BYTES[step.input_dtype]
-    blocks = rank_blocks(shape, vectors, tier.registers, step.cost, panel_bytes, input_bytes)
+    blocks = rank_blocks(
+        shape,
+        vectors,
+        tier.registers,
+        step.cost,
+        panel_bytes=size * ELEMENT_BYTES[dtype] // (shape.groups * vectors),
+        vector_bytes=step.lanes * step.k_group * ELEMENT_BYTES[dtype],
+        element_bytes=ELEMENT_BYTES[step.input_dtype],
+    )
     return with_splits(workload, tier, [(block, 0) for block in blocks], threads)
 
 

@@ -79,9 +79,10 @@ def _emit(plan: GemmPlan, kind: BlockKind, buffers: Buffers, epilogue: Epilogue)
 
 def _blank(plan: GemmPlan, buffers: Buffers) -> Any:
     """Return the value of padding cells."""
-    if plan.step.input_dtype == "uint8":
-        return T.bind(T.cast(scalar(buffers.record, "zp_in"), "uint8"))
-    return T.float32(0) if plan.step.input_dtype == "float32" else T.uint16(0)
+    dtype = plan.step.input_dtype
+    if plan.step.accumulator == "int32":
+        return T.bind(T.cast(scalar(buffers.record, "zp_in"), dtype))
+    return T.float32(0) if dtype == "float32" else T.uint16(0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from mpq_compile.kernels import depthwise, gemv, implicit_gemm, matrix_block, tiles
+from mpq_compile.kernels import depthwise, gemv, implicit_gemm, matrix_block, narrow_block, tiles
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.gemv_layout import reads_codes
-from mpq_compile.kernels.geometry import is_depthwise, uses_matrix_products, uses_tiles
+from mpq_compile.kernels.geometry import is_depthwise, sums_narrow, uses_matrix_products, uses_tiles
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
@@ -40,4 +40,6 @@ def _generator(workload: Workload, tier: Tier) -> ModuleType:
         return tiles
     if uses_matrix_products(workload, tier):
         return matrix_block
+    if sums_narrow(workload, tier):
+        return narrow_block
     return implicit_gemm

@@ -6,16 +6,27 @@ channels and adds the products to ``lanes`` accumulators.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from tvm.script import tirx as T
 
 from mpq_compile.kernels.blocking import StepCost
 from mpq_compile.kernels.emit import load, splat, vector, widen
-from mpq_compile.kernels.geometry import MATRIX_DEPTH, uses_bf16_dot, uses_matrix_products
+from mpq_compile.kernels.geometry import (
+    MATRIX_DEPTH,
+    NARROW_GROUP,
+    sums_narrow,
+    uses_bf16_dot,
+    uses_matrix_products,
+)
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Compute, Workload
+
+# Cost of a broadcast beside 256-bit products. Neighbouring pixels are a multiple of a cache line
+# apart: measured on Zen 3, blocks of one vector of channels, which broadcast for each product,
+# take 1.35 times as long as blocks of two.
+BROADCAST_256 = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +34,16 @@ class DotStep:
     """Common part of the steps: integer multiply-add on plain vectors.
 
     Subclasses override the three operations; ``accumulator`` is int32 or float32, ``llvm_ir``
-    defines the functions that they call.
+    defines the functions that they call. Where a step ``widens``, ``input_dtype`` is not what the
+    input is stored as: a task's copy of it holds what ``staged`` returns.
     """
+
+    widens: ClassVar[bool] = False
+
+    @property
+    def sums(self) -> int:
+        """Elements of an accumulator while a block multiplies."""
+        return self.lanes
 
     lanes: int
     k_group: int = 1
@@ -45,6 +64,10 @@ class DotStep:
     def add(self, acc: Any, x: Any, w: Any) -> Any:
         """Return ``acc`` plus the products of ``x`` and ``w``."""
         return acc + x * w
+
+    def staged(self, value: Any, lanes: int) -> Any:
+        """Return stored input as this step reads it."""
+        return value
 
 
 class Vpdpbusd(DotStep):
@@ -73,6 +96,41 @@ class Vpmaddwd(DotStep):
 
     def add(self, acc: Any, x: Any, w: Any) -> Any:
         return acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", x, w)
+
+
+class VpmaddwdStaged(Vpmaddwd):
+    """AVX2 over input that was widened to int16 once, where a pair is broadcast as it is loaded.
+
+    Widened for each use, a pair takes two shuffles, of which Intel's processors do one a cycle
+    against two of the products.
+    """
+
+    widens = True
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        pair = T.reinterpret("int32", load(buffer, offset, 2))
+        return T.reinterpret("int16x16", T.broadcast(pair, 8))
+
+    def staged(self, value: Any, lanes: int) -> Any:
+        return T.cast(value, vector("int16", lanes))
+
+
+class Vpmaddubsw(DotStep):
+    """AVX2: u8 × s8 of few bits, four products a channel, summed in pairs in 16 bits."""
+
+    @property
+    def sums(self) -> int:
+        return 2 * self.lanes
+
+    def weights(self, buffer: Any, offset: Any) -> Any:
+        return load(buffer, offset, 32)
+
+    def pixel(self, buffer: Any, offset: Any) -> Any:
+        word = T.reinterpret("int32", load(buffer, offset, 4))
+        return T.reinterpret("uint8x32", T.broadcast(word, 8))
+
+    def add(self, acc: Any, x: Any, w: Any) -> Any:
+        return acc + T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", x, w)
 
 
 class Sdot(DotStep):
@@ -160,6 +218,15 @@ class FloatStep(DotStep):
         return splat(widen(buffer[offset], _format(self.input_dtype), None, 1), self.lanes)
 
 
+class WidenedFloatStep(FloatStep):
+    """float32 multiply-add over bf16 input that was widened once."""
+
+    widens = True
+
+    def staged(self, value: Any, lanes: int) -> Any:
+        return widen(value, "bf16", None, lanes)
+
+
 class Vdpbf16ps(DotStep):
     """AVX-512 BF16: two products a lane, summed in float32.
 
@@ -217,7 +284,23 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
     """Return the step that a tier offers for a workload's compute format."""
     if uses_matrix_products(workload, tier):
         return _matrix_step(workload)
-    return step_of(workload.compute, tier, uses_bf16_dot(workload, tier))
+    if sums_narrow(workload, tier):
+        cost = StepCost(dot=1.3, pixel=BROADCAST_256, spare=2)
+        return Vpmaddubsw(lanes=8, k_group=NARROW_GROUP, cost=cost)
+    if workload.compute == "int8" and tier.dot == "vpmaddwd":
+        # The sum of a product runs beside other products; a product needs a register of its own.
+        cost = StepCost(dot=1.3, pixel=BROADCAST_256, weight=1.5, spare=2)
+        return VpmaddwdStaged(lanes=8, k_group=2, input_dtype="int16", cost=cost)
+    step = step_of(workload.compute, tier, uses_bf16_dot(workload, tier))
+    if isinstance(step, FloatStep) and step.input_dtype == "uint16":
+        return WidenedFloatStep(
+            lanes=step.lanes,
+            input_dtype="float32",
+            weight_dtype=step.weight_dtype,
+            accumulator=step.accumulator,
+            cost=replace(step.cost, pixel=_broadcast(tier), weight=3),
+        )
+    return step
 
 
 def step_of(compute: Compute, tier: Tier, bf16_dot: bool) -> DotStep:
@@ -265,6 +348,10 @@ def _matrix_step(workload: Workload) -> MatrixStep:
     )
 
 
+def _broadcast(tier: Tier) -> float:
+    return BROADCAST_256 if tier.dot == "vpmaddwd" else 1
+
+
 def _integer_step(tier: Tier) -> DotStep:
     if tier.dot in ("amx", "vpdpbusd"):
         return Vpdpbusd(lanes=16, k_group=4, cost=StepCost())
@@ -284,7 +371,8 @@ def _float_step(compute: Compute, tier: Tier) -> DotStep:
         "weight_only": ("uint16", "int8"),
     }
     inputs, weights = dtypes[compute]
-    cost = StepCost(pixel=1 if inputs == "float32" else 2, weight=1 if inputs == "float32" else 2)
+    stored = inputs == "float32"
+    cost = StepCost(pixel=_broadcast(tier) if stored else 2, weight=1 if stored else 2)
     return FloatStep(
         lanes=tier.lanes,
         input_dtype=inputs,

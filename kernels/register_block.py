@@ -81,7 +81,7 @@ class RegisterBlock(PixelBlock):
             x = T.bind(step.pixel(self.source, source + move))
             for v, w in enumerate(columns):
                 cell = cells[index * len(columns) + v]
-                store(cell, 0, step.lanes, step.add(load(cell, 0, step.lanes), x, w))
+                store(cell, 0, step.sums, step.add(load(cell, 0, step.sums), x, w))
 
     def _moves(self) -> list[int]:
         """Return the distance of each pixel's input from the first pixel's."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from mpq_compile.kernels.emit import copy_span, fill_short, fill_span
+from mpq_compile.kernels.emit import Convert, copy_span, fill_short, fill_span
 from mpq_compile.kernels.geometry import Geometry
 
 # Scratch of a task starts at a multiple of this many elements.
@@ -27,6 +27,7 @@ class Staging:
         slack: Elements that the last dot product step may read past the end of a row.
         clear_slack: True where those must be finite (float): zero weights do not hide a NaN.
         lanes: Elements copied at once.
+        convert: Returns (stored input, lanes) as the scratch holds it.
     """
 
     shape: Geometry
@@ -34,6 +35,7 @@ class Staging:
     slack: int
     clear_slack: bool
     lanes: int
+    convert: Convert
 
     @property
     def size(self) -> int:
@@ -86,7 +88,7 @@ class Staging:
         after = shape.padded_width - before - copied
         fill_span(scratch, to, blank, before * channels, self.lanes)
         start = to + before * channels
-        copy_span(scratch, start, source, at + cropped * channels, copied * channels, self.lanes)
+        self._copy(scratch, start, source, at + cropped * channels, copied * channels)
         fill_span(scratch, start + copied * channels, blank, after * channels, self.lanes)
 
     def _spread(self, scratch: Any, to: Any, source: Any, at: Any) -> None:
@@ -98,4 +100,7 @@ class Staging:
         with T.serial(len(inside)) as i:
             x = T.bind(i + inside[0])
             place = to + (x * step + left) * channels
-            copy_span(scratch, place, source, at + x * channels, channels, self.lanes)
+            self._copy(scratch, place, source, at + x * channels, channels)
+
+    def _copy(self, scratch: Any, to: Any, source: Any, at: Any, count: int) -> None:
+        copy_span(scratch, to, source, at, count, self.lanes, self.convert)

@@ -69,6 +69,11 @@ class Tier:
         """Tell whether the tier multiplies s8 × s8 four products a lane."""
         return self.dot in ("usmmla", "sdot")
 
+    @property
+    def narrow_sums(self) -> bool:
+        """Tell whether products of 4-bit weights are summed in 16 bits, faster than in 32."""
+        return self.dot == "vpmaddwd"
+
     def on(self, machine: str) -> Tier:
         """Return the tier on one architecture: the generic one is compiled for any."""
         return self if self.machine else replace(self, machine=(machine,))

@@ -25,6 +25,7 @@ class ConvWorkload:
             convolution over an input spread by its stride (``reference.stuff_and_pad``).
         compute: Format of the input and of the multiplication; int8 reads u8 codes.
         out: Format of the output.
+        weight_bits: Bits that hold every weight: 8, or 4 where the tier's kernel gains by it.
         residual: Format of the tensor that the epilogue adds, shaped like the output; or None.
         bordered_input: True where the input is stored with its padding around it.
         border: (top, left, bottom, right) pixels that the kernel stores around its output, for
@@ -43,6 +44,7 @@ class ConvWorkload:
     groups: int = 1
     input_dilation: tuple[int, int] = (1, 1)
     compute: Compute = "int8"
+    weight_bits: Literal[8, 4] = 8
     out: Format = "u8"
     residual: Format | None = None
     bordered_input: bool = False
@@ -111,6 +113,8 @@ class ConvWorkload:
         )
         if self.input_dilation != (1, 1):
             text += f"_i{_join(self.input_dilation)}"
+        if self.weight_bits < 8:
+            text += f"_w{self.weight_bits}"
         if self.bordered_input:
             text += "_bordered"
         if any(self.border):
@@ -125,7 +129,8 @@ class LinearWorkload:
     Args:
         compute: int8, fp32, bf16, or ``weight_only``: bf16 input × integer weights, float32 sums.
         weight_bits: Layout of the weights that the kernel reads: 8, or 4 and 2 bits packed
-            (integer weights and at most ``FEW_ROWS`` rows).
+            (integer weights and at most ``FEW_ROWS`` rows). With more rows 4 stands for unpacked
+            weights that 4 bits hold (int8 without groups), where the tier's kernel gains by it.
         group_size: Input features that share one weight scale (integer weights only), or None.
         row_scales: True where the input's codes were made at run time: each row has a float32
             scale of its own, and the zero point 128 (int8 only).
@@ -145,7 +150,8 @@ class LinearWorkload:
 
     def __post_init__(self) -> None:
         integer = self.compute in ("int8", "weight_only")
-        if self.weight_bits < 8 and (not integer or self.rows > FEW_ROWS):
+        narrow = self.compute == "int8" and self.weight_bits == 4 and not self.group_size
+        if self.weight_bits < 8 and not (integer and self.rows <= FEW_ROWS) and not narrow:
             raise LoweringError(
                 "no kernel reads packed weights here",
                 where=self.key,

@@ -99,7 +99,9 @@ def anchor_assignments(session: Session, costs: CostTable) -> dict[str, dict[str
     for name in dict.fromkeys(n for choice in session.choices.values() for n in choice):
         assignment = _uniform(session, costs, name)
         kernels = tuple(
-            workload_of(session.network, site, Candidate.parse(assignment[site.id])).key
+            workload_of(
+                session.network, site, Candidate.parse(assignment[site.id]), session.tier
+            ).key
             for site in session.network.sites
         )
         if by_kernels.setdefault(kernels, name) == name:
@@ -146,7 +148,8 @@ def schedules_digest(session: Session, assignment: Mapping[str, str]) -> str:
     """Return a digest of the schedules that differ from the cost model's; empty without any."""
     sites = session.network.sites
     workloads = [
-        workload_of(session.network, site, Candidate.parse(assignment[site.id])) for site in sites
+        workload_of(session.network, site, Candidate.parse(assignment[site.id]), session.tier)
+        for site in sites
     ]
     named = {
         w.key: choice for w in workloads if (choice := session.costing.choice_of(w)) is not None

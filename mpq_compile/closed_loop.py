@@ -93,7 +93,8 @@ def compile_session(
         try:
             plan = _aimed_plan(session, attempts, goal)
         except InfeasibleBudgetError as error:
-            if attempts.any:
+            # What did not settle proves nothing infeasible.
+            if attempts.any or unsettled is not None:
                 break
             raise _attainable(error, attempts.least_seen_ms) from error
         if not attempts.is_worth_building(plan):

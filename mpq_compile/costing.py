@@ -153,7 +153,7 @@ class Costing:
         if not self._session.tuning_s:
             return
         workloads = [
-            workload_of(self._session.network, site, Candidate.parse(name))
+            workload_of(self._session.network, site, Candidate.parse(name), self._session.tier)
             for site in self._session.network.sites
             if site.multiplies
             for name in self._session.choices[site.id]

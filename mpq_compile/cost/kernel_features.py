@@ -6,6 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mpq_compile.kernels.workload import FEW_ROWS
+
+# Before the kind of a kernel whose unpacked weights have few bits.
+NARROW = "narrow "
 _BYTES = {"u8": 1, "bf16": 2, "fp32": 4}
 _INPUT_BYTES = {"int8": 1, "bf16": 2, "weight_only": 2, "fp32": 4}
 _FORMATS = (
@@ -15,7 +19,7 @@ _CONV = re.compile(
     r"conv_b(?P<batch>\d+)_(?P<height>\d+)x(?P<width>\d+)x(?P<channels>\d+)_n(?P<outputs>\d+)"
     r"_k(?P<kernel>\d+x\d+)_s(?P<stride>\d+x\d+)_p(?P<padding>-?\d+x-?\d+x-?\d+x-?\d+)"
     r"_d(?P<dilation>\d+x\d+)_g(?P<groups>\d+)(?:_i(?P<spread>\d+x\d+))?"
-    r"(?:_bordered)?(?:_border[\dx]+)?" + _FORMATS + r"(?:/.*)?"
+    r"(?:_w(?P<bits>\d))?(?:_bordered)?(?:_border[\dx]+)?" + _FORMATS + r"(?:/.*)?"
 )
 _LINEAR = re.compile(
     r"linear_m(?P<rows>\d+)_k(?P<inputs>\d+)_n(?P<outputs>\d+)(?:_w(?P<bits>\d))?"
@@ -117,7 +121,7 @@ def _conv(found: Mapping[str, str | None]) -> Features:
     }
     return _features(
         found,
-        "depthwise" if depthwise else "conv",
+        "depthwise" if depthwise else _of_bits("conv", found),
         (found["compute"] or "", pixels * outputs * depth),
         (inputs, outputs * depth * _INPUT_BYTES[found["compute"] or ""], pixels * outputs),
         numbers,
@@ -132,7 +136,8 @@ def _linear(found: Mapping[str, str | None]) -> Features:
     rows, inputs, outputs = (int(found[name] or 0) for name in ("rows", "inputs", "outputs"))
     bits = int(found["bits"] or 8)
     weights = inputs * outputs
-    item_bits = bits if found["bits"] else 8 * _INPUT_BYTES[found["compute"] or ""]
+    packed = bool(found["bits"]) and rows <= FEW_ROWS
+    item_bits = bits if packed else 8 * _INPUT_BYTES[found["compute"] or ""]
     stored = weights * item_bits // 8
     numbers = {
         "pixels": rows,
@@ -145,7 +150,7 @@ def _linear(found: Mapping[str, str | None]) -> Features:
         "dynamic": float(bool(found["dynamic"])),
     }
     # One row streams the weights, many rows reuse them: two rooflines.
-    kind = "gemv" if rows <= 4 else "linear"
+    kind = "gemv" if rows <= FEW_ROWS else _of_bits("linear", found)
     macs = rows * weights
     return _features(
         found,
@@ -154,6 +159,11 @@ def _linear(found: Mapping[str, str | None]) -> Features:
         (rows * inputs, stored, rows * outputs),
         numbers,
     )
+
+
+def _of_bits(kind: str, found: Mapping[str, str | None]) -> str:
+    """Return the kind of unpacked weights: fewer bits are named where they have another kernel."""
+    return kind if (found["bits"] or "8") == "8" else NARROW + kind
 
 
 def _features(
@@ -170,8 +180,9 @@ def _features(
     total = inputs * _INPUT_BYTES[compute] + weights + outputs * (stored + residual)
     sizes_text = "_".join(f"{name}{value:g}" for name, value in sorted(numbers.items()))
     formats = {"stored": stored, "residual": residual, "input": _INPUT_BYTES[compute]}
+    formats["bits"] = int(found["bits"] or 8)
     return Features(
-        shape=f"{kind}_{sizes_text}",
+        shape=f"{kind.removeprefix(NARROW)}_{sizes_text}",
         kind=f"{kind} {compute}",
         macs=macs,
         bytes=total,

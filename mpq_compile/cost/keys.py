@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from mpq_compile.cost.measurement import MeasurementKey
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
-from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
-from mpq_compile.kernels.workload import LinearWorkload
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.kernel_timing import Task, Workload
@@ -19,9 +17,7 @@ def kernel_candidate(workload: Workload) -> str:
         return "fp32-rows"
     if workload.compute in ("fp32", "bf16"):
         return workload.compute
-    narrow = isinstance(workload, LinearWorkload | EmbeddingWorkload)
-    bits = workload.weight_bits if narrow else 8  # type: ignore[union-attr]
-    return f"w{bits}a{16 if workload.compute == 'weight_only' else 8}"
+    return f"w{workload.weight_bits}a{16 if workload.compute == 'weight_only' else 8}"
 
 
 def key_of(task: Task, device: Device) -> MeasurementKey:

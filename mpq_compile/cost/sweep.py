@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.errors import ProfileError
+from mpq_compile.kernels.tier import tier_named
 from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.runtime.kernel_timing import Task
 from mpq_compile.types import Candidate, Site
@@ -39,7 +40,8 @@ LINEARS = (
     (1, 1024, 4096), (1, 4096, 4096), (4, 768, 768), (16, 256, 256), (49, 512, 512),
     (128, 384, 384), (128, 384, 1536), (128, 1536, 384), (197, 768, 768), (512, 256, 256),
 )  # fmt: skip
-CONVOLUTION_CANDIDATES = ("fp32", "bf16", "w8a8")  # fewer bits run in the same kernels
+# On most tiers fewer bits run in the kernels of 8, which are swept once.
+CONVOLUTION_CANDIDATES = ("fp32", "bf16", "w8a8", "w4a8")
 LINEAR_CANDIDATES = ("fp32", "bf16", "w8a8", "w4a8", "w2a8", "w4a16", "w8a8d", "w8a8g64")
 
 
@@ -55,6 +57,7 @@ def sweep_tasks(profile: Profile, candidates: Sequence[str] | None = None) -> li
         ProfileError: The target supports none of them.
     """
     asked = None if candidates is None else [Candidate.parse(name) for name in candidates]
+    tier = tier_named(profile.tiers[0] if profile.tiers else "generic")
     unique: dict[str, Task] = {}
     for site, geometry, own in _sites():
         for candidate in map(Candidate.parse, own) if asked is None else asked:
@@ -63,7 +66,7 @@ def sweep_tasks(profile: Profile, candidates: Sequence[str] | None = None) -> li
             before = input_workload(site, candidate)
             if before is not None:
                 unique.setdefault(before.key, Task(operator="quantize_rows", workload=before))
-            kernel = site_workload(site, candidate, geometry, residual=False, final=False)
+            kernel = site_workload(site, candidate, tier, geometry, residual=False, final=False)
             operator = operator_name(site.op, site.depthwise)
             unique.setdefault(kernel.key, Task(operator=operator, workload=kernel))
     if not unique:

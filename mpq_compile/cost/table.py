@@ -18,6 +18,7 @@ from mpq_compile.cost.profile import Profile, operator_name
 from mpq_compile.cost.store import Store
 from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.elementwise_workload import ConvertWorkload
+from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.passes.base import constant, is_call
 from mpq_compile.passes.formats import Kind, kinds
@@ -142,7 +143,7 @@ def measured_table(
         DeviceError: The time ran out, and nothing may be estimated.
     """
     siblings = sibling_sites(network)
-    tasks, changes = _needed(network, siblings, choices, choice_of)
+    tasks, changes = _needed(network, siblings, choices, device.tier, choice_of)
     times = kernel_times(_unique(tasks, changes), store, device, budget_s, estimate, again)
     costs: dict[str, dict[str, dict[str, float]]] = {}
     kernels: dict[str, dict[str, str]] = {}
@@ -176,17 +177,17 @@ def is_measured(
     network: Network, choices: Choices, store: Store, device: Device, choice_of: ChoiceOf
 ) -> bool:
     """Tell whether the store has all that :func:`measured_table` needs."""
-    tasks, changes = _needed(network, sibling_sites(network), choices, choice_of)
+    tasks, changes = _needed(network, sibling_sites(network), choices, device.tier, choice_of)
     keys = {key_of(task, device) for task in _unique(tasks, changes)}
     return len(store.get_many(keys)) == len(keys)
 
 
 def _needed(
-    network: Network, siblings: Siblings, choices: Choices, choice_of: ChoiceOf
+    network: Network, siblings: Siblings, choices: Choices, tier: Tier, choice_of: ChoiceOf
 ) -> tuple[_Tasks, _Changes]:
     """Return the kernels of each (site, candidate), and changes of format between siblings."""
     tasks = {
-        (site.id, name): _tasks(network, site, Candidate.parse(name), choice_of)
+        (site.id, name): _tasks(network, site, Candidate.parse(name), tier, choice_of)
         for site in network.sites
         for name in choices[site.id]
     }
@@ -198,9 +199,11 @@ def _unique(tasks: _Tasks, changes: _Changes) -> list[Task]:
     return list({task.workload.key: task for task in (*alone, *changes.values())}.values())
 
 
-def _tasks(network: Network, site: Site, candidate: Candidate, choice_of: ChoiceOf) -> list[Task]:
+def _tasks(
+    network: Network, site: Site, candidate: Candidate, tier: Tier, choice_of: ChoiceOf
+) -> list[Task]:
     """Return what a site runs: its kernel, and the quantization of a dynamic input before it."""
-    kernel = workload_of(network, site, candidate)
+    kernel = workload_of(network, site, candidate, tier)
     operator = operator_name(site.op, site.depthwise)
     choice = choice_of(kernel) if site.multiplies else None
     tasks = [Task(operator=operator, workload=kernel, choice=choice)]
@@ -208,12 +211,12 @@ def _tasks(network: Network, site: Site, candidate: Candidate, choice_of: Choice
     return tasks if before is None else [Task(operator="quantize_rows", workload=before), *tasks]
 
 
-def workload_of(network: Network, site: Site, candidate: Candidate) -> Any:
+def workload_of(network: Network, site: Site, candidate: Candidate, tier: Tier) -> Any:
     """Return the kernel workload of a site between neighbours of its own format."""
     node = network.node(network.node_of[site.id])
     geometry = tuple(node.args[4:9]) if is_call(node, site_conv2d) else ()
     final = all(user.op == "output" for user in node.users)
-    return site_workload(site, candidate, geometry, node.args[3] is not None, final)
+    return site_workload(site, candidate, tier, geometry, node.args[3] is not None, final)
 
 
 def sibling_sites(network: Network) -> list[tuple[str, str, fx.Node]]:

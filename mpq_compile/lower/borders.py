@@ -8,7 +8,7 @@ from torch import fx
 
 from mpq_compile.kernels.geometry import reads_past_its_end
 from mpq_compile.kernels.workload import ConvWorkload
-from mpq_compile.lower.workloads import conv_workload
+from mpq_compile.lower.workloads import conv_workload, unpacked_weight_bits
 from mpq_compile.quant import ops as qops
 
 if TYPE_CHECKING:
@@ -22,11 +22,14 @@ def workload_of(
     lowering: Lowering, node: fx.Node, fmt: str, residual: str | None = None
 ) -> ConvWorkload:
     """Return the workload of a convolution node that reads its input in ``fmt``."""
+    record = lowering.records.get(node.name)
+    bits = 8 if record is None else unpacked_weight_bits(record.candidate, lowering.emitter.tier)
     return conv_workload(
         lowering.shape(node.args[0]),
         tuple(lowering.tensor(node.args[1]).shape),
         tuple(node.args[5:10]),
         COMPUTE[fmt],
+        bits,
         str(node.args[13]),
         residual,
     )

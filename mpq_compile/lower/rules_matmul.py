@@ -42,6 +42,7 @@ def linear(lowering: Lowering, node: fx.Node) -> Value:
         x.shape,
         lowering.tensor(node.args[1]).shape,
         record.candidate,
+        lowering.emitter.tier,
         str(node.args[8]),
         residual.fmt if residual else None,
     )
@@ -64,6 +65,7 @@ def linear_rows(lowering: Lowering, node: fx.Node) -> Value:
         x.shape,
         lowering.tensor(node.args[2]).shape,
         lowering.records[node.name].candidate,
+        lowering.emitter.tier,
         str(node.args[9]),
         residual.fmt if residual else None,
     )

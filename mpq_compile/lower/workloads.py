@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from mpq_compile.kernels.elementwise_workload import QuantizeRowsWorkload
 from mpq_compile.kernels.embedding_workload import EmbeddingWorkload, embedding_bits
+from mpq_compile.kernels.geometry import NARROW_BITS, is_depthwise
+from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload
 from mpq_compile.types import Candidate, Site, storage
 
@@ -31,15 +34,26 @@ def conv_compute_of(candidate: Candidate) -> str:
     return "bf16" if compute == "weight_only" else compute
 
 
-def kernel_weight_bits(rows: int, candidate: Candidate) -> int:
+def kernel_weight_bits(rows: int, candidate: Candidate, tier: Tier) -> int:
     """Return the weight layout that a linear kernel reads.
 
     Only few rows read packed weights: with many, unpacking costs more time than it saves, so the
     codes are unpacked when the artifact is loaded.
     """
-    if candidate.is_float or candidate.weight_bits > 4 or rows > FEW_ROWS:
+    if rows > FEW_ROWS:
+        return unpacked_weight_bits(candidate, tier)
+    if candidate.is_float or candidate.weight_bits > NARROW_BITS:
         return 8
     return 2 if candidate.weight_bits == 2 else 4
+
+
+def unpacked_weight_bits(candidate: Candidate, tier: Tier) -> int:
+    """Return the bits that a kernel of unpacked weights is told of: 4 where it gains by them.
+
+    Elsewhere w4a8 and w8a8 are one kernel, which is compiled and measured once.
+    """
+    narrow = compute_of(candidate) == "int8" and candidate.weight_bits <= NARROW_BITS
+    return NARROW_BITS if narrow and not candidate.group_size and tier.narrow_sums else 8
 
 
 def conv_workload(
@@ -47,6 +61,7 @@ def conv_workload(
     weight_shape: Sequence[int],
     geometry: tuple[Any, ...],
     compute: str,
+    weight_bits: int,
     out: str,
     residual: str | None,
 ) -> ConvWorkload:
@@ -57,12 +72,13 @@ def conv_workload(
         weight_shape: [N, C/groups, KH, KW].
         geometry: (stride, padding, dilation, groups, input_dilation) as the operators have them.
         compute: See :func:`conv_compute_of`.
+        weight_bits: See :func:`unpacked_weight_bits`.
         out: Storage of the output.
         residual: Storage of the residual, or None.
     """
     stride, padding, dilation, groups, input_dilation = geometry
     batch, channels, height, width = input_shape
-    return ConvWorkload(
+    workload = ConvWorkload(
         batch=batch,
         height=height,
         width=width,
@@ -78,12 +94,16 @@ def conv_workload(
         out=out,  # type: ignore[arg-type]
         residual=residual,  # type: ignore[arg-type]
     )
+    if is_depthwise(workload):
+        return workload  # the kernel does not gain by few bits
+    return replace(workload, weight_bits=weight_bits)  # type: ignore[arg-type]
 
 
 def linear_workload(
     input_shape: Sequence[int],
     weight_shape: Sequence[int],
     candidate: Candidate,
+    tier: Tier,
     out: str,
     residual: str | None,
 ) -> LinearWorkload:
@@ -96,7 +116,7 @@ def linear_workload(
         in_features=weight_shape[1],
         out_features=weight_shape[0],
         compute=compute_of(candidate),  # type: ignore[arg-type]
-        weight_bits=kernel_weight_bits(rows, candidate),  # type: ignore[arg-type]
+        weight_bits=kernel_weight_bits(rows, candidate, tier),  # type: ignore[arg-type]
         group_size=candidate.group_size,
         row_scales=candidate.dynamic,
         out=out,  # type: ignore[arg-type]
@@ -130,7 +150,12 @@ def embedding_workload(
 
 
 def site_workload(
-    site: Site, candidate: Candidate, geometry: tuple[Any, ...], residual: bool, final: bool
+    site: Site,
+    candidate: Candidate,
+    tier: Tier,
+    geometry: tuple[Any, ...],
+    residual: bool,
+    final: bool,
 ) -> ConvWorkload | LinearWorkload | EmbeddingWorkload:
     """Return the workload of a site between neighbours of its own format.
 
@@ -143,8 +168,9 @@ def site_workload(
     if site.op == "embedding":
         return embedding_workload(site, candidate)
     if site.op == "linear":
-        return linear_workload(site.input_shape, site.weight_shape, candidate, out, added)
+        return linear_workload(site.input_shape, site.weight_shape, candidate, tier, out, added)
     compute = conv_compute_of(candidate)
     # A transposed convolution runs as one over its spread input: [C, N/g, …] → [N, C/g, …].
     weight_shape = (site.out_channels, site.input_shape[1] // site.groups, *site.weight_shape[2:])
-    return conv_workload(site.input_shape, weight_shape, geometry, compute, out, added)
+    bits = unpacked_weight_bits(candidate, tier)
+    return conv_workload(site.input_shape, weight_shape, geometry, compute, bits, out, added)

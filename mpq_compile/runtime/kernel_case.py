@@ -237,11 +237,10 @@ def _weights(workload: Matmul, rng: np.random.Generator) -> np.ndarray:
     if isinstance(workload, ConvWorkload):
         taps = (workload.in_channels // workload.groups, *workload.kernel)
         shape: tuple[int, ...] = (workload.out_channels, *taps)
-        bits = 8
     else:
-        shape, bits = (workload.out_features, workload.in_features), workload.weight_bits
+        shape = (workload.out_features, workload.in_features)
     if workload.compute in ("int8", "weight_only"):
-        low, high = _WEIGHT_RANGES[bits]
+        low, high = _WEIGHT_RANGES[workload.weight_bits]
         return rng.integers(low, high, shape, np.int8, endpoint=True)
     values = rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[1:]), dtype=np.float32)
     return as_values(packing.bf16_bits(values)) if workload.compute == "bf16" else values

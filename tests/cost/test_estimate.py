@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,6 +61,16 @@ def test_every_matrix_multiply_is_read_back(workload: ConvWorkload | LinearWorkl
         assert features(shape).macs == workload.macs
     same = features(workload.key)
     assert features(workload.key.replace("_u8", "_fp32")).shape == same.shape
+
+
+def test_features_of_a_kernel_for_few_bits() -> None:
+    wide = replace(CONV, border=(1, 1, 1, 1))
+    narrow = features(replace(wide, weight_bits=4).key)
+    assert (narrow.kind, narrow.numbers["bits"]) == ("narrow conv int8", 4)
+    assert (narrow.shape, narrow.bytes) == (features(wide.key).shape, features(wide.key).bytes)
+    many = LinearWorkload(rows=9, in_features=64, out_features=32, weight_bits=4)
+    assert features(many.key).kind == "narrow linear int8"
+    assert features(many.key).numbers["weights"] == 64 * 32
 
 
 def test_features_of_what_multiplies_nothing() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mpq_compile.cost.profile import Profile, list_profiles, load_profile, operator_name
 from mpq_compile.errors import LoweringError
-from mpq_compile.kernels.tier import TIERS
+from mpq_compile.kernels.tier import TIERS, Tier
 from mpq_compile.lower.emit import generator_of
 from mpq_compile.lower.workloads import embedding_workload, site_workload
 from mpq_compile.types import Candidate, Site
@@ -43,7 +43,7 @@ def sites(conv: Site, depthwise: Site, transposed: Site, linear: Site) -> dict[s
     return found
 
 
-def promised(profile: Profile, sites: dict[str, Site]) -> Iterator[tuple[str, Any]]:
+def promised(profile: Profile, tier: Tier, sites: dict[str, Site]) -> Iterator[tuple[str, Any]]:
     """Yield each kernel that the profile's rules ask for, once."""
     seen = set()
     for operator, rules in profile.operators.items():
@@ -53,7 +53,7 @@ def promised(profile: Profile, sites: dict[str, Site]) -> Iterator[tuple[str, An
             workload = (
                 embedding_workload(site, candidate, "int64")
                 if operator == "embedding"
-                else site_workload(site, candidate, GEOMETRY[operator], False, False)
+                else site_workload(site, candidate, tier, GEOMETRY[operator], False, False)
             )
             if workload.key not in seen:
                 seen.add(workload.key)
@@ -64,7 +64,7 @@ def promised(profile: Profile, sites: dict[str, Site]) -> Iterator[tuple[str, An
 def test_every_promised_kernel_is_generated(tier: str, sites: dict[str, Site]) -> None:
     (profile,) = [p for p in map(load_profile, CPU_PROFILES) if tier in p.tiers]
     assert set(profile.operators) == set(GEOMETRY)
-    workloads = dict(promised(profile, sites))
+    workloads = dict(promised(profile, TIERS[tier], sites))
     assert len(workloads) > 20
     for name, workload in workloads.items():
         assert generator_of(workload)(workload, TIERS[tier], 2) is not None, name
@@ -76,4 +76,4 @@ def test_what_no_kernel_computes_is_not_promised(name: str, linear: Site) -> Non
     candidate = Candidate.parse("w4a16g48")
     assert not load_profile(name).supports("linear", False, candidate, linear)
     with pytest.raises(LoweringError, match="groups"):
-        site_workload(linear, candidate, (), False, False)
+        site_workload(linear, candidate, TIERS["generic"], (), False, False)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matmul_cases as cases
+import numpy as np
 import pytest
 from tiers import DISTINCT_TIERS, EVERY_TIER, distinct_tiers
 
+from mpq_compile.cost.exactness import oracle
 from mpq_compile.errors import LoweringError
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
+from mpq_compile.runtime.kernel_case import make_case
 
 FORMATS = ("u8", "bf16", "fp32")
 CONVS = {
@@ -66,6 +71,36 @@ def conv(name: str, **formats: object) -> ConvWorkload:
 @pytest.mark.parametrize("name", CONVS)
 def test_integer_convolution_equals_the_oracle(tier, name):
     cases.assert_matches(conv(name), tier)
+
+
+@DISTINCT_TIERS
+@pytest.mark.parametrize("name", CONVS)
+def test_convolution_with_weights_of_few_bits(tier, name):
+    cases.assert_matches(conv(name, weight_bits=4, residual="fp32"), tier)
+
+
+@DISTINCT_TIERS
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("rows,inputs,outputs", [(5, 37, 33), (19, 130, 48), (8, 33, 5)])
+def test_many_rows_with_weights_of_few_bits(tier, dynamic, rows, inputs, outputs):
+    workload = LinearWorkload(
+        rows=rows, in_features=inputs, out_features=outputs, weight_bits=4, row_scales=dynamic
+    )
+    cases.assert_matches(workload, tier)
+
+
+@DISTINCT_TIERS
+@pytest.mark.parametrize("steps", [1, 7, 8, 9, 17])
+@pytest.mark.parametrize("weight", [-8, 7])
+def test_the_largest_sums_of_few_bits_do_not_overflow(tier, steps, weight):
+    """AVX2 sums them in 16 bits, which nine steps would leave."""
+    workload = LinearWorkload(
+        rows=6, in_features=4 * steps, out_features=9, weight_bits=4, out="fp32"
+    )
+    case = make_case(workload, seed=0)
+    case = replace(case, x=np.full_like(case.x, 255), weight=np.full_like(case.weight, weight))
+    got = cases.computed(workload, tier, case)
+    np.testing.assert_array_equal(got, oracle(workload, case))
 
 
 @pytest.mark.parametrize("residual", FORMATS)
@@ -203,7 +238,8 @@ def test_linear_with_row_scales(tier, rows, inputs, outputs, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"rows": 5, "weight_bits": 4},
+        {"rows": 5, "weight_bits": 2},
+        {"rows": 5, "weight_bits": 4, "group_size": 16},
         {"rows": 1, "weight_bits": 4, "compute": "bf16"},
         {"rows": 1, "group_size": 24},
         {"rows": 1, "group_size": 32, "compute": "bf16"},

@@ -46,11 +46,13 @@ def random_linear(rng: np.random.Generator) -> LinearWorkload:
     packed = few and compute in ("int8", "weight_only")
     group = int(rng.integers(1, 70)) if compute == "int8" and rng.random() < 0.3 else None
     inputs = group * int(rng.integers(1, 6)) if group else int(rng.integers(1, 300))
+    narrow = compute == "int8" and group is None
+    bits = [8, 4, 2] if packed else [8, 4] if narrow else [8]
     return LinearWorkload(
         rows=rows,
         in_features=inputs,
         out_features=int(rng.integers(1, 150)),
-        weight_bits=int(rng.choice([8, 4, 2])) if packed else 8,  # type: ignore[arg-type]
+        weight_bits=int(rng.choice(bits)),  # type: ignore[arg-type]
         group_size=group,
         row_scales=compute == "int8" and rng.random() < 0.3,
         **random_formats(rng, compute),
@@ -78,6 +80,7 @@ def random_convolution(rng: np.random.Generator) -> ConvWorkload:
             dilation=tuple(int(d) for d in rng.integers(1, 3, 2)),
             groups=groups,
             input_dilation=tuple(int(d) for d in rng.choice([1, 1, 2], 2)),
+            weight_bits=4 if compute == "int8" and rng.random() < 0.5 else 8,
             **random_formats(rng, compute),
         )
         if min(workload.out_height, workload.out_width) > 0:
