@@ -31,9 +31,9 @@ def session(*candidates: str) -> Session:
 
 
 def test_uniform_and_mixed_assignments() -> None:
-    found = session("fp32", "w8a8", "w4a8")
+    found = session("fp32", "w8a8", "w6a8")
     assignments = anchor_assignments(found, found.costing.measured.costs)
-    # w4a8 runs the kernels of w8a8: the same network.
+    # On every tier w6a8 runs the kernels of w8a8: the same network.
     assert list(assignments) == ["fp32", "w8a8", *(f"mixed{n}" for n in range(MIXED))]
     for assignment in assignments.values():
         tied = {
@@ -44,7 +44,7 @@ def test_uniform_and_mixed_assignments() -> None:
 
 
 def test_one_format_needs_no_mixed_networks() -> None:
-    found = session("w8a8", "w4a8")
+    found = session("w8a8", "w6a8")
     assert list(anchor_assignments(found, found.costing.measured.costs)) == ["w8a8"]
 
 
