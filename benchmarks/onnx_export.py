@@ -17,12 +17,12 @@ from typing import Any
 
 import onnxruntime
 import torch
+from onnx_session import exact_session
 from shared_nets import NAMES, SharedNet, load_net, top1
 from torch import Tensor
 
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.integrations.qdq.graph import Export
-from mpq_compile.kernels.tier import host_flags
 from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
 
@@ -33,12 +33,7 @@ HEAD += ("float", "oracle", "ONNX Runtime", "other class")
 
 def runner(content: bytes) -> Callable[[Tensor], Tensor]:
     """Return a function that runs a model in ONNX Runtime."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if "avx2" in host_flags() and not host_flags() & {"avx512_vnni", "avx_vnni"}:
-        # Float products between codes: there the integer ones overflow (docs/onnx.md).
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = exact_session(onnxruntime, content)
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 

@@ -6,7 +6,7 @@ channels and adds the products to ``lanes`` accumulators.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm.script import tirx as T
@@ -40,11 +40,6 @@ class DotStep:
 
     widens: ClassVar[bool] = False
 
-    @property
-    def sums(self) -> int:
-        """Elements of an accumulator while a block multiplies."""
-        return self.lanes
-
     lanes: int
     k_group: int = 1
     input_dtype: str = "uint8"
@@ -52,6 +47,11 @@ class DotStep:
     accumulator: str = "int32"
     cost: StepCost = StepCost(dot=2)
     llvm_ir: str = ""
+
+    @property
+    def sums(self) -> int:
+        """Elements of an accumulator while a block multiplies."""
+        return self.lanes
 
     def weights(self, buffer: Any, offset: Any) -> Any:
         """Load the weights of ``lanes`` channels at element ``offset``."""
@@ -298,7 +298,7 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
             input_dtype="float32",
             weight_dtype=step.weight_dtype,
             accumulator=step.accumulator,
-            cost=replace(step.cost, pixel=_broadcast(tier), weight=3),
+            cost=StepCost(pixel=_broadcast(tier), weight=3),
         )
     return step
 

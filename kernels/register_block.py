@@ -67,8 +67,14 @@ class RegisterBlock(PixelBlock):
         source = T.bind(start + outer * strides[0] + inner * strides[1])
         index = outer * plan.shape.runs[1] + inner
         weights = T.bind(panel + index * (plan.run_steps * size))
-        with T.serial(plan.run_steps) as k:
-            self._step(cells, source + k * step.k_group, weights + k * size)
+        self._steps(cells, source, weights, plan.run_steps)
+
+    def _steps(self, cells: Sequence[Any], source: Any, weights: Any, steps: int) -> None:
+        """Take ``steps`` steps from there."""
+        step = self.plan.step
+        with T.serial(steps) as k:
+            at = k * (step.lanes * step.k_group)
+            self._step(cells, source + k * step.k_group, weights + at)
 
     def _step(self, cells: Sequence[Any], source: Any, weights: Any) -> None:
         """Multiply ``k_group`` inputs of every pixel with every vector of weights."""

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx_session import exact_session
 from torch import Tensor, nn
 
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.integrations.qdq.graph import Export
-from mpq_compile.kernels.tier import host_flags
 from mpq_compile.passes.materialized import Materialized
 from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
@@ -35,13 +35,7 @@ def run(model: onnx.ModelProto | bytes, inputs: Sequence[Tensor]) -> list[np.nda
     """Run a model on the CPU; skip where ONNX Runtime is absent."""
     runtime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
     content = model if isinstance(model, bytes) else model.SerializeToString()
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if "avx2" in host_flags() and not host_flags() & {"avx512_vnni", "avx_vnni"}:
-        # There its integer kernels sum products in 16 bits, which those of 8-bit weights overflow.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = exact_session(runtime, content, threads=1)
     names = [entry.name for entry in session.get_inputs()]
     return session.run(None, dict(zip(names, [x.numpy() for x in inputs], strict=True)))
 
