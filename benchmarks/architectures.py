@@ -38,7 +38,7 @@ import mpq_compile as mpq
 from mpq_compile.calibrate import Batch
 from mpq_compile.errors import MpqError
 from mpq_compile.passes.base import target_name
-from mpq_compile.passes.formats import Kind, classify
+from mpq_compile.passes.kinds import Kind, classify
 from mpq_compile.recipe import Recipe, RecipeOptions
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.session import Session

@@ -24,7 +24,7 @@ from mpq_compile.errors import PlanError
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.passes.balance import balanced
 from mpq_compile.passes.fixed_qparams import fixed_candidates, with_fixed
-from mpq_compile.passes.formats import kinds
+from mpq_compile.passes.kinds import kinds
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.materialized import Materialized
 from mpq_compile.passes.network import Network, prepare

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from mpq_compile.passes.base import target_name
-from mpq_compile.passes.formats import Kind, kinds
+from mpq_compile.passes.kinds import Kind, kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.types import FORMAT_WIDTH
 

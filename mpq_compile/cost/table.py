@@ -21,7 +21,7 @@ from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.passes.base import constant, is_call
-from mpq_compile.passes.formats import Kind, kinds
+from mpq_compile.passes.kinds import Kind, kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.ops import ALL_SITE_OPS, site_conv2d
 from mpq_compile.runtime.device import Device

@@ -15,7 +15,7 @@ from mpq_compile.integrations.backend_options import BackendOptions
 from mpq_compile.integrations.bound_graph import BoundGraph
 from mpq_compile.integrations.recording import Inputs, Seen
 from mpq_compile.integrations.variants import build_variant
-from mpq_compile.passes.formats import kinds
+from mpq_compile.passes.kinds import kinds
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.session import Session

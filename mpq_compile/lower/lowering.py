@@ -31,7 +31,7 @@ from mpq_compile.lower.moves import MOVES
 from mpq_compile.lower.parameters import Recipe, StoredSite
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import ValueRecorder, constant, value_shapes
-from mpq_compile.passes.formats import RESHAPES
+from mpq_compile.passes.kinds import RESHAPES
 from mpq_compile.passes.materialized import Materialized
 from mpq_compile.quant import ops as qops
 

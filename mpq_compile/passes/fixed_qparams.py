@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mpq_compile.onnx_import.fixed import FixedRange, FixedSite
 from mpq_compile.onnx_import.program import QuantizedConstant
-from mpq_compile.passes.formats import kinds, quantizer_roots
+from mpq_compile.passes.formats import quantizer_roots
+from mpq_compile.passes.kinds import kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import QuantizedWeight

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx, nn
 
 from mpq_compile.errors import PlanError, nearest
-from mpq_compile.passes.formats import kinds, quantizer_roots
+from mpq_compile.passes.formats import quantizer_roots
+from mpq_compile.passes.kinds import kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.rounding import fitted_bias, fitted_weight
 from mpq_compile.quant.calibration import Calibration

@@ -10,13 +10,8 @@ from torch import Tensor, fx
 from mpq_compile.passes import materialize_site
 from mpq_compile.passes import materialize_tensors as tensors
 from mpq_compile.passes.base import add_constant, constant
-from mpq_compile.passes.formats import (
-    Kind,
-    kinds,
-    native_formats,
-    quantizer_roots,
-    stored_formats,
-)
+from mpq_compile.passes.formats import native_formats, quantizer_roots, stored_formats
+from mpq_compile.passes.kinds import Kind, kinds
 from mpq_compile.passes.materialize_attention import attention
 from mpq_compile.passes.materialized import Builder, Materialized, SiteRecord
 from mpq_compile.passes.network import Network

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, constant, is_call
-from mpq_compile.passes.formats import PAD, Kind
+from mpq_compile.passes.kinds import PAD, Kind
 from mpq_compile.passes.materialized import Builder
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.multipliers import (

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, fx
 
-from mpq_compile.passes.formats import Kind
+from mpq_compile.passes.kinds import Kind
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import QuantizedWeight

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, constant, is_call
-from mpq_compile.passes.formats import MOVES, RESHAPES
+from mpq_compile.passes.kinds import MOVES, RESHAPES
 from mpq_compile.passes.network import Network
 
 aten = torch.ops.aten

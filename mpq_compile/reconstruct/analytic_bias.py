@@ -25,7 +25,7 @@ from torch import Tensor, fx
 
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import is_call
-from mpq_compile.passes.formats import RESHAPES, Kind, classify
+from mpq_compile.passes.kinds import RESHAPES, Kind, classify
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight

@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 
 from mpq_compile.errors import PlanError
 from mpq_compile.passes.base import constant, run_passes
-from mpq_compile.passes.formats import kinds, quantizer_roots
+from mpq_compile.passes.formats import quantizer_roots
+from mpq_compile.passes.kinds import kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import quantize_weight, weight_spec

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from mpq_compile.passes.base import Pass, run_passes
-from mpq_compile.passes.formats import kinds, quantizer_roots, stored_formats
+from mpq_compile.passes.formats import quantizer_roots, stored_formats
+from mpq_compile.passes.kinds import kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.rounding import fitted_bias, fitted_weight
 from mpq_compile.quant.calibration import Calibration

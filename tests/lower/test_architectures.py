@@ -14,7 +14,7 @@ import mpq_compile as mpq
 from mpq_compile.capture import capture
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import is_call
-from mpq_compile.passes.formats import Kind, classify
+from mpq_compile.passes.kinds import Kind, classify
 from mpq_compile.passes.network import Network, prepare
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import mpq_compile as mpq
 from mpq_compile.capture import capture
 from mpq_compile.cost.table import counted_costs
-from mpq_compile.passes.formats import Kind, kinds
+from mpq_compile.passes.kinds import Kind, kinds
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.selfcheck import agreement_decibels
 from mpq_compile.sensitivity.sqnr import SqnrMetric

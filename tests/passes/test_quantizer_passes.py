@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mpq_compile.errors import LoweringError, PlanError, UnsupportedOpError
 from mpq_compile.passes.base import run_passes
-from mpq_compile.passes.formats import kinds, quantizer_roots, stored_formats
+from mpq_compile.passes.formats import quantizer_roots, stored_formats
 from mpq_compile.passes.insert_quantizers import InsertQuantizers, set_assignment
+from mpq_compile.passes.kinds import kinds
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.materialize_site import MAX_INPUTS
 from mpq_compile.passes.materialized import Materialized

@@ -12,7 +12,7 @@ from mpq_compile.integrations.qdq.floats import Rule
 from mpq_compile.integrations.qdq.shapes import Sizes
 from mpq_compile.integrations.qdq.values import Call
 from mpq_compile.integrations.qdq.writer import Writer
-from mpq_compile.passes.formats import PAD, RESHAPES
+from mpq_compile.passes.kinds import PAD, RESHAPES
 
 aten = torch.ops.aten
 _END = np.iinfo(np.int64).max
