@@ -44,6 +44,7 @@ def plan_auto(session: Session, budget: Budget, evaluations: int = EVALUATIONS) 
         budget,
         loss,
         proposals[best],
+        proof=proposals[session.metric],
         solver="gcpso",
         evaluations=evaluations,
         seed=session.seed,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mpq_compile.allocate import solve_allocation
+from mpq_compile.allocate import Allocation, solve_allocation
 from mpq_compile.calibrate import Batch, spread
 from mpq_compile.passes.insert_quantizers import set_assignment
 from mpq_compile.progress import track
@@ -26,7 +26,7 @@ from mpq_compile.session import Session
 from mpq_compile.solve.black_box import BlackBox, Minimum, minimize_black_box
 from mpq_compile.solve.problem import Solution
 from mpq_compile.solve.tables import Floats, Ints
-from mpq_compile.types import Budget, Plan
+from mpq_compile.types import NETWORK, Budget, Plan
 
 # All samples at once: only the shapes of outputs and their power are looked at.
 _ALL, _MEMORY_MB = sys.maxsize, 1e9
@@ -120,7 +120,14 @@ def plan_by_network_loss(
     allocation = session.allocation()
     first = solve_allocation(allocation, budget, session.solver)
     plan, found = improve(
-        session, budget, loss, first, solver=solver, evaluations=evaluations, seed=seed
+        session,
+        budget,
+        loss,
+        first,
+        proof=_proof(allocation, budget, first),
+        solver=solver,
+        evaluations=evaluations,
+        seed=seed,
     )
     note = (
         f"{solver} on the network's own loss: {found.loss:.4g} after {found.evaluations} "
@@ -135,11 +142,17 @@ def improve(
     loss: NetworkLoss,
     first: Solution,
     *,
+    proof: Solution,
     solver: str,
     evaluations: int,
     seed: int,
 ) -> tuple[Plan, Minimum]:
-    """Return the plan that a black-box solver makes of a first solution, and what it found."""
+    """Return the plan that a black-box solver makes of a first solution, and what it found.
+
+    ``proof`` answers the session's own table within ``budget``, with a bound. The plan carries it:
+    that nothing else loses less cannot be proven of the network's own loss, but that the plan is
+    within the budget, and how much less the table says could be lost, can be checked.
+    """
     found = minimize_black_box(
         network_black_box(session, budget, loss),
         solver,
@@ -148,5 +161,24 @@ def improve(
         start=first.assignment,
     )
     plan = session.plan_for(session.allocation().spread(found.assignment), budget)
-    certificate = {"objective": "network", "loss": found.loss, "evaluations": found.evaluations}
+    certificate = {
+        **proof.certificate,
+        **_standing(plan, proof),
+        "objective": NETWORK,
+        "loss": found.loss,
+        "evaluations": found.evaluations,
+    }
     return replace(plan, solver=solver, certificate=certificate), found
+
+
+def _proof(allocation: Allocation, budget: Budget, first: Solution) -> Solution:
+    """Return a solution of the table that has a bound: the first one, or the exact solver's."""
+    return first if first.bound is not None else solve_allocation(allocation, budget, "exact")
+
+
+def _standing(plan: Plan, proof: Solution) -> dict[str, object]:
+    """Return where the plan's loss by the table stands against the table's bound."""
+    assert plan.loss is not None and proof.bound is not None
+    gap = (plan.loss - proof.bound) / max(1.0, abs(plan.loss))
+    status = proof.status if gap <= (proof.gap or 0.0) else "feasible"
+    return {"status": status, "bound": proof.bound, "gap": gap, "wall_s": proof.wall_s}

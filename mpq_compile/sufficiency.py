@@ -20,7 +20,7 @@ from mpq_compile.allocate import Allocation, solve_allocation
 from mpq_compile.calibrate import SHARES
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.data.batches import Batch, in_batches
-from mpq_compile.errors import CalibrationError
+from mpq_compile.errors import CalibrationError, PlanError
 from mpq_compile.quant.range_stability import first_within
 from mpq_compile.recipe import Recipe, RecipeOptions
 from mpq_compile.session import Session
@@ -106,6 +106,7 @@ def stability(
     Raises:
         CalibrationError: There is one sample, or one batch where the model fixes its batch.
         InfeasibleBudgetError: Nothing keeps the budget.
+        PlanError: The budget bounds a loss instead of a cost.
     """
     session = Session(
         model,
@@ -127,6 +128,7 @@ def stability(
 
 def stability_of(session: Session, budget: Budget, tolerance: float = TOLERANCE) -> Stability:
     """Return how the assignment of a session follows from the number of samples."""
+    _refuse_loss_bounds(budget)
     parts = list(growing(session))
     full = session.allocation()
     chosen = full.expand(solve_allocation(full, budget, session.solver))
@@ -136,6 +138,19 @@ def stability_of(session: Session, budget: Budget, tolerance: float = TOLERANCE)
         tolerance=tolerance,
         seed=session.seed,
     )
+
+
+def _refuse_loss_bounds(budget: Budget) -> None:
+    bounds = {"max_drop": budget.max_drop, "max_loss": budget.max_loss}
+    found = [name for name, bound in bounds.items() if bound is not None]
+    if found:
+        raise PlanError(
+            "stability is that of the least loss within a cost",
+            where="budget",
+            expected="bounds on costs: latency_ms, size_mb, avg_bits, …",
+            found=", ".join(found),
+            remedy="give the cost that the plan came out with, as size_mb for instance",
+        )
 
 
 def growing(session: Session) -> Iterator[tuple[Batch, ...]]:

@@ -291,12 +291,17 @@ class CostTable:
     overhead: Mapping[str, float] = field(default_factory=dict)
 
 
+# The objective of a certificate whose plan was chosen by the loss of the network itself.
+NETWORK = "network"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """An assignment with all that is needed to rebuild and to audit it.
 
     ``loss`` is the sum of the metric's losses, those of pairs included; None where nothing was
-    measured (``mpq.assign``).
+    measured (``mpq.assign``). ``certificate`` holds the problem that was solved, and what proves
+    the answer: ``mpq.check_plan``.
     """
 
     version: int
@@ -313,6 +318,12 @@ class Plan:
     notes: Sequence[str]
     seed: int
     provenance: Mapping[str, str]
+
+    @property
+    def minimised(self) -> str | None:
+        """The cost that was minimised; None where that was the loss, the network's own included."""
+        objective = self.certificate.get("objective")
+        return None if objective == NETWORK else objective
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""

@@ -46,10 +46,23 @@ def test_it_is_no_worse_than_any_proposal() -> None:
     assert plan.predicted.avg_bits <= BITS
     assert plan.solver == "auto"
     assert plan.certificate["loss"] == pytest.approx(loss(plan.assignment))
+    _stands_as_it_says(plan, own)
     for metric in PROPOSERS:
         other = session(metric, "exact").solve(budget)
         assert loss(plan.assignment) <= loss(other.assignment) * (1 + 1e-9)
     assert plan_auto(session("auto", "auto"), budget).assignment == plan.assignment
+
+
+def _stands_as_it_says(plan: mpq.Plan, own: Session) -> None:
+    """The plan carries the problem of its table: within the budget, and no less than its bound."""
+    report = mpq.check_plan(plan)
+    assert report.ok, report.faults
+    best = own.solve(mpq.Budget(avg_bits=BITS)).loss
+    assert plan.loss is not None and best is not None
+    assert plan.certificate["bound"] == pytest.approx(best)
+    gap = (plan.loss - best) / max(1.0, plan.loss)
+    assert plan.certificate["gap"] == pytest.approx(gap, abs=1e-9)
+    assert report.optimal == (plan.certificate["status"] == "optimal") == (gap <= 1e-9)
 
 
 def test_it_is_a_name_of_plan() -> None:

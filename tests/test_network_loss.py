@@ -13,6 +13,7 @@ from mpq_compile.errors import InfeasibleBudgetError
 from mpq_compile.network_loss import NetworkLoss, plan_by_network_loss
 from mpq_compile.sensitivity.sqnr import noise_to_signal
 from mpq_compile.session import Session
+from mpq_compile.solve.plan_proof import check_plan
 from mpq_compile.types import Budget
 
 NAMES = ["w8a8", "w4a8", "w2a8"]
@@ -91,6 +92,7 @@ def test_plan_is_within_the_budget_and_no_worse_than_the_tables(
     assert plan.predicted.avg_bits <= 4.5
     assert plan.solver == solver and "network's own loss" in plan.notes[-1]
     assert loss(plan.assignment) == plan.certificate["loss"]
+    assert check_plan(plan).ok
     assert loss(plan.assignment) <= loss(session.solve(budget).assignment)
 
 

@@ -100,3 +100,10 @@ def test_a_plan_records_how_many_samples_it_used() -> None:
     assert "samples" not in mpq.plan(model(), X[:1], [X], **OPTIONS).provenance  # type: ignore[arg-type]
     with pytest.raises(mpq.CalibrationError, match="no samples"):
         mpq.plan(model(), X[:1], [X], samples=0, **OPTIONS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_drop", "max_loss"])
+def test_a_bound_on_the_loss_is_refused(name: str) -> None:
+    with pytest.raises(mpq.PlanError) as caught:
+        stability_of(session(), mpq.Budget(**{name: 0.5}))
+    assert name in str(caught.value) and "size_mb" in str(caught.value)

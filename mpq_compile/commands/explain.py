@@ -51,8 +51,7 @@ def explain(
 
 def _minimised(plan: Plan) -> str:
     """Return what the multipliers are counted in: the cost that was minimised, or the loss."""
-    objective = plan.certificate.get("objective", "loss")
-    return OBJECTIVE_AXIS.get(objective, objective)
+    return OBJECTIVE_AXIS[plan.minimised] if plan.minimised else "loss"
 
 
 def _outcome(

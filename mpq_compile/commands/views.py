@@ -42,19 +42,18 @@ def show_plan(console: Console, plan: Plan) -> None:
         f"{number(predicted.avg_bits)} bits a weight",
         "loss": f"{number(plan.loss)} ({plan.metric})",
         "certificate": f"{certificate.get('status', 'none')} by {plan.solver}, "
-        f"{_bound(certificate)}, gap {number(certificate.get('gap'))}",
+        f"{_bound(plan)}, gap {number(certificate.get('gap'))}",
     }
     for name, value in rows.items():
         _line(console, name, value)
     show_notes(console, plan.notes)
 
 
-def _bound(certificate: Mapping[str, Any]) -> str:
-    """Say what the bound is of: the metric's loss, or what was minimised in its place."""
-    objective = certificate.get("objective")
-    if objective is None:
-        return f"bound {number(certificate.get('bound'))}"
-    return f"of the least {'loss of the network' if objective == 'network' else objective}"
+def _bound(plan: Plan) -> str:
+    """Say what the bound is of: the metric's loss, or the cost that was minimised in its place."""
+    if plan.minimised:
+        return f"of the least {plan.minimised}"
+    return f"bound {number(plan.certificate.get('bound'))}"
 
 
 def show_notes(console: Console, notes: Sequence[str]) -> None:

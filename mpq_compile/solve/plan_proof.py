@@ -23,10 +23,12 @@ def problem_of(plan: Plan) -> Problem:
     """Return the problem that a plan is the answer to.
 
     Costs are in the solver's units (µs, bytes), budgets without what the network costs beside its
-    sites. Where a cost was minimised, it is the problem's loss, and the metric's loss a budget.
+    sites. Where a cost was minimised, it is the problem's loss, and the metric's loss a budget. Of
+    a plan that was chosen by the network's own loss it is the problem of the metric's table, which
+    proves that the plan is within the budget, and bounds what the table says could be gained.
 
     Raises:
-        PlanError: The plan carries none: its bits were given, or chosen by the network's own loss.
+        PlanError: The plan carries none: its bits were given.
     """
     data = plan.certificate.get("problem")
     if data is None:
@@ -53,7 +55,7 @@ def solution_of(plan: Plan) -> Solution:
     return Solution(
         status=certificate.get("status", "none"),
         assignment=assignment,
-        loss=value if "objective" in certificate else plan.loss,
+        loss=value if plan.minimised else plan.loss,
         usage=usage,
         bound=certificate.get("bound"),
         gap=certificate.get("gap"),
@@ -96,7 +98,7 @@ def _table(plan: Plan, problem: Problem) -> Iterator[str]:
         term = groups.get(row["site"], {}).get(row["candidate"])
         if term is None or row["group"] in tied:
             continue
-        loss = term.costs["loss"] if "objective" in plan.certificate else term.loss
+        loss = term.costs["loss"] if plan.minimised else term.loss
         pairs = {"loss": loss, "size_bytes": term.costs.get("size_bytes", row["size_bytes"])}
         for name, value in pairs.items():
             if not math.isclose(row[name], value, rel_tol=TOLERANCE):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from mpq_compile.report.blocks import Block, Facts, Missing, Prose, Section
 from mpq_compile.report.evidence import Evidence
 from mpq_compile.report.spelling import number, percent
-from mpq_compile.types import Plan, Predicted
+from mpq_compile.types import NETWORK, Plan, Predicted
 
 
 def accuracy_section(evidence: Evidence) -> Section:
@@ -32,7 +32,12 @@ def _proof(plan: Plan) -> str:
     if plan.loss is None or not certificate:
         return "The bits were given, not solved for: there is no proof that others lose less."
     loss = f"The plan loses {number(plan.loss)} by {plan.metric}."
-    if _cost_minimised(plan):
+    if certificate.get("objective") == NETWORK:
+        loss = (
+            f"The quantized network itself was run with {certificate['evaluations']} assignments; "
+            f"this one lost least on the calibration data, {number(certificate['loss'])}. {loss}"
+        )
+    if plan.minimised:
         return f"{loss} {_cost_proof(plan)}"
     if certificate.get("status") == "optimal" and bound is not None:
         return (
@@ -49,15 +54,9 @@ def _proof(plan: Plan) -> str:
     )
 
 
-def _cost_minimised(plan: Plan) -> str | None:
-    """Return which cost the solver minimised; None where it was the loss."""
-    objective = plan.certificate.get("objective")
-    return None if objective == "network" else objective
-
-
 def _cost_proof(plan: Plan) -> str:
     """Say what is proven of a plan whose cost was minimised: its bound is no bound on the loss."""
-    objective, gap = _cost_minimised(plan), plan.certificate.get("gap")
+    objective, gap = plan.minimised, plan.certificate.get("gap")
     if plan.certificate.get("status") == "optimal":
         return (
             f"Its {objective} was minimised. Proven optimal: no assignment that the tables predict "
@@ -70,7 +69,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     certificate = plan.certificate
     yield "metric", plan.metric
     yield "loss", number(plan.loss)
-    if objective := _cost_minimised(plan):
+    if objective := plan.minimised:
         yield "minimised", objective
     else:
         yield "proven bound", number(certificate.get("bound"))
@@ -79,7 +78,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     if certificate.get("wall_s") is not None:
         yield "time to solve", f"{number(certificate['wall_s'], 3)} s"
     for axis, price in (certificate.get("multipliers") or {}).items():
-        if axis in _PRICES and price is not None and not _cost_minimised(plan):
+        if axis in _PRICES and price is not None and not plan.minimised:
             yield _price(plan, axis, price)
 
 
