@@ -13,6 +13,7 @@ from mpq_compile.allocate import Allocation
 from mpq_compile.cost.latency import Prediction
 from mpq_compile.cost.table import counted_costs, fixed_bytes
 from mpq_compile.passes.fixed_qparams import fixed_note
+from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.range_stability import range_note
 from mpq_compile.reconstruct.enough import shortage
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
@@ -152,8 +153,15 @@ def _of_data(session: Session, assignment: Mapping[str, str]) -> list[str]:
         *came_quantized,
         *session.data.notes,
         range_note(session.ranges),
+        *_observers(session.ranges),
         *shortage(session.network, samples, assignment, methods),
     ]
+
+
+def _observers(ranges: Calibration) -> list[str]:
+    """Say which observers the network's outputs chose."""
+    found = [f"{name} at {bits} bits" for bits, name in sorted(ranges.chosen.items())]
+    return [f"ranges of least noise at the outputs: {', '.join(found)}"] if found else []
 
 
 def _estimates(session: Session, assignment: Mapping[str, str]) -> list[str]:

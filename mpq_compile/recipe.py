@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 from mpq_compile.errors import CalibrationError
 from mpq_compile.passes.balance import check_balance
+from mpq_compile.quant.observers import AUTO, check_observer
 from mpq_compile.reconstruct.correction import check_correction
 from mpq_compile.reconstruct.per_site import check_weights
 from mpq_compile.registry import ROUNDINGS
@@ -30,7 +31,11 @@ class Recipe:
     """Everything that turns a float network and an assignment into codes; plans record it.
 
     Args:
-        observer: Range estimator of activations: mse, minmax, percentile, entropy.
+        observer: Range estimator of activations: "minmax", "percentile", "entropy"; "mse", least
+            squared error of the tensor, and "mse2", "mse4" and "mse16", where the error of what is
+            cut off counts twice and so on; or "auto": at each width that of these, "percentile" and
+            "entropy" apart, whose ranges make the least noise at the network's outputs on
+            calibration data.
         correction: What is fitted to each output channel of rounded weights in closed form: its
             gain and shift ("affine"), its shift ("bias", empirical bias correction; "analytic",
             from batch norms instead of data), or "none".
@@ -55,7 +60,7 @@ class Recipe:
         MpqError: A name is unknown, or a number is out of range.
     """
 
-    observer: str = "mse"
+    observer: str = AUTO
     correction: str = "affine"
     rounding: str = "gptq"
     sensitivity_on: str = "nearest"
@@ -64,6 +69,7 @@ class Recipe:
     samples: int | None = None
 
     def __post_init__(self) -> None:
+        check_observer(self.observer, (AUTO,))
         check_correction(self.correction)
         ROUNDINGS.load(self.rounding)
         check_weights(self.sensitivity_on)
@@ -80,8 +86,18 @@ class Recipe:
     def as_given(self) -> Recipe:
         """Return the recipe that leaves codes and scales as they came: nothing is searched."""
         return replace(
-            self, correction="none", rounding="nearest", equalize="none", migration="none"
+            self,
+            observer=self.first_observer,
+            correction="none",
+            rounding="nearest",
+            equalize="none",
+            migration="none",
         )
+
+    @property
+    def first_observer(self) -> str:
+        """The observer of what ranges are needed for before the network can choose."""
+        return "mse" if self.observer == AUTO else self.observer
 
     def provenance(self) -> dict[str, str]:
         """Return what a plan records of it."""

@@ -9,6 +9,7 @@ from typing import Any
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.digest import content_digest
 from mpq_compile.errors import PlanError
+from mpq_compile.quant.observers import AUTO
 from mpq_compile.recipe import Recipe
 from mpq_compile.search.loop import search
 from mpq_compile.search.options import SearchOptions
@@ -35,7 +36,7 @@ def search_policy(
     loss: str = "labels",
     price: float | None = None,
     seed: int = 0,
-    observer: str = "mse",
+    observer: str = AUTO,
     allow_float: bool = False,
     checkpoint: str | Path | None = None,
 ) -> Policy:

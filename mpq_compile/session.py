@@ -30,6 +30,7 @@ from mpq_compile.passes.materialized import Materialized
 from mpq_compile.passes.network import Network, prepare
 from mpq_compile.plan_records import plan_of, provenance_of, unmeasured_plan
 from mpq_compile.quant.calibration import Calibration
+from mpq_compile.quant.observers import AUTO
 from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import fit_channels
 from mpq_compile.reconstruct.rounding import with_rounding
@@ -37,6 +38,7 @@ from mpq_compile.registry import METRICS, SOLVERS
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.sensitivity.base import QuantizedGraph
+from mpq_compile.sensitivity.range_trials import choose_observers
 from mpq_compile.shared_tasks import fitted_sites, measured_sensitivity, perform
 from mpq_compile.solve.problem import Solution
 from mpq_compile.types import (
@@ -109,7 +111,7 @@ class Session:
             lambda: [batch.inputs for batch in self.batches],
             recipe.equalize,
             recipe.migration,
-            recipe.observer,
+            recipe.first_observer,
         )
 
     @cached_property
@@ -149,11 +151,13 @@ class Session:
     @cached_property
     def ranges(self) -> Calibration:
         """Observed ranges of tensors, and the fits that were asked for so far."""
-        found = calibrate(self.network, self.batches, self.recipe.observer)
+        found = calibrate(self.network, self.batches, self.recipe.first_observer)
         return with_fixed(self.network, found)
 
     def calibration_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
         """Return ranges, with fits for these candidates of sites at least."""
+        if self.recipe.observer == AUTO:
+            choose_observers(self.network, self.ranges, self.batches, choices)
         fit_channels(self.network, self.ranges, self.batches, choices, self.recipe.correction)
         return self.ranges
 

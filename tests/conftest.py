@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from mpq_compile.kernels.tier import host_tiers
@@ -23,6 +24,9 @@ os.environ["MPQ_TUNE"] = "0"
 os.environ["MPQ_SHIPPED"] = "0"
 # What a test evaluates is evaluated, not remembered from the last run.
 os.environ["MPQ_EVALUATIONS"] = "0"
+# How long an example takes is the machine's affair.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 # Benchmarks and tests read the same real networks.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 

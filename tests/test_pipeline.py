@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import mpq_compile as mpq
 from mpq_compile.capture import capture
 from mpq_compile.passes.network import prepare
+from mpq_compile.quant.observers import AUTO, OBSERVERS
 from mpq_compile.runtime.history import read_history
 
 ANALYTIC = "bit_serial"
@@ -120,7 +121,7 @@ def test_taylor_needs_labels() -> None:
         plan(metric="taylor")
 
 
-@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse", "entropy"])
+@pytest.mark.parametrize("observer", [AUTO, *OBSERVERS])
 def test_every_observer_plans(observer: str) -> None:
     assert set(plan(observer=observer).assignment) == set(SITES)
 

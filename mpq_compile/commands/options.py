@@ -180,8 +180,8 @@ Observer = Annotated[
     str | None,
     typer.Option(
         "--observer",
-        help="How ranges of activations are chosen: mse, minmax, percentile or entropy.",
-        show_default="mse",
+        help="Ranges of activations: auto, mse, mse2, mse4, mse16, minmax, percentile, entropy.",
+        show_default="auto",
         rich_help_panel=_RECIPE,
     ),
 ]

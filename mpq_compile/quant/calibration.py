@@ -28,13 +28,15 @@ class Calibration:
     By site and weight spec, ``weights`` holds roundings that were searched (``reconstruct``), where
     there are better ones than to nearest, and ``fits`` what was fitted to a site's rounded weights;
     ``biases`` holds whole biases, where they are given instead of fitted.
-    ``prefixes``, shortest first, tell how much ranges still move.
+    ``prefixes``, shortest first, tell how much ranges still move. ``chosen`` holds the observer of
+    a width in bits where another than ``observer`` was found better.
     """
 
     histograms: Mapping[str, Histogram]
     observer: str
     samples: int
     prefixes: tuple[Prefix, ...] = ()
+    chosen: dict[int, str] = field(default_factory=dict)
     weights: dict[tuple[str, QSpec], QuantizedWeight] = field(default_factory=dict, repr=False)
     fits: dict[tuple[str, QSpec], ChannelFit] = field(default_factory=dict, repr=False)
     biases: dict[tuple[str, QSpec], Tensor] = field(default_factory=dict, repr=False)
@@ -50,8 +52,17 @@ class Calibration:
         if key not in self._cache:
             if node not in self.histograms:
                 raise _unknown(node, bits)
-            self._cache[key] = activation_qparams(self.histograms[node], bits, self.observer)
+            observer = self.observer_at(bits)
+            self._cache[key] = activation_qparams(self.histograms[node], bits, observer)
         return self._cache[key]
+
+    def observer_at(self, bits: int) -> str:
+        """Return the observer that makes ranges of ``bits``."""
+        return self.chosen.get(bits, self.observer)
+
+    def observed_by(self, observer: str) -> Calibration:
+        """Return the same histograms with ranges by another observer, at any width."""
+        return replace(self, observer=observer, chosen={}, _cache={})
 
     def with_qparams(self, found: Mapping[tuple[str, int], QParams]) -> Calibration:
         """Return a calibration with these qparams by (node, bits), whatever the histograms say."""

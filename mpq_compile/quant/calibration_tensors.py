@@ -22,6 +22,7 @@ def packed(calibration: Calibration) -> tuple[dict[str, Any], dict[str, Tensor]]
     weights, fits = list(calibration.weights), list(calibration.fits)
     described = {
         "observer": calibration.observer,
+        "chosen": sorted(calibration.chosen.items()),
         "samples": calibration.samples,
         "nodes": names,
         "weights": [[site, asdict(spec)] for site, spec in weights],
@@ -57,6 +58,7 @@ def unpacked(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Cal
     return Calibration(
         histograms=histograms,
         observer=described["observer"],
+        chosen={bits: observer for bits, observer in described["chosen"]},
         samples=described["samples"],
         weights={
             where: QuantizedWeight(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from mpq_compile.errors import CalibrationError, nearest
 from mpq_compile.types import QParams, QSpec
 
 BINS = 2048
+# What stands for an observer where the network's outputs choose among ``PROPOSED``, at each width:
+# ``sensitivity.range_trials``.
+AUTO = "auto"
 
 
 @dataclass
@@ -114,22 +118,30 @@ def _dequantized(centers: np.ndarray, low: float, high: float, bits: int) -> np.
     return (np.clip(codes, 0, qparams.spec.qmax) - qparams.zero_point) * qparams.scale
 
 
-def noise(histogram: Histogram, span: tuple[float, float], bits: int) -> float:
-    """Return the expected squared error of values whose codes cover ``span``."""
+def noise(histogram: Histogram, span: tuple[float, float], bits: int, cut: float = 1.0) -> float:
+    """Return the expected squared error of values whose codes cover ``span``.
+
+    The error of what lies beyond the span and zero counts ``cut`` times.
+    """
     centers, weight = histogram.centers(), histogram.counts / max(histogram.counts.sum(), 1)
-    step = centers - _dequantized(centers, *span, bits)
-    return float((weight * step**2).sum())
+    squares = (centers - _dequantized(centers, *span, bits)) ** 2
+    beyond = (centers < min(span[0], 0.0)) | (centers > max(span[1], 0.0))
+    return float((weight * squares * np.where(beyond, cut, 1.0)).sum())
 
 
-def mse_range(histogram: Histogram, bits: int) -> tuple[float, float]:
+def mse_range(histogram: Histogram, bits: int, cut: float = 1.0) -> tuple[float, float]:
     """Minimise the expected squared error Σ p(x) (x − q(x))² over clipping points of both ends.
 
     Both ends shrink together over 41 points, then each alone, in turns, until neither moves: the
     small lobe below zero of a hardswish, SiLU or GELU is kept where the tail above is cut.
+
+    The error of what is cut off counts ``cut`` times. Errors of rounding have either sign and
+    cancel in the sums that read the tensor; what is cut off has one sign, falls on the largest
+    values and adds up, so that outputs see more of it than the tensor shows [derived].
     """
 
     def error(span: tuple[float, float]) -> float:
-        return noise(histogram, span, bits)
+        return noise(histogram, span, bits, cut)
 
     best = min(_clips(histogram), key=error)
     if 0.0 in best:  # one end is zero, so that the other was searched alone
@@ -165,19 +177,31 @@ OBSERVERS: Mapping[str, Callable[[Histogram, int], tuple[float, float]]] = {
     "minmax": minmax_range,
     "percentile": percentile_range,
     "mse": mse_range,
+    "mse2": partial(mse_range, cut=2.0),
+    "mse4": partial(mse_range, cut=4.0),
+    "mse16": partial(mse_range, cut=16.0),
     "entropy": entropy_range,
 }
+# What ``AUTO`` chooses from. How much more a cut weighs at the outputs than in the tensor, from no
+# more to nearly everything, is the network's.
+PROPOSED = ("mse", "mse2", "mse4", "mse16", "minmax")
+
+
+def check_observer(name: str, others: tuple[str, ...] = ()) -> None:
+    """Raise ``CalibrationError`` for a name that is neither an observer nor one of ``others``."""
+    if name not in OBSERVERS and name not in others:
+        known = (*others, *OBSERVERS)
+        raise CalibrationError(
+            f"unknown observer {name!r}",
+            expected=", ".join(known),
+            found=repr(name),
+            remedy=nearest(name, known),
+        )
 
 
 def activation_qparams(histogram: Histogram, bits: int, observer: str = "mse") -> QParams:
     """Return the qparams of a tensor at ``bits`` from what was observed."""
-    if observer not in OBSERVERS:
-        raise CalibrationError(
-            f"unknown observer {observer!r}",
-            expected=", ".join(OBSERVERS),
-            found=repr(observer),
-            remedy=nearest(observer, OBSERVERS),
-        )
+    check_observer(observer)
     if histogram.minimum > histogram.maximum:
         raise CalibrationError("the tensor was never observed", remedy="give calibration data")
     low, high = OBSERVERS[observer](histogram, bits)

@@ -38,7 +38,7 @@ def noise_excess(calibration: Calibration, prefix: Prefix) -> float:
     square of the values; that is summed over what sites read. What a range covers too much or too
     little counts by what it costs, so that a flat optimum is no move [derived].
     """
-    choose = OBSERVERS[calibration.observer]
+    choose = OBSERVERS[calibration.observer_at(_BITS)]
     early = late = 0.0
     for name, part in prefix.histograms.items():
         whole = calibration.histograms[name]

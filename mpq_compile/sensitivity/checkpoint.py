@@ -107,7 +107,8 @@ def run_key(metric: str, graph: QuantizedGraph, slices: Sequence[Slice], choices
     }
     choice = {site: list(names) for site, names in choices.items()}
     digest = network_hash(("sensitivity", "quant", "passes"), graph.network)
-    text = (metric, choice, calibration.observer, ranges, str(graph.module.graph))
+    observers = calibration.observer, sorted(calibration.chosen.items())
+    text = (metric, choice, observers, ranges, str(graph.module.graph))
     digest.update(repr(text).encode())
     for where, weight in sorted(calibration.weights.items(), key=lambda item: repr(item[0])):
         _update(digest, where, weight.codes, weight.scale)

@@ -31,6 +31,7 @@ def test_packed_and_unpacked_is_the_same() -> None:
         histograms={"x": observed(1.0), "y": observed(1e-20)},
         observer="percentile",
         samples=7,
+        chosen={8: "mse4"},
         weights={("fc", spec): quantize_weight(torch.randn(5, 8), spec) for spec in specs},
         fits={("fc", specs[1]): fit},
     )
@@ -47,3 +48,7 @@ def test_packed_and_unpacked_is_the_same() -> None:
         assert torch.equal(after.weights[where].scale, weight.scale)
     assert torch.equal(after.fits["fc", specs[1]].shift, fit.shift)
     assert (after.observer, after.samples) == ("percentile", 7)
+    assert after.chosen == {8: "mse4"} and after.observer_at(4) == "percentile"
+    assert after.qparams("x", 8) == before.qparams("x", 8)
+    coarse = before.observed_by("minmax")
+    assert coarse.observer_at(8) == "minmax" and coarse.qparams("x", 4) != before.qparams("x", 4)

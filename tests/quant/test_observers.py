@@ -13,6 +13,7 @@ from mpq_compile.errors import CalibrationError
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.observers import (
     OBSERVERS,
+    PROPOSED,
     Histogram,
     activation_qparams,
     affine_qparams,
@@ -147,11 +148,11 @@ def test_the_lobe_of_a_swish_is_kept_where_its_tail_is_cut(active) -> None:
     assert high < 10 and low <= 0.5 * float(values.min())
 
 
-def brute_force(seen: Histogram, bits: int) -> float:
+def brute_force(seen: Histogram, bits: int, cut: float = 1.0) -> float:
     """Least noise over a grid of both ends."""
     shares = np.linspace(1.0, 0.2, 41)
     low, high = min(seen.minimum, 0.0), max(seen.maximum, 0.0)
-    return min(noise(seen, (low * a, high * b), bits) for a in shares for b in shares)
+    return min(noise(seen, (low * a, high * b), bits, cut) for a in shares for b in shares)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -163,7 +164,27 @@ def test_mse_is_as_good_as_brute_force(shape: str, bits: int) -> None:
         "positive": normal(500).relu(),
     }[shape]
     seen = histogram(values)
-    assert noise(seen, mse_range(seen, bits), bits) <= 1.02 * brute_force(seen, bits)
+    for cut in (1.0, 4.0):
+        found = noise(seen, mse_range(seen, bits, cut), bits, cut)
+        assert found <= 1.02 * brute_force(seen, bits, cut)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_the_more_a_cut_counts_the_less_is_cut(bits: int) -> None:
+    x = normal(100_000)
+    seen = histogram(x)
+    spans = [OBSERVERS[name](seen, bits) for name in PROPOSED]
+    lost = [float((x - x.clamp(*span)).square().sum()) for span in spans]
+    assert lost == sorted(lost, reverse=True) and lost[0] > lost[-1] == 0.0
+    errors = [noise(seen, span, bits) for span in spans]
+    assert errors == sorted(errors), "of the tensor alone, more error"
+
+
+def test_what_is_cut_counts_as_often_as_is_said() -> None:
+    """Of 0, 1, 2 and 4 at codes 0, 1, 2 and 3 only the last is cut, by one."""
+    seen = histogram(torch.tensor([0.0, 1.0, 2.0, 4.0]))
+    for times in (1.0, 2.0, 5.0):
+        assert noise(seen, (0.0, 3.0), 2, times) == pytest.approx(times / 4, rel=0.02)
 
 
 def test_a_range_does_not_depend_on_batches_within_the_extremes() -> None:
