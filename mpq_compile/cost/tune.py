@@ -8,7 +8,6 @@ decided follows from them alone.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +18,12 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.rounds import Precision, time_in_rounds
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.workers import distribute
-from mpq_compile.errors import DeviceError
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.geometry import geometry
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload, Workload
 from mpq_compile.progress import counted
 from mpq_compile.runtime.device import Device
+from mpq_compile.runtime.environment import seconds_of
 from mpq_compile.runtime.kernel_timing import Task
 
 TRIAL, CHECK = "schedule", "schedule-check"
@@ -43,19 +42,7 @@ def tuning_budget_s() -> float:
     Raises:
         DeviceError: It is not a number of seconds.
     """
-    given = os.environ.get("MPQ_TUNE", "")
-    try:
-        seconds = float(given) if given else BUDGET_S
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise DeviceError(
-            "MPQ_TUNE is not a time",
-            expected="seconds to spend on tuning, or 0 for none",
-            found=repr(given),
-            remedy=f"unset it for {BUDGET_S:g} s, or set it to e.g. 60",
-        )
-    return seconds
+    return seconds_of("MPQ_TUNE", BUDGET_S, "tuning")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mpq_compile.errors import DeviceError
-from mpq_compile.runtime.timing import Timings
+from mpq_compile.runtime.timing import Timings, patience_s
 
 _TIMEOUT_S = 300
 
@@ -19,8 +19,9 @@ def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> Timings:
     """Return what a fresh process measures; see ``Device.time_networks``.
 
     Raises:
-        DeviceError: The process failed, or took too long.
+        DeviceError: The process failed, or took too long, or ``MPQ_PATIENCE`` is no time.
     """
+    patience_s()  # a wrong setting is said here, not by the process
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}

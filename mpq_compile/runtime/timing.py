@@ -23,6 +23,7 @@ import numpy as np
 
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.core_waits import CoreWaits
+from mpq_compile.runtime.environment import seconds_of
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
 from mpq_compile.runtime.rapl import EnergyMeter
@@ -48,6 +49,21 @@ _FIRST_LOOKS, _LOOKS = 40, 3
 # this process wakes up on may be another.
 _PAUSE_S, _PAUSES = 4e-3, 12
 _LEAST_NETWORKS = 3
+# Seconds after which a process neither waits for the machine nor measures anything again
+# (``MPQ_PATIENCE``): it says that the machine was not as usual, and others decide.
+_PATIENCE_S = 20.0
+# How many times longer than meant a part of a block may take: threads that spin for one that has
+# no core make a call of microseconds one of milliseconds.
+_SLOWEST = 10.0
+
+
+def patience_s() -> float:
+    """Return the seconds that a process spends on a machine that is not as usual.
+
+    Raises:
+        DeviceError: ``MPQ_PATIENCE`` is not a number of seconds.
+    """
+    return seconds_of("MPQ_PATIENCE", _PATIENCE_S, "waiting for the machine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +178,7 @@ def time_folders(folders: Sequence[Path], blocks: int) -> Timings:
         known_ms=usual_ms(*machine),
         waits=CoreWaits(),
         parts=[timer.parts for timer in timers],
+        patience_s=patience_s(),
     )
     remember_ms(found.usual_ms, *machine)
     return found.reordered(order)
@@ -202,7 +219,11 @@ class _Timer:
     def __call__(self) -> list[float]:
         if self._number > 1:
             self._call()  # the first call finds caches that another network filled
-        return [self._call() for _ in range(self._number)]
+        calls: list[float] = []
+        end = time.perf_counter() + _SLOWEST * _PART_S
+        while len(calls) < self._number and (not calls or time.perf_counter() < end):
+            calls.append(self._call())
+        return calls
 
 
 def time_in_turns(
@@ -213,6 +234,7 @@ def time_in_turns(
     known_ms: float | None = None,
     waits: CoreWaits | None = None,
     parts: Sequence[int] | None = None,
+    patience_s: float = math.inf,
 ) -> Timings:
     """Time networks so that every round visits all of them, with the reference beside each block.
 
@@ -228,8 +250,9 @@ def time_in_turns(
         waits: Tells how long threads waited; None where nobody looks.
         parts: How often a block of each network calls its timer, with a look at the reference
             after each time; once where it is None.
+        patience_s: Seconds from now on in which blocks are repeated and the machine is waited for.
     """
-    beside = _Beside(reference, known_ms)
+    beside = _Beside(reference, known_ms, time.monotonic() + patience_s)
     often = parts or [1] * len(timers)
     blocks_of = [_Blocks(t, beside, waits, n) for t, n in zip(timers, often, strict=True)]
     surroundings = [[found.measure() for found in blocks_of] for _ in range(blocks)]
@@ -256,8 +279,10 @@ class _Surroundings:
 class _Beside:
     """The reference workload: what it takes now, and what it usually takes."""
 
-    def __init__(self, reference: Callable[[], float], known_ms: float | None) -> None:
-        self._reference = reference
+    def __init__(
+        self, reference: Callable[[], float], known_ms: float | None, until: float
+    ) -> None:
+        self._reference, self._until = reference, until
         self._known_ms = math.inf if known_ms is None else known_ms
         self._seen: list[float] = []
         for _ in range(_FIRST_LOOKS):
@@ -279,11 +304,16 @@ class _Beside:
         """Wait for the usual, not for long; return what the reference takes then."""
         found = self.look()
         for _ in range(_PAUSES):
-            if self.is_near(found):
+            if self.is_near(found) or self.is_over:
                 break
             self._pause()
             found = self.look()
         return found
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether nothing is waited for any more."""
+        return time.monotonic() > self._until
 
     def is_near(self, found_ms: float) -> bool:
         """Tell whether the machine is no slower than usual."""
@@ -319,7 +349,8 @@ class _Blocks:
             # Half of the calls must be disturbed to show in their median, and half of the looks.
             found = statistics.median(looks)
             calm = self._beside.is_near(found) and waited <= WAITED
-            if calm or attempt == _RETRIES - 1 or self.repeated == _MOST_REPEATED:
+            spent = attempt == _RETRIES - 1 or self.repeated == _MOST_REPEATED
+            if calm or spent or self._beside.is_over:
                 break
             self.repeated += 1
         self.latencies_ms.append(calls)

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import mpq_compile as mpq
+from mpq_compile.runtime.fresh import time_in_fresh_process
 from mpq_compile.runtime.rapl import EnergyMeter
 from mpq_compile.runtime.timing import Timings, time_in_turns
 from mpq_compile.runtime.usual import remember_ms, usual_ms
@@ -136,6 +138,29 @@ def test_a_machine_that_stays_slow_ends_the_repeating() -> None:
     found = time_in_turns([timer], machine, blocks=2)
     assert (found.repeated, found.reference_ms) == (6, [2.0, 2.0])
     assert found.usual_ms == 1.0
+
+
+def test_without_patience_a_slow_machine_is_told_of_at_once() -> None:
+    """Nothing is repeated and nothing waited for; what was beside the blocks is said as ever."""
+    looks: list[float] = []
+
+    def slow() -> float:
+        looks.append(2.0)
+        return 2.0
+
+    found = time_in_turns([lambda: [1.0]], slow, blocks=2, known_ms=1.0, patience_s=-1.0)
+    assert (found.repeated, found.reference_ms) == (0, [2.0, 2.0])
+    assert len(looks) == 40 * (1 + 3) + 2 * 2 * 3
+    assert not settled([found])
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "inf"])
+def test_a_patience_that_is_no_time_is_refused(
+    given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MPQ_PATIENCE", given)
+    with pytest.raises(mpq.DeviceError, match="MPQ_PATIENCE is not a time"):
+        time_in_fresh_process([tmp_path], 1)
 
 
 def test_what_is_usual_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
