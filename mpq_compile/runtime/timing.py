@@ -285,7 +285,9 @@ class _Beside:
         self._reference, self._until = reference, until
         self._known_ms = math.inf if known_ms is None else known_ms
         self._seen: list[float] = []
-        for _ in range(_FIRST_LOOKS):
+        for count in range(_FIRST_LOOKS):
+            if self.is_over and count >= _LOOKS:
+                break
             self._pause()
             self.look()
 
@@ -296,7 +298,8 @@ class _Beside:
 
     def look(self) -> float:
         """Return what the reference takes now, in ms."""
-        found = statistics.median(self._reference() for _ in range(_LOOKS))
+        count = 1 if self.is_over else _LOOKS
+        found = statistics.median(self._reference() for _ in range(count))
         self._seen.append(found)
         return found
 
@@ -360,13 +363,15 @@ class _Blocks:
         """Time calls; return them, and the share of the time that threads waited."""
         begun = self._waits.start() if self._waits else None
         calls: list[float] = []
-        for _ in range(self._parts):
+        for number in range(self._parts):
             start = self._meter.start()
             part = self._timer()
             self._joules.append(self._meter.joules(start))
             self._calls += len(part) + (len(part) > 1)  # the one that warms up is paid for too
             calls += part
-            looks.append(self._beside.look())
+            # Where a barrier takes milliseconds, a look takes a second.
+            if number == self._parts - 1 or not self._beside.is_over:
+                looks.append(self._beside.look())
         return calls, self._waits.share(begun) if self._waits and begun else 0.0
 
     @property
