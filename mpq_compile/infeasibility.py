@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import TYPE_CHECKING
 
 from mpq_compile.errors import InfeasibleBudgetError
@@ -11,6 +12,10 @@ from mpq_compile.types import Budget
 
 if TYPE_CHECKING:
     from mpq_compile.allocate import Allocation
+
+# Figures that are to be used as budgets are rounded up, once the noise of sums is off.
+_UP = Context(prec=4, rounding=ROUND_CEILING)
+_SUM_DIGITS = 12
 
 # Axis of the cost table → its name, the factor to the budget's unit, and that unit.
 UNITS = {
@@ -36,7 +41,7 @@ def infeasible(
     for axis, limit in limits.items():
         least, assignment = _cheapest(allocation, axis, budget.peak_activation_bytes)
         least = max(least, attainable.get(axis, least))  # changes of format cost as well
-        shown = _figure(allocation, axis, least)
+        shown = _enough(allocation, axis, least)
         alone.append(_least(allocation, budget, axis, least))
         if len(limits) > 1 and needed.get(axis) is not None:
             beside.append(_least(allocation, budget, axis, needed[axis]))
@@ -59,19 +64,33 @@ def infeasible(
 
 def _least(allocation: Allocation, budget: Budget, axis: str, value: float) -> str:
     """Return what a budget would have to be, in its own terms, for this usage."""
-    shown = f"{UNITS[axis][0]} {_figure(allocation, axis, value)}"
+    shown = f"{UNITS[axis][0]} {_enough(allocation, axis, value)}"
     if axis != "latency_us" or not allocation.p95_binds(budget):
         return shown
     median_ms = (value + allocation.costs.overhead.get(axis, 0.0)) / 1e3
-    return f"latency_p95_ms {median_ms * allocation.p95_ratio:.4g} ({shown} for the median)"
+    return f"latency_p95_ms {_up(median_ms * allocation.p95_ratio)} ({shown} for the median)"
 
 
 def _figure(allocation: Allocation, axis: str, value: float) -> str:
     """Return a usage without overhead in the budget's unit, overhead included."""
-    _, factor, unit = UNITS[axis]
+    return f"{_in_unit(allocation, axis, value):.4g} {UNITS[axis][2]}"
+
+
+def _enough(allocation: Allocation, axis: str, value: float) -> str:
+    """Return the figure of a usage as a budget that holds it."""
+    return f"{_up(_in_unit(allocation, axis, value))} {UNITS[axis][2]}"
+
+
+def _in_unit(allocation: Allocation, axis: str, value: float) -> float:
+    factor = UNITS[axis][1]
     if axis == "weight_bits":  # the budget names their mean
         factor = 1 / sum(site.weight_count for site in allocation.sites)
-    return f"{(value + allocation.costs.overhead.get(axis, 0.0)) * factor:.4g} {unit}"
+    return (value + allocation.costs.overhead.get(axis, 0.0)) * factor
+
+
+def _up(value: float) -> str:
+    """Spell a number with four figures, rounded up."""
+    return f"{float(_UP.create_decimal(Decimal(f'{value:.{_SUM_DIGITS}g}'))):.4g}"
 
 
 def _p95_bound(bound: str, budget: Budget, ratio: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -291,6 +292,21 @@ def test_an_infeasible_budget_says_what_is_attainable(
     # What is called attainable is attainable.
     least = float(str(caught.value.expected).split(f"{attainable} ")[1].split()[0])
     assert plan(budget={next(iter(budget)): least * (1 + 1e-3)}).assignment
+
+
+@pytest.mark.parametrize("name", ["size_mb", "bops", "latency_ms", "energy_mj", "avg_bits"])
+@pytest.mark.parametrize("cheap", ["w2a8", "w3a8", "w5a8", "w7a8"])
+def test_the_budget_that_an_error_names_is_enough(cheap: str, name: str) -> None:
+    """Rounded to nearest, every other one would be too little."""
+    options = {"candidates": [cheap, "w8a8"], "metric": "roundoff", "observer": "minmax"}
+    with pytest.raises(mpq.InfeasibleBudgetError) as caught:
+        plan(budget={name: 1e-9}, **options)
+    told = re.search(r"at least: [\w ]*? ([\d.e+-]+) \w+$", str(caught.value.expected))
+    assert told is not None, caught.value.expected
+    least = float(told[1])
+    assert set(plan(budget={name: least}, **options).assignment.values()) == {cheap}
+    with pytest.raises(mpq.InfeasibleBudgetError):
+        plan(budget={name: 0.998 * least}, **options)
 
 
 def test_activations_that_do_not_fit() -> None:

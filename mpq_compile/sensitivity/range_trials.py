@@ -22,7 +22,7 @@ from mpq_compile.quant.observers import PROPOSED, fake_quantize
 from mpq_compile.types import Candidate
 
 SAMPLES = 64
-# Less gain than this share of the noise, 0.2 dB, may be chance: the first observer stays.
+# Less gain than this share of the noise, 0.2 dB, may be chance: then the first of them is taken.
 _GAIN = 0.05
 
 
@@ -45,8 +45,9 @@ def choose_observers(
     widths = {bits for names in choices.values() for bits in _widths(names)}
     for bits in sorted(widths - set(calibration.chosen)):
         errors = output_noise(network, calibration, spread(batches, SAMPLES), bits)
-        first, best = PROPOSED[0], min(errors, key=errors.__getitem__)
-        calibration.chosen[bits] = best if errors[best] < (1 - _GAIN) * errors[first] else first
+        enough = min(errors.values()) / (1 - _GAIN)
+        near = (name for name in PROPOSED if errors[name] <= enough)
+        calibration.chosen[bits] = next(near, PROPOSED[0])
 
 
 def _widths(names: str | Sequence[str]) -> set[int]:

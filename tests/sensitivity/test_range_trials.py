@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import mpq_compile as mpq
+from mpq_compile.calibrate import spread
 from mpq_compile.quant.observers import PROPOSED
 from mpq_compile.recipe import Recipe
-from mpq_compile.sensitivity.range_trials import output_noise
+from mpq_compile.sensitivity.range_trials import SAMPLES, output_noise
 from mpq_compile.session import Session
 
 
@@ -49,7 +50,8 @@ def test_the_outputs_choose_what_the_oracle_confirms(bits: int) -> None:
     found.calibration_for(found.choices)
     chosen = found.ranges.chosen[bits]
     assert set(found.ranges.chosen) == {bits}
-    errors = output_noise(found.network, found.ranges, found.batches, bits)
+    seen = spread(found.batches, SAMPLES)
+    errors = output_noise(found.network, found.ranges, seen, bits)
     assert set(errors) == set(PROPOSED)
     assert errors[chosen] <= 1.06 * min(errors.values())
     assert measured(found, "auto", bits) == measured(found, chosen, bits)
