@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from mpq_compile.auto import AUTO, plan_auto
 from mpq_compile.cost.latency import Z95, Observation
 from mpq_compile.errors import InfeasibleBudgetError, PlanError
 from mpq_compile.inverse import EVALUATIONS, Goal, cheapest
-from mpq_compile.judging import Evaluate, Judge
+from mpq_compile.judging import MEASURES, Evaluate, Judge
 from mpq_compile.recording import Recording
 from mpq_compile.runtime.artifact import write_verification
 from mpq_compile.runtime.network import CompiledNetwork
@@ -62,7 +62,19 @@ def plan_within(session: Session, budget: Budget, goal: Goal | None) -> Plan:
     if goal is None:
         return plan_auto(session, budget) if session.solver == AUTO else session.solve(budget)
     found = cheapest(session, budget, goal)
-    return session.plan_for(found.assignment, budget, found.solution, found.notes)
+    notes = [*found.notes, *_remarks(session, goal)]
+    return session.plan_for(found.assignment, budget, found.solution, notes)
+
+
+def _remarks(session: Session, goal: Goal) -> Iterator[str]:
+    """Say what a user may take for granted and is not so."""
+    if session.solver not in ("exact", AUTO):
+        yield f"the least cost within a loss is solved exactly; {session.solver!r} was not used"
+    if goal.judge is not None and goal.judge.name in MEASURES:
+        yield (
+            "the drop was measured on the calibration samples, which ranges and codes were fitted "
+            "to, and is larger on others; a function as evaluate measures on data of yours"
+        )
 
 
 def compile_session(

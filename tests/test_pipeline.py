@@ -153,6 +153,16 @@ def test_max_drop_is_measured_by_the_users_function() -> None:
     found = plan(budget={"max_drop": 10.0}, minimize="size", evaluate=evaluate)
     assert seen and "measured drop" in " ".join(found.notes)
     assert evaluate(model()) == 100.0
+    assert not any("calibration samples, which" in note for note in found.notes)
+
+
+def test_a_plan_says_what_a_drop_was_measured_on_and_which_solver_was_not_used() -> None:
+    plain = plan(budget={"max_drop": 10.0}, minimize="size", evaluate="kl")
+    other = plan(budget={"max_drop": 10.0}, minimize="size", evaluate="kl", solver="ppso")
+    assert other.assignment == plain.assignment and plain.solver == other.solver == "exact"
+    for found, solvers in ((plain, 0), (other, 1)):
+        assert sum("calibration samples, which" in note for note in found.notes) == 1
+        assert sum("'ppso' was not used" in note for note in found.notes) == solvers
 
 
 # Compiling
