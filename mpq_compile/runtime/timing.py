@@ -51,7 +51,7 @@ _PAUSE_S, _PAUSES = 4e-3, 12
 _LEAST_NETWORKS = 3
 # Seconds after which a process neither waits for the machine nor measures anything again
 # (``MPQ_PATIENCE``): it says that the machine was not as usual, and others decide.
-_PATIENCE_S = 20.0
+_PATIENCE_S = 10.0
 # How many times longer than meant a part of a block may take: threads that spin for one that has
 # no core make a call of microseconds one of milliseconds.
 _SLOWEST = 10.0
