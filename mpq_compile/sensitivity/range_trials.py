@@ -19,6 +19,7 @@ from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.observers import PROPOSED, fake_quantize
+from mpq_compile.sensitivity.sqnr import noise_to_signal
 from mpq_compile.types import Candidate
 
 SAMPLES = 64
@@ -100,8 +101,4 @@ class _Rounded(fx.Interpreter):
 
 def _noise(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     pairs = [(q, y) for q, y in zip(found, exact, strict=True) if y.is_floating_point()]
-    ratios = [
-        float((q - y).double().square().sum() / y.double().square().sum().clamp_min(1e-30))
-        for q, y in pairs
-    ]
-    return sum(ratios) / max(len(ratios), 1)
+    return noise_to_signal(*zip(*pairs, strict=True)) if pairs else 0.0
