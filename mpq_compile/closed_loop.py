@@ -73,7 +73,7 @@ def _remarks(session: Session, goal: Goal) -> Iterator[str]:
     if goal.judge is not None and goal.judge.name in MEASURES:
         yield (
             "the drop was measured on the calibration samples, which ranges and codes were fitted "
-            "to, and is larger on others; a function as evaluate measures on data of yours"
+            "to, and tends to be larger on others; a function as evaluate measures on data of yours"
         )
 
 
