@@ -32,7 +32,8 @@ def failure(error: BaseException) -> Outcome:
 
 def interrupted() -> Outcome:
     """Return the outcome of Ctrl-C."""
-    return _failed(_record("Interrupted", "interrupted"), INTERRUPTED)
+    remedy = "the same command goes on with what was finished and kept"
+    return _failed(_record("Interrupted", "interrupted", remedy=remedy), INTERRUPTED)
 
 
 def _record(kind: str, message: str, **parts: str | None) -> dict[str, Any]:

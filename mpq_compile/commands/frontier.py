@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -139,11 +140,21 @@ def _table(report: FrontierReport) -> Table:
     measured = [] if not report.evaluated else [f"{report.measure} [{report.measure_unit}]"]
     timed = ["measured [ms]"] if any(p.measured for p in report.points) else []
     table = Table(*columns, *measured, *timed, "")
-    shown = report.evaluated or report.points[:: max(1, len(report.points) // 12)]
-    for point in sorted([*shown, *report.uniform], key=lambda p: (p.cost, -p.loss)):
+    for point in _listed(report):
         costs = [point.cost, *(point.costs[name] for name in list(report.axes)[1:])]
         table.add_row(*map(number, costs), *_cells(point, bool(measured), bool(timed)))
     return table
+
+
+def _listed(report: FrontierReport) -> list[Point]:
+    """Return the points of the table by ascending cost, none twice."""
+    shown = report.evaluated or report.points[:: max(1, len(report.points) // 12)]
+    own = {point.candidates: point for point in shown}
+    # A uniform assignment may lie on the frontier itself, whose point knows more of it.
+    for point in report.uniform:
+        on_it = own.get(point.candidates)
+        own[point.candidates] = replace(on_it, uniform=point.uniform) if on_it else point
+    return sorted(own.values(), key=lambda p: (p.cost, -p.loss))
 
 
 def _cells(point: Point, evaluated: bool, timed: bool) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +31,7 @@ def run_passes(module: fx.GraphModule, passes: Sequence[Pass]) -> fx.GraphModule
 
     With ``MPQ_DUMP`` set to a folder, the graph after each pass is written there.
     """
-    module = copy.deepcopy(module)
+    module = copied(module)
     for index, step in enumerate(passes):
         module = step(module)
         module.graph.eliminate_dead_code()
@@ -38,6 +39,13 @@ def run_passes(module: fx.GraphModule, passes: Sequence[Pass]) -> fx.GraphModule
         module.recompile()
         _dump(module, f"{index:02d}_{step.name}")
     return module
+
+
+def copied(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a deep copy, without what torch says to its own authors about copying its specs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
+        return copy.deepcopy(module)
 
 
 def _dump(module: fx.GraphModule, name: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
-from mpq_compile.passes.base import constant
+from mpq_compile.passes.base import constant, copied
 from mpq_compile.passes.network import Network, NormStatistics
 from mpq_compile.passes.seams import Reader, Seam, producer_constants
 
@@ -53,7 +52,7 @@ def with_constants(
     network: Network, values: Mapping[str, Tensor], statistics: Mapping[str, NormStatistics]
 ) -> Network:
     """Return a network with other constants, by name; rounded to the type of the old ones."""
-    module = copy.deepcopy(network.module)
+    module = copied(network.module)
     for name, value in values.items():
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)

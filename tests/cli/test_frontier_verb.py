@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_frontier_for_people(mpq: Mpq, job: tuple[str, ...]) -> None:
     assert result.code == 0, result.err
     assert "breakpoints" in result.out and "all w2a8" in result.out
     assert "kl [nats]" in result.out
+
+
+def test_an_assignment_is_listed_once(mpq: Mpq, job: tuple[str, ...]) -> None:
+    """The uniform assignments at both ends are points of the frontier too."""
+    result = mpq("frontier", *job, *ANALYTIC, "--points", "4")
+    assert result.code == 0, result.err
+    assert result.out.count("all w2a8") == result.out.count("all w8a8") == 1
+    assert not re.search(r"│\s*\d+ × w[28]a8\s*│", result.out)
 
 
 def test_the_default_axis_is_size_and_no_point_need_be_measured(
