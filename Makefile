@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/mpq demo -o mpq_demo
 
+# A process for each core, with one thread of PyTorch each; the tests of a file share one.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ RUNTIME = [
 # The last two build what `make wheel-smoke` installs.
 DEVELOPMENT = [
     "pytest>=8",
+    "pytest-xdist>=3",
     "hypothesis>=6",
     "ruff>=0.6",
     "mypy>=1.10",
