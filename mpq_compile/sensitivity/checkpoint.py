@@ -1,9 +1,10 @@
-"""Finished slices of a pass on disk, so that a pass that was stopped goes on where it was.
+"""Finished slices of a pass on disk: what was stopped goes on, and what is complete is not redone.
 
 A pass over ImageNet samples takes an hour. Each finished slice is one file of arrays in a folder
 named by a hash of all that it depends on: code, network, weights, ranges, data, candidates and
-options. The folder goes when the pass is complete; folders of passes that nobody took up again go
-after a month. Slices that took no time are not written. Without a cache folder nothing is kept.
+options. A complete pass stays for plans with other budgets, unless it is large or
+``MPQ_EVALUATIONS`` is 0; what nobody took up again goes after a month. Slices that took no time
+are not written. Without a cache folder nothing is kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from torch import Tensor
 from mpq_compile.calibrate import Batch
 from mpq_compile.errors import ProfileError
 from mpq_compile.lock import make_cache_dir
+from mpq_compile.memo import evaluations_dir
 from mpq_compile.passes.network import Network
 from mpq_compile.sensitivity.base import Choices, QuantizedGraph
 from mpq_compile.sensitivity.slices import Slice
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 # What takes less is sooner done again than explained.
 WORTH_S = 2.0
 _FORGOTTEN_S = 30 * 24 * 3600.0
+# A complete pass of more bytes is not kept: a cache folder is no place for gigabytes.
+_LARGE = 64_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,12 @@ class Checkpoint:
             unfinished.replace(self._file(index))
         except OSError as error:
             log.warning("what was computed could not be kept: %s", error)
+
+    def finish(self) -> None:
+        """Leave a complete pass for those who ask for it again, unless that is not wanted."""
+        sizes = [path.stat().st_size for path in self.folder.glob("*.npz")]
+        if evaluations_dir() is None or sum(sizes) > _LARGE:
+            self.clear()
 
     def clear(self) -> None:
         """Remove the folder."""

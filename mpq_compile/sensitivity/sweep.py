@@ -42,7 +42,7 @@ class Sweep:
 
     Args:
         metric: The metric with its options, which are part of what makes a run the same. Where it
-            says ``resume``, finished slices stay in the cache folder until the pass is complete.
+            says ``resume``, finished slices are kept in the cache folder, and read from it.
         name: Its name.
         graph: The quantized graph.
         slices: The data.
@@ -119,7 +119,7 @@ class Sweep:
                 if store:
                     store.save(index, results, took_s)
         if store:
-            store.clear()
+            store.finish()
         names = found[0].keys() if found else ()
         return {name: [found[index][name] for index in sorted(found)] for name in names}
 

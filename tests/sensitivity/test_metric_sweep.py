@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.sensitivity.heads import Head, find_heads
 from mpq_compile.sensitivity.kl import KlMetric
 from mpq_compile.sensitivity.slices import Slice, cut, draws, value_bytes
+from mpq_compile.sensitivity.sweep import Sweep
 
 RESUMABLE = [name for name in METRICS if not name.startswith("roundoff")]
 
@@ -39,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_was_stopped_goes_on(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, metric = chain(), METRICS.load(name)(memory_mb=0.004)
     expected = net.measure(metric, ("w8a8", "w4a8"))
-    assert not list(cache.glob("*/*"))  # a complete pass leaves nothing
+    assert not list(cache.glob("*/*"))  # nothing is remembered in tests
 
     slices, seen = [], QuantizedGraph.assign
     save = checkpoint.Checkpoint.save
@@ -64,6 +66,26 @@ def test_what_was_stopped_goes_on(name: str, cache: Path, monkeypatch: pytest.Mo
     assert net.measure(metric, ("w8a8", "w4a8")) == expected
     assert again and not set(again) & set(slices)
     assert QuantizedGraph.assign is seen and not list(cache.glob("*/*"))
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+def test_a_complete_pass_is_not_redone(
+    name: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPQ_EVALUATIONS", str(tmp_path / "evaluations"))
+    net, metric = chain(), METRICS.load(name)(memory_mb=0.004)
+    expected = net.measure(metric, ("w8a8", "w4a8"))
+    assert list(cache.glob("*/*.npz"))
+
+    def nothing_left(self: Sweep, units: dict[int, object], *rest: object) -> Iterator[object]:
+        assert not units
+        return iter(())
+
+    monkeypatch.setattr(Sweep, "_complete", nothing_left)
+    assert net.measure(metric, ("w8a8", "w4a8")) == expected
+    monkeypatch.setattr(checkpoint, "_LARGE", 10)
+    assert net.measure(metric, ("w8a8", "w4a8")) == expected
+    assert not list(cache.glob("*/*"))
 
 
 def test_other_data_or_options_do_not_go_on(cache: Path) -> None:
