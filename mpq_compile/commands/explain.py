@@ -66,7 +66,7 @@ def _outcome(
         show_plan(console, plan)
         multipliers = plan.certificate.get("multipliers") or {}
         for axis, price in multipliers.items():
-            console.print(f"multiplier:  {price:.4g} {_minimised(plan)} for one more {axis}")
+            console.print(f"multiplier:  {price:.4g} less {_minimised(plan)} for one more {axis}")
         show_notes(console, notes)
         if audit:
             console.print(audit_table(audit))

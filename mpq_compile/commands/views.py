@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mpq_compile.types import AuditRow, Plan, Predicted, Verification
+from mpq_compile.types import NETWORK, AuditRow, Plan, Predicted, Verification
 
 _UNITS = {
     "latency_ms": "ms",
@@ -18,8 +18,6 @@ _UNITS = {
     "size_mb": "MB",
     "peak_activation_mb": "MB",
     "energy_mj": "mJ",
-    "max_drop": "drop",
-    "max_loss": "loss",
 }
 
 
@@ -41,19 +39,21 @@ def show_plan(console: Console, plan: Plan) -> None:
         f"{number(predicted.size_bytes, 1e-6)} MB, {number(predicted.bops)} BOPs, "
         f"{number(predicted.avg_bits)} bits a weight",
         "loss": f"{number(plan.loss)} ({plan.metric})",
-        "certificate": f"{certificate.get('status', 'none')} by {plan.solver}, "
-        f"{_bound(plan)}, gap {number(certificate.get('gap'))}",
+        "certificate": f"{_proven(plan)}, gap {number(certificate.get('gap'))}",
     }
     for name, value in rows.items():
         _line(console, name, value)
     show_notes(console, plan.notes)
 
 
-def _bound(plan: Plan) -> str:
-    """Say what the bound is of: the metric's loss, or the cost that was minimised in its place."""
-    if plan.minimised:
-        return f"of the least {plan.minimised}"
-    return f"bound {number(plan.certificate.get('bound'))}"
+def _proven(plan: Plan) -> str:
+    """Say what is proven, and of what: the metric's loss, or a cost that was minimised."""
+    certificate = plan.certificate
+    bound = f"bound {number(certificate.get('bound'))}"
+    if certificate.get("objective") == NETWORK:
+        return f"chosen by the network's own loss; of the {plan.metric} loss: {bound}"
+    named = f"{certificate.get('status', 'none')} by {plan.solver}"
+    return f"{named}, of the least {plan.minimised}" if plan.minimised else f"{named}, {bound}"
 
 
 def show_notes(console: Console, notes: Sequence[str]) -> None:
