@@ -13,7 +13,8 @@ from mpq_compile.auto import AUTO, plan_auto
 from mpq_compile.cost.latency import Z95, Observation
 from mpq_compile.errors import InfeasibleBudgetError, PlanError
 from mpq_compile.inverse import EVALUATIONS, Goal, cheapest
-from mpq_compile.judging import MEASURES, Evaluate, Judge
+from mpq_compile.judging import MEASURES, Evaluate, Judge, is_named
+from mpq_compile.recipe import Recipe
 from mpq_compile.recording import Recording
 from mpq_compile.runtime.artifact import write_verification
 from mpq_compile.runtime.network import CompiledNetwork
@@ -53,8 +54,13 @@ def goal_of(
         )
     judge = None
     if budget.max_drop is not None:
-        judge = Judge(session, evaluate or "top1", session.batches)
+        judge = Judge(session, evaluate or "top1", session.held_out)
     return Goal(objective=minimize or "latency", judge=judge, evaluations=evaluations)
+
+
+def recipe_for(recipe: Recipe, budget: Budget, evaluate: Evaluate | str | None) -> Recipe:
+    """Return the recipe, with samples of its own for a drop that is bounded and has no function."""
+    return recipe.judged_apart() if budget.max_drop is not None and is_named(evaluate) else recipe
 
 
 def plan_within(session: Session, budget: Budget, goal: Goal | None) -> Plan:
@@ -70,11 +76,16 @@ def _remarks(session: Session, goal: Goal) -> Iterator[str]:
     """Say what a user may take for granted and is not so."""
     if session.solver not in ("exact", AUTO):
         yield f"the least cost within a loss is solved exactly; {session.solver!r} was not used"
-    if goal.judge is not None and goal.judge.name in MEASURES:
+    if goal.judge is None or goal.judge.name not in MEASURES:
+        return
+    if session.held_out is session.batches:
         yield (
             "the drop was measured on the calibration samples, which ranges and codes were fitted "
             "to, and tends to be larger on others; a function as evaluate measures on data of yours"
         )
+    else:
+        count = sum(batch.samples for batch in session.held_out)
+        yield f"the drop was measured on {count} samples that nothing was fitted to"
 
 
 def compile_session(

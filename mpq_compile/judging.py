@@ -59,6 +59,11 @@ class Judgement:
     score: float | None = None
 
 
+def is_named(evaluate: Evaluate | str | None) -> bool:
+    """Tell whether a drop is measured on calibration data, as by default, not by a function."""
+    return evaluate is None or isinstance(evaluate, str)
+
+
 class Judge:
     """Measures assignments of a session, each once; what was measured is kept on disk.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-from mpq_compile.closed_loop import compile_session, goal_of, plan_within, verified
+from mpq_compile.closed_loop import compile_session, goal_of, plan_within, recipe_for, verified
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.deploy import complete_assignment
 from mpq_compile.inverse import EVALUATIONS
@@ -59,8 +59,8 @@ def plan(
         minimize: With ``Budget(max_drop=…)`` or ``Budget(max_loss=…)``: "latency", "size", "bops"
             or "energy".
         evaluate: ``evaluate(net) -> float``, higher is better; measures ``max_drop``. Or what to
-            measure on the calibration data: "top1" (the default: share (%) of samples whose
-            top-1 differs from float), "kl", "noise" or, with labels, "accuracy".
+            measure on calibration data that is held out: "top1" (the default: share (%) of samples
+            whose top-1 differs from float), "kl", "noise" or, with labels, "accuracy".
         evaluations: Most assignments that are measured to keep ``max_drop``.
         allow_float: Run operators without a rule in float on TVM; the audit shows them.
         tuned: Search schedules of kernels (``MPQ_TUNE`` bounds the time); False leaves them to
@@ -76,6 +76,7 @@ def plan(
         InfeasibleBudgetError: Nothing fits; the message says what is attainable.
         CalibrationError, CaptureError, UnsupportedOpError, ProfileError, PlanError: Bad input.
     """
+    bounds = Budget.of(budget)
     session = Session(
         model,
         example_inputs,
@@ -85,13 +86,12 @@ def plan(
         constraints,
         metric=metric,
         solver=solver,
-        recipe=Recipe(**recipe),
+        recipe=recipe_for(Recipe(**recipe), bounds, evaluate),
         allow_float=allow_float,
         seed=seed,
         tuned=tuned,
         measure_s=measure_s,
     )
-    bounds = Budget.of(budget)
     if policy is not None:
         session.pin(policy.assignment_for(session.network))
     goal = goal_of(session, bounds, minimize, evaluate, evaluations)
@@ -135,7 +135,11 @@ def compile(  # noqa: A001 - the public name
     Raises:
         InfeasibleBudgetError: No assignment was measured within the budget.
     """
-    how = Recipe(**recipe) if plan is None else Recipe.of_plan(plan.provenance)
+    bounds = Budget.of(budget)
+    if plan is None:
+        how = recipe_for(Recipe(**recipe), bounds, evaluate)
+    else:
+        how = Recipe.of_plan(plan.provenance)
     session = Session(
         model,
         example_inputs,
@@ -153,7 +157,7 @@ def compile(  # noqa: A001 - the public name
     )
     if plan is not None:
         return build_given(session, plan, verify)
-    return compile_session(session, Budget.of(budget), minimize, evaluate, verify, evaluations)
+    return compile_session(session, bounds, minimize, evaluate, verify, evaluations)
 
 
 def build_given(session: Session, plan: Plan, verify: bool) -> CompiledNetwork:

@@ -13,6 +13,9 @@ from mpq_compile.reconstruct.correction import check_correction
 from mpq_compile.reconstruct.per_site import check_weights
 from mpq_compile.registry import ROUNDINGS
 
+# Share of the calibration data that named measures are taken on, and nothing else.
+HELD_OUT = 0.25
+
 
 class RecipeOptions(TypedDict, total=False):
     """Keywords of ``plan``, ``compile``, ``assign`` and ``frontier``: the fields of a recipe."""
@@ -24,6 +27,7 @@ class RecipeOptions(TypedDict, total=False):
     equalize: str
     migration: str
     samples: int | None
+    held_out: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,9 @@ class Recipe:
             "smoothquant", "awq" or "none".
         samples: Most samples of the calibration data that are used, drawn where they can be; None
             for all that are given, or for 256 of a data set or a folder of images.
+        held_out: Share of the calibration data that nothing is fitted to, at most a half: drops
+            that are bounded or compared by name are measured on it. None for a quarter where there
+            are such drops, and nothing elsewhere.
 
     Raises:
         MpqError: A name is unknown, or a number is out of range.
@@ -67,6 +74,7 @@ class Recipe:
     equalize: str = "none"
     migration: str = "none"
     samples: int | None = None
+    held_out: float | None = None
 
     def __post_init__(self) -> None:
         check_observer(self.observer, (AUTO,))
@@ -82,6 +90,18 @@ class Recipe:
                 found=self.samples,
                 remedy="correct the number, or leave it out",
             )
+        if self.held_out is not None and not 0 <= self.held_out <= 0.5:
+            raise CalibrationError(
+                "no such share of the data can be held out",
+                where="held_out",
+                expected="0 to 0.5",
+                found=self.held_out,
+                remedy="correct the share, or leave it out",
+            )
+
+    def judged_apart(self) -> Recipe:
+        """Return the recipe that keeps samples apart to measure drops on, unless it says how."""
+        return self if self.held_out is not None else replace(self, held_out=HELD_OUT)
 
     def as_given(self) -> Recipe:
         """Return the recipe that leaves codes and scales as they came: nothing is searched."""
@@ -109,6 +129,8 @@ class Recipe:
         recorded: dict[str, Any] = {**_BEFORE, **provenance}
         if "samples" in recorded:
             recorded["samples"] = int(recorded["samples"])
+        if "held_out" in recorded:
+            recorded["held_out"] = float(recorded["held_out"])
         return cls(**{f.name: recorded[f.name] for f in fields(cls) if f.name in recorded})
 
 

@@ -72,7 +72,6 @@ class Session:
         tuned: Search schedules and use those that were found; False leaves all to the cost model.
         measure_s: Seconds to spend on kernels that were never measured; what is left is estimated
             from those that were. None measures all.
-        held_out_share: Share of the calibration data that is kept apart, to judge by.
     """
 
     model: Any
@@ -88,7 +87,6 @@ class Session:
     seed: int = 0
     tuned: bool = True
     measure_s: float | None = None
-    held_out_share: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.candidates, str):
@@ -136,7 +134,7 @@ class Session:
 
     @cached_property
     def _data(self) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
-        return hold_out(self.data.batches, self.held_out_share, self._prepared)
+        return hold_out(self.data.batches, self.recipe.held_out or 0.0, self._prepared)
 
     @property
     def batches(self) -> tuple[Batch, ...]:

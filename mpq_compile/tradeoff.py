@@ -13,7 +13,7 @@ from mpq_compile.allocate import Allocation
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.errors import PlanError, nearest
 from mpq_compile.infeasibility import infeasible
-from mpq_compile.judging import Evaluate, Judge, default_measure
+from mpq_compile.judging import Evaluate, Judge, default_measure, is_named
 from mpq_compile.measuring import NetworkTimes
 from mpq_compile.progress import track
 from mpq_compile.recipe import Recipe, RecipeOptions
@@ -33,8 +33,6 @@ from mpq_compile.types import Budget
 POINTS = 12
 # Points that a report lists; the curve looks the same.
 LISTED = 1000
-# Share of the calibration data that named measures are taken on, and nothing else.
-HELD_OUT = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,7 @@ def frontier(
         InfeasibleBudgetError: Nothing keeps ``budget``.
         PlanError: The axis or the measure is unknown, or nothing can be timed on the target.
     """
-    named = evaluate is None or isinstance(evaluate, str)
+    how = Recipe(**recipe)
     session = Session(
         model,
         example_inputs,
@@ -111,11 +109,10 @@ def frontier(
         candidates,
         constraints,
         metric,
-        recipe=Recipe(**recipe),
+        recipe=how.judged_apart() if is_named(evaluate) else how,
         allow_float=allow_float,
         tuned=tuned,
         measure_s=measure_s,
-        held_out_share=HELD_OUT if named else 0.0,
     )
     return frontier_of(
         session,

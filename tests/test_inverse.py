@@ -187,7 +187,7 @@ def test_the_drop_of_a_named_measure() -> None:
         evaluate="noise",
         budget=mpq.Budget(max_drop=0.01),
     )
-    judge = Judge(session(), "noise", session().batches)
+    judge = Judge(session(0.25), "noise", session(0.25).held_out)
     assert judge.of(plan.assignment).drop <= 0.01
     assert plan.certificate["drop"]["value"] == pytest.approx(judge.of(plan.assignment).drop)
 

@@ -17,6 +17,7 @@ import mpq_compile as mpq
 from mpq_compile.capture import capture
 from mpq_compile.passes.network import prepare
 from mpq_compile.quant.observers import AUTO, OBSERVERS
+from mpq_compile.recipe import Recipe
 from mpq_compile.runtime.history import read_history
 
 ANALYTIC = "bit_serial"
@@ -161,8 +162,29 @@ def test_a_plan_says_what_a_drop_was_measured_on_and_which_solver_was_not_used()
     other = plan(budget={"max_drop": 10.0}, minimize="size", evaluate="kl", solver="ppso")
     assert other.assignment == plain.assignment and plain.solver == other.solver == "exact"
     for found, solvers in ((plain, 0), (other, 1)):
-        assert sum("calibration samples, which" in note for note in found.notes) == 1
+        assert sum("10 samples that nothing was fitted to" in note for note in found.notes) == 1
         assert sum("'ppso' was not used" in note for note in found.notes) == solvers
+
+
+def test_a_named_drop_is_measured_on_samples_that_nothing_else_sees() -> None:
+    def losses(found: mpq.Plan) -> list[float]:
+        return [row["loss"] for row in found.table]
+
+    bounded = {"budget": {"max_drop": 10.0}, "minimize": "size", "evaluate": "kl"}
+    apart = torch.arange(len(X)) % 4 == 3
+    found, kept = plan(**bounded), plan(calibration=[X[~apart]])
+    assert losses(found) == losses(kept)
+    assert Recipe.of_plan(found.provenance).held_out == 0.25
+    assert Recipe.of_plan(kept.provenance).held_out is None
+    everything = plan(**bounded, held_out=0.0)
+    assert losses(everything) == losses(plan()) != losses(found)
+    assert sum("calibration samples, which" in note for note in everything.notes) == 1
+
+
+def test_more_than_half_of_the_samples_cannot_be_held_out() -> None:
+    with pytest.raises(mpq.CalibrationError) as caught:
+        plan(held_out=0.7)
+    assert caught.value.where == "held_out"
 
 
 # Compiling

@@ -14,6 +14,7 @@ import mpq_compile as mpq
 from mpq_compile.calibrate import hold_out, read_batches
 from mpq_compile.judging import Judge
 from mpq_compile.measuring import NetworkTimes
+from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
 from mpq_compile.solve import frontier as solved_frontier
 from mpq_compile.tradeoff import frontier_of, spread_points
@@ -240,7 +241,7 @@ def test_held_out_samples_are_others() -> None:
 
 def test_points_are_measured_on_this_machine(kept: Path) -> None:
     """What a process measured before is what the frontier then shows: it goes on from disk."""
-    local = Session(model(), X[:1], [X], candidates=["w8a8"], held_out_share=0.25)
+    local = Session(model(), X[:1], [X], candidates=["w8a8"], recipe=Recipe(held_out=0.25))
     assignment = dict.fromkeys((site.id for site in local.network.sites), "w8a8")
     seen = NetworkTimes(local, processes=1).of(assignment)
     assert 0 < seen.latency_ms_lower95 <= seen.latency_ms <= seen.latency_ms_upper95

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import mpq_compile as mpq
+from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
 
 ANALYTIC = "bit_serial"
@@ -38,7 +39,8 @@ def model() -> nn.Module:
 
 @cache
 def session(held_out: float = 0.0) -> Session:
-    return Session(model(), X[:1], [X], ANALYTIC, candidates=NAMES, held_out_share=held_out)
+    recipe = Recipe(held_out=held_out)
+    return Session(model(), X[:1], [X], ANALYTIC, candidates=NAMES, recipe=recipe)
 
 
 def frontier(**options: Any) -> mpq.FrontierReport:

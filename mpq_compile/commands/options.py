@@ -243,6 +243,18 @@ Samples = Annotated[
         rich_help_panel=_RECIPE,
     ),
 ]
+HeldOut = Annotated[
+    float | None,
+    typer.Option(
+        "--held-out",
+        min=0.0,
+        max=0.5,
+        metavar="SHARE",
+        help="Samples that nothing is fitted to, to measure drops on.",
+        show_default="0.25 where a drop is measured without a function",
+        rich_help_panel=_RECIPE,
+    ),
+]
 Mean = Annotated[
     str | None,
     typer.Option(
@@ -331,6 +343,7 @@ class Recipe:
     equalize: Equalize = None
     migration: Migration = None
     samples: Samples = None
+    held_out: HeldOut = None
 
 
 @dataclass(frozen=True, kw_only=True)

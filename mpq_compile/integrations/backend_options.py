@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mpq_compile.closed_loop import recipe_for
 from mpq_compile.cost.targets import TargetLike
 from mpq_compile.errors import PlanError, nearest
 from mpq_compile.recipe import Recipe
@@ -75,7 +76,10 @@ class BackendOptions:
         recipe = {name: value for name, value in options.items() if name in _RECIPE}
         given["budget"] = Budget.of(options.get("budget"))
         given["plan"] = plan = _plan(options.get("plan"))
-        given["recipe"] = Recipe(**recipe) if plan is None else Recipe.of_plan(plan.provenance)
+        if plan is None:
+            given["recipe"] = recipe_for(Recipe(**recipe), given["budget"], None)
+        else:
+            given["recipe"] = Recipe.of_plan(plan.provenance)
         return cls(**given)
 
     def session(self, captured: Any, calibration: Sequence[Any], **changes: Any) -> Session:
