@@ -14,7 +14,6 @@ from mpq_compile.cost.latency import Prediction
 from mpq_compile.cost.table import counted_costs, fixed_bytes
 from mpq_compile.passes.fixed_qparams import fixed_note
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.quant.range_stability import range_note
 from mpq_compile.reconstruct.enough import shortage
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.solve.problem import Solution
@@ -152,7 +151,7 @@ def _of_data(session: Session, assignment: Mapping[str, str]) -> list[str]:
     return [
         *came_quantized,
         *session.data.notes,
-        range_note(session.ranges),
+        session.range_note(),
         *_observers(session.ranges),
         *shortage(session.network, samples, assignment, methods),
     ]

@@ -31,6 +31,7 @@ from mpq_compile.passes.network import Network, prepare
 from mpq_compile.plan_records import plan_of, provenance_of, unmeasured_plan
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.observers import AUTO
+from mpq_compile.quant.range_stability import JUDGED_BITS, range_note
 from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import fit_channels
 from mpq_compile.reconstruct.rounding import with_rounding
@@ -97,6 +98,7 @@ class Session:
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self._found: Target = resolve_target(self.target)
         self.profile: Profile = self._found.profile
+        self._range_notes: dict[str, str] = {}
         # A process that only helps another stays here.
         current_pool().opened(lambda: partial(perform, network=self.network, batches=self.batches))
 
@@ -151,6 +153,16 @@ class Session:
         """Observed ranges of tensors, and the fits that were asked for so far."""
         found = calibrate(self.network, self.batches, self.recipe.first_observer)
         return with_fixed(self.network, found)
+
+    def range_note(self) -> str:
+        """Say from how many samples on ranges are stable.
+
+        It takes a while, and every plan says it: each observer that judges is asked once.
+        """
+        observer = self.ranges.observer_at(JUDGED_BITS)
+        if observer not in self._range_notes:
+            self._range_notes[observer] = range_note(self.ranges)
+        return self._range_notes[observer]
 
     def calibration_for(self, choices: Mapping[str, str | Sequence[str]]) -> Calibration:
         """Return ranges, with fits for these candidates of sites at least."""

@@ -10,7 +10,7 @@ from mpq_compile.quant.observers import OBSERVERS, noise
 # More noise than this, 0.2 dB, is counted as a change.
 TOLERANCE = 0.05
 # Bits that ranges are judged at: fewer ask for narrower ones, which move less.
-_BITS = 8
+JUDGED_BITS = 8
 
 
 def range_note(calibration: Calibration) -> str:
@@ -38,15 +38,15 @@ def noise_excess(calibration: Calibration, prefix: Prefix) -> float:
     square of the values; that is summed over what sites read. What a range covers too much or too
     little counts by what it costs, so that a flat optimum is no move [derived].
     """
-    choose = OBSERVERS[calibration.observer_at(_BITS)]
+    choose = OBSERVERS[calibration.observer_at(JUDGED_BITS)]
     early = late = 0.0
     for name, part in prefix.histograms.items():
         whole = calibration.histograms[name]
         if part.minimum > part.maximum:
             continue
         power = whole.power()
-        early += noise(whole, choose(part, _BITS), _BITS) / power
-        late += noise(whole, choose(whole, _BITS), _BITS) / power
+        early += noise(whole, choose(part, JUDGED_BITS), JUDGED_BITS) / power
+        late += noise(whole, choose(whole, JUDGED_BITS), JUDGED_BITS) / power
     return abs(early / late - 1) if late > 0 else 0.0
 
 
