@@ -91,7 +91,7 @@ def bootstrap(
     independent of each other.
 
     Args:
-        runs: Latencies by process, block and call; all processes have as many blocks.
+        runs: Latencies by process, block and call, above zero; all processes have as many blocks.
         statistic: Of the calls of one block.
         level: Coverage of the interval.
         seed: The draws are the same for the same seed.
@@ -103,9 +103,10 @@ def bootstrap(
     drawn = table[chosen, generator.integers(0, blocks, (_RESAMPLES, processes, blocks))]
     medians = np.median(drawn.reshape(_RESAMPLES, -1), axis=1)
     value = float(np.median(table))
-    # Few processes resampled differ by less than few processes drawn anew.
+    # Few processes resampled differ by less than few processes drawn anew. Times are widened by
+    # ratio: no interval of a time reaches zero.
     wider = (processes / max(processes - 1, 1)) ** 0.5
-    medians = value + wider * (medians - value)
+    medians = value * (medians / value) ** wider
     low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
     # Few blocks can put the interval beside the estimate.
     return Interval(value=value, lower=min(float(low), value), upper=max(float(high), value))

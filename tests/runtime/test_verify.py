@@ -96,6 +96,14 @@ def test_bootstrap_covers_the_median_of_processes_that_differ() -> None:
     assert covered >= 85
 
 
+def test_no_interval_of_a_time_reaches_zero() -> None:
+    """A budget far below two processes that differ tenfold is missed, whatever disturbs them."""
+    found = [timings([1.0] * 6, reference_ms=1.5), timings([10.0] * 6, reference_ms=1.5)]
+    verification = judge(found, {"latency_ms": 1e-9})
+    assert 0 < verification.latency_ms_lower95 < verification.latency_ms
+    assert verification.status == "rejected"
+
+
 class Machine:
     """A reference workload that takes 1 ms, or 2 ms where the machine is slow."""
 
