@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 
 import numpy as np
 import torch
@@ -33,11 +34,14 @@ class Histogram:
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def observe(self, values: Tensor) -> None:
-        """Add a batch of float values."""
+        """Add a batch of float values; what is not finite (a mask) has no place in a range."""
         flat = values.detach().reshape(-1).float()
         if flat.numel() == 0:
             return
         low, high = flat.min().item(), flat.max().item()
+        if not (isfinite(low) and isfinite(high)):
+            self.observe(flat[flat.isfinite()])
+            return
         self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
         if not self._covers(low, high):
             self._widen()

@@ -218,3 +218,14 @@ def test_calibration_keeps_qparams_by_node_and_bits() -> None:
     calibration = Calibration(histograms={"a": histogram(normal())}, observer="mse", samples=1)
     assert calibration.qparams("a", 8) is calibration.qparams("a", 8)
     assert calibration.qparams("a", 4).scale > calibration.qparams("a", 8).scale
+
+
+def test_a_mask_s_infinities_have_no_place_in_a_range() -> None:
+    """Masks add −∞ to what takes no part: the range is that of the rest, without a warning."""
+    masked, plain = Histogram(), Histogram()
+    for batch in (torch.linspace(-1.0, 2.0, 50), torch.linspace(-3.0, 1.0, 50)):
+        plain.observe(batch)
+        masked.observe(torch.cat([batch, torch.full((3,), float("-inf"))]))
+        masked.observe(torch.full((2,), float("nan")))
+    assert (masked.minimum, masked.maximum) == (plain.minimum, plain.maximum)
+    np.testing.assert_array_equal(masked.counts, plain.counts)
