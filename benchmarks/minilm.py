@@ -33,6 +33,7 @@ from minilm_task import SentenceTask, cosines, mean_cosine
 import mpq_compile as mpq
 from mpq_compile.allocate import Allocation, solve_allocation
 from mpq_compile.cost.table import counted_costs
+from mpq_compile.finetuning import RATE
 from mpq_compile.recipe import Recipe
 from mpq_compile.runtime.threads import physical_cores
 from mpq_compile.session import Session
@@ -41,8 +42,9 @@ from mpq_compile.types import Candidate, CostTable
 # What the mixed plan chooses from, and the share of the w8a8 linear weights it may take.
 MIXED, SHARE = ("w8a8", "w8a8d", "w5a8d", "w4a8d", "w3a8d"), 0.5
 UNIFORM = "w8a8"
-# Texts that sensitivities are measured on; samples of a step of training, and its largest move.
-PLANNED, BATCH, RATE = 24, 8, 1e-2
+# Texts that sensitivities are measured on, and samples of a step of training: most of the time of
+# a step goes into weights, however many samples it has.
+PLANNED, BATCH = 24, 32
 GOALS = (Goal(ours="ours w8a8", at_least=1.3),)
 
 
@@ -81,7 +83,7 @@ def mixed_plan(session: Session) -> mpq.Plan:
     return session.bare_plan(allocation.expand(solve_allocation(allocation, budget, "exact")))
 
 
-def built(task: SentenceTask, steps: int) -> dict[str, dict[str, Any]]:
+def built(task: SentenceTask, steps: int, rate: float, rounding: str) -> dict[str, dict[str, Any]]:
     """Build ours in the task's folder; return what is known of each beside its time."""
     session = Session(
         task.module,
@@ -89,7 +91,7 @@ def built(task: SentenceTask, steps: int) -> dict[str, dict[str, Any]]:
         task.calibration[:PLANNED],
         candidates=MIXED,
         constraints={"re:.*embeddings.*": UNIFORM},
-        recipe=Recipe(rounding="nearest"),
+        recipe=Recipe(rounding=rounding),
     )
     began = time.monotonic()
     plan = mixed_plan(session)
@@ -103,7 +105,7 @@ def built(task: SentenceTask, steps: int) -> dict[str, dict[str, Any]]:
         *given,
         epochs=1,
         batch_size=BATCH,
-        rate=RATE,
+        rate=rate,
         verify=False,
     )
     trained_s = time.monotonic() - began
@@ -202,9 +204,11 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=128, help="length of the input")
     parser.add_argument("--sentences", type=int, default=300, help="compared with float")
-    parser.add_argument("--texts", type=int, default=128, help="of whole length, to calibrate on")
+    parser.add_argument("--texts", type=int, default=256, help="sentences to calibrate on")
     parser.add_argument("--contenders", default="", help="only names with one of these texts")
     parser.add_argument("--steps", type=int, default=200, help="of training for the mixed plan")
+    parser.add_argument("--rate", type=float, default=RATE, help="largest move of a step, in codes")
+    parser.add_argument("--rounding", default="gptq", help="what training of the mix starts from")
     parser.add_argument("--accuracy", action="store_true", help="only how far ours are from float")
     parser.add_argument("--measure-s", type=float, default=60.0, help="to tune and time kernels")
     parser.add_argument("--rounds", type=int, default=0)
@@ -230,7 +234,7 @@ def main(arguments: list[str] | None = None) -> None:
             mpq.profile(
                 task.module, task.example, few, candidates=MIXED, budget_s=options.measure_s
             )
-        known = built(task, options.steps)
+        known = built(task, options.steps, options.rate, options.rounding)
         print("\n".join(of_ours(known)), flush=True)
         if options.accuracy:
             return

@@ -63,7 +63,8 @@ class SentenceTask:
 
     Args:
         tokens: Length that sentences are padded to.
-        calibration_texts: Texts of whole length that quantizers see.
+        calibration_texts: Sentences that quantizers see: as those that are compared, of other
+            words.
         compared_sentences: Sentences on which outputs are compared, none of them calibrated on.
         threads: Threads of every runtime.
         folder: Where exported models stand, shared by the contenders.
@@ -102,33 +103,20 @@ class SentenceTask:
         options = {"padding": "max_length", "truncation": True, "max_length": self.tokens}
         return self.tokenizer(texts, return_tensors="pt", **options)["input_ids"]
 
-    def packed(self, count: int, seed: int) -> list[str]:
-        """Return texts of several sentences that fill the length: padding teaches nothing."""
-        words = iter(sentences(count * self.tokens // 8, evaluation=False, seed=seed))
-        texts, text = [], next(words)
-        for sentence in words:
-            longer = f"{text} {sentence}"
-            if len(self.tokenizer(longer)["input_ids"]) > self.tokens:
-                texts.append(text)
-                longer = sentence
-            text = longer
-            if len(texts) == count:
-                break
-        return texts
-
     @cached_property
     def example(self) -> Tensor:
         """The input that is timed: one text of whole length."""
-        return self.ids([" ".join(self.packed(2, seed=3))])
+        return self.ids([" ".join(sentences(self.tokens // 4, evaluation=False, seed=3))])
 
     @cached_property
     def calibration(self) -> list[Tensor]:
         """Inputs for quantizers, each of the timed shape."""
-        return list(self.ids(self.packed(self.calibration_texts, seed=4)).split(1))
+        texts = sentences(self.calibration_texts, evaluation=False, seed=4)
+        return list(self.ids(texts).split(1))
 
     def training(self, count: int) -> list[Tensor]:
         """Inputs to train on, of the same words as those for quantizers."""
-        return [self.ids(self.packed(count, seed=5))]
+        return [self.ids(sentences(count, evaluation=False, seed=5))]
 
     @cached_property
     def compared(self) -> tuple[Tensor, ...]:

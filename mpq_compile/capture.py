@@ -181,7 +181,7 @@ def _tensors(inputs: Sequence[Any]) -> tuple[Tensor, ...]:
 
 def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _without_traces():
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
     except MpqError:
         raise  # an imported network says itself what it cannot do
@@ -193,6 +193,18 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedP
             found=f"{type(error).__name__}: {str(error).strip()[:600]}",
             remedy="check the input shapes; replace data-dependent branches by torch operations",
         ) from error
+
+
+@contextmanager
+def _without_traces() -> Iterator[None]:
+    """Keep PyTorch from logging errors that it raises as well: some are caught."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _export_dynamic(

@@ -13,13 +13,15 @@ import torch
 from torch import fx
 
 from mpq_compile.passes import ops
-from mpq_compile.passes.base import argument, is_call, only_user, replace
+from mpq_compile.passes.base import argument, constant, is_call, only_user, replace
 from mpq_compile.passes.fuse_epilogues import Shapes
 from mpq_compile.passes.sink_expands import broadcast_source
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
+_WHERES = (aten.where.self, aten.where.ScalarSelf)
+_FILLS = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 _SUMS = (aten.add.Tensor, ops.add)
 
 
@@ -41,8 +43,8 @@ class FuseAttention:
         return module
 
     def _fuse(self, module: fx.GraphModule, output: fx.Node) -> None:
-        weights, v = output.args[:2]
-        if not _is_step(weights, *_SOFTMAXES) or not self._over_keys(weights):
+        weights, v = _unguarded(module, output.args[0]), output.args[1]
+        if weights is None or not self._over_keys(weights):
             return
         scores, mask = self._unmasked(weights.args[0])
         scores, factor = _unscaled(scores)
@@ -99,6 +101,34 @@ class FuseAttention:
 
     def _is_float(self, node: fx.Node) -> bool:
         return self.shapes.get(node.name, (None, None))[1] == torch.float32
+
+
+def _unguarded(module: fx.GraphModule, weights: Any) -> fx.Node | None:
+    """Return the softmax that gives the weights, also where its NaNs become zeros.
+
+    That is what exporters write for ``scaled_dot_product_attention``, for rows that are masked
+    entirely: there it gives zeros.
+    """
+    if _is_step(weights, *_SOFTMAXES):
+        found: fx.Node = weights
+        return found
+    if not _is_step(weights, *_WHERES, *_FILLS):
+        return None
+    order = (1, 2, 0) if is_call(weights, *_FILLS) else (0, 1, 2)
+    test, zero, softmax = (weights.args[i] for i in order)
+    guarded = (
+        _is_step(test, aten.isnan.default)
+        and test.args[0] is softmax
+        and is_call(softmax, *_SOFTMAXES)
+        and set(softmax.users) == {test, weights}
+        and _is_zero(module, zero)
+    )
+    return softmax if guarded else None
+
+
+def _is_zero(module: fx.GraphModule, value: Any) -> bool:
+    tensor = constant(module, value) if isinstance(value, fx.Node) else None
+    return value == 0 if tensor is None else not tensor.any()
 
 
 def _is_step(node: Any, *targets: object) -> bool:

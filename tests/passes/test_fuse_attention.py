@@ -41,6 +41,14 @@ FUSED: dict[str, tuple[Formula, float]] = {
     "both_scaled": (lambda q, k, v, m: softmax((q * 0.5) @ (k * 0.5).mT) @ v, 0.5),
     "masked": (lambda q, k, v, m: softmax(q @ k.mT * 0.4 + m) @ v, 0.4),
     "mask_first": (lambda q, k, v, m: softmax(m + q @ k.mT / 2) @ v, 0.5),
+    "guarded": (
+        lambda q, k, v, m: torch.where((p := softmax(q @ k.mT + m)).isnan(), 0.0, p) @ v,
+        1.0,
+    ),
+    "filled": (
+        lambda q, k, v, m: (p := softmax(q @ k.mT * 0.4)).masked_fill(p.isnan(), 0.0) @ v,
+        0.4,
+    ),
     "three_axes": (
         lambda q, k, v, m: softmax(torch.bmm(q[:, 0], k[:, 0].mT)) @ v[:, 0],
         1.0,
@@ -51,6 +59,11 @@ FUSED: dict[str, tuple[Formula, float]] = {
     ),
 }
 KEPT: dict[str, Formula] = {
+    "other_guard": lambda q, k, v, m: torch.where((p := softmax(q @ k.mT)) > 0.1, 0.0, p) @ v,
+    "guard_of_another": lambda q, k, v, m: (
+        torch.where(q[..., :1].isnan(), 0.0, softmax(q @ k.mT)) @ v
+    ),
+    "guarded_by_one": lambda q, k, v, m: torch.where((p := softmax(q @ k.mT)).isnan(), 1.0, p) @ v,
     "other_axis": lambda q, k, v, m: torch.softmax(q @ k.mT, -2) @ v,
     "scores_read": lambda q, k, v, m: softmax(s := q @ k.mT) @ v + s.sum(),
     "weights_read": lambda q, k, v, m: (p := softmax(q @ k.mT)) @ v + p.sum(),
@@ -80,3 +93,13 @@ def test_other_chains_stay(name: str) -> None:
     targets = [node.target for node in module.graph.nodes]
     assert aten.scaled_dot_product_attention.default not in targets
     assert_same(model, module, (x,))
+
+
+def test_a_row_that_is_masked_entirely_gives_zeros() -> None:
+    """What the guard is for."""
+    model, x = Written(FUSED["guarded"][0]), torch.randn(2, 7, 12)
+    model.mask[..., 3, :] = float("-inf")
+    module = prepared(model, x).module
+    only(module, aten.scaled_dot_product_attention.default)
+    assert_same(model, module, (x,))
+    assert not model(x)[:, :, 3].any()

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpq_compile.integrations.qdq.dtypes import as_type
 from mpq_compile.integrations.qdq.shapes import Sizes
-from mpq_compile.integrations.qdq.values import Call, Value
+from mpq_compile.integrations.qdq.values import Call
 from mpq_compile.integrations.qdq.writer import Writer
 from mpq_compile.passes import ops
 
 aten = torch.ops.aten
+_NORMS = {1.0: "ReduceL1", 2.0: "ReduceL2"}
 Rule = Callable[[Writer, Sizes, Call], "str | list[str]"]
 
 
@@ -60,22 +62,13 @@ def _rsqrt(writer: Writer, _: Sizes, call: Call) -> str:
     return writer.op("Reciprocal", root, into=call.name)
 
 
-def _operand(writer: Writer, value: Any, like: Value) -> str:
-    """Return the name of a tensor, or of a number in the type of ``like``."""
-    if isinstance(value, Value):
-        return value.name
-    dtype = torch.empty(0, dtype=like.dtype).numpy().dtype
-    return writer.constant(np.asarray(value, dtype))
-
-
 def _binary(kind: str, swapped: bool = False) -> Rule:
     def rule(writer: Writer, _: Sizes, call: Call) -> str:
-        a, b = call.args[:2]
-        like = a if isinstance(a, Value) else b
+        dtype = call.out.dtype
+        first, second = (as_type(writer, value, dtype) for value in call.args[:2])
         factor = call.kwargs.get("alpha", 1)
-        first, second = _operand(writer, a, like), _operand(writer, b, like)
         if factor != 1:
-            scaled = _operand(writer, factor, like)
+            scaled = as_type(writer, factor, dtype)
             second = writer.op("Mul", second, scaled, into=f"{call.name}_scaled")
         order = (second, first) if swapped else (first, second)
         return writer.op(kind, *order, into=call.name)
@@ -91,6 +84,20 @@ def _clamped(kind: str) -> Rule:
         return writer.clip(result, *(call.args[2:] or (-inf, inf)), into=call.name)
 
     return rule
+
+
+def _rotary(writer: Writer, _: Sizes, call: Call) -> str:
+    """x · cos + (−x₂, x₁) · sin, of the halves x₁ and x₂ of the last dimension."""
+    x, cos, sin = (value.name for value in call.args)
+    half = call.x.shape[-1] // 2
+    into = [f"{call.name}_{part}" for part in ("first", "second")]
+    first, second = writer.ops("Split", x, writer.sizes(half, half), into=into, axis=-1)
+    negated = writer.op("Neg", second, into=f"{call.name}_negated")
+    turned = writer.op("Concat", negated, first, into=f"{call.name}_turned", axis=-1)
+    parts = [
+        writer.op("Mul", *pair, into=f"{call.name}_part") for pair in ((x, cos), (turned, sin))
+    ]
+    return writer.op("Add", *parts, into=call.name)
 
 
 def _clamp(writer: Writer, _: Sizes, call: Call) -> str:
@@ -156,20 +163,32 @@ def _group_norm(writer: Writer, _: Sizes, call: Call) -> str:
     )
 
 
+def _reduced(writer: Writer, kind: str, x: str, call: Call, first: int = 1) -> str:
+    """Write a reduction of ``x`` over the dimensions that argument ``first`` names, or all."""
+    axes = call.argument(first, "dim")
+    axes = [axes] if isinstance(axes, int) else axes or range(call.x.rank)
+    kept = int(bool(call.argument(first + 1, "keepdim", False)))
+    return writer.op(kind, x, writer.sizes(*axes), into=call.name, keepdims=kept)
+
+
 def _reduce(kind: str) -> Rule:
     def rule(writer: Writer, _: Sizes, call: Call) -> str:
-        axes = call.argument(1, "dim")
-        axes = range(call.x.rank) if axes is None else [axes] if isinstance(axes, int) else axes
-        kept = int(bool(call.argument(2, "keepdim", False)))
-        return writer.op(
-            kind,
-            call.x.name,
-            writer.sizes(*(axes or range(call.x.rank))),
-            into=call.name,
-            keepdims=kept,
-        )
+        return _reduced(writer, kind, call.x.name, call)
 
     return rule
+
+
+def _vector_norm(writer: Writer, _: Sizes, call: Call) -> str:
+    """The norm over some dimensions, of any order."""
+    order, x = float(call.argument(1, "ord", 2.0)), call.x.name
+    if order in _NORMS:
+        return _reduced(writer, _NORMS[order], x, call, 2)
+    size = writer.op("Abs", x, into=f"{call.name}_size")
+    if order == inf:
+        return _reduced(writer, "ReduceMax", size, call, 2)
+    power = writer.op("Pow", size, writer.scalar(order), into=f"{call.name}_power")
+    total = _reduced(writer, "ReduceSum", power, call, 2)
+    return writer.op("Pow", total, writer.scalar(1 / order), into=f"{call.name}_root")
 
 
 def _matmul(writer: Writer, _: Sizes, call: Call) -> str:
@@ -190,10 +209,6 @@ def _embedding(writer: Writer, _: Sizes, call: Call) -> str:
     return writer.op("Gather", call.args[0].name, call.args[1].name, into=call.name, axis=0)
 
 
-def _where(writer: Writer, _: Sizes, call: Call) -> str:
-    return writer.op("Where", *(value.name for value in call.args[:3]), into=call.name)
-
-
 UNARY: Mapping[Any, Rule] = {
     aten.sigmoid.default: _unary("Sigmoid"),
     aten.tanh.default: _unary("Tanh"),
@@ -201,6 +216,13 @@ UNARY: Mapping[Any, Rule] = {
     aten.neg.default: _unary("Neg"),
     aten.exp.default: _unary("Exp"),
     aten.sqrt.default: _unary("Sqrt"),
+    aten.log.default: _unary("Log"),
+    aten.erf.default: _unary("Erf"),
+    aten.sin.default: _unary("Sin"),
+    aten.cos.default: _unary("Cos"),
+    aten.reciprocal.default: _unary("Reciprocal"),
+    aten.floor.default: _unary("Floor"),
+    aten.sign.default: _unary("Sign"),
     aten.rsqrt.default: _rsqrt,
     aten.relu.default: _unary("Relu"),
     aten.hardswish.default: _unary("HardSwish"),
@@ -221,8 +243,11 @@ FLOATS: Mapping[Any, Rule] = {
     aten.mul.Tensor: _binary("Mul"),
     aten.div.Tensor: _binary("Div"),
     aten.pow.Tensor_Scalar: _binary("Pow"),
+    aten.pow.Tensor_Tensor: _binary("Pow"),
     ops.add: _clamped("Add"),
+    ops.subtract: _clamped("Sub"),
     ops.multiply: _clamped("Mul"),
+    ops.rotary: _rotary,
     ops.clamp: _clamp,
     ops.channel_affine: _channel_affine,
     aten.softmax.int: _softmax("Softmax"),
@@ -233,9 +258,11 @@ FLOATS: Mapping[Any, Rule] = {
     aten.group_norm.default: _group_norm,
     aten.mean.dim: _reduce("ReduceMean"),
     aten.sum.dim_IntList: _reduce("ReduceSum"),
+    aten.amax.default: _reduce("ReduceMax"),
+    aten.amin.default: _reduce("ReduceMin"),
+    aten.linalg_vector_norm.default: _vector_norm,
     aten.matmul.default: _matmul,
     aten.bmm.default: _matmul,
     aten.linear.default: _linear,
     aten.embedding.default: _embedding,
-    aten.where.self: _where,
 }

@@ -9,14 +9,16 @@ from typing import Any
 
 import onnx
 import torch
-from onnx import TensorProto, helper
+from onnx import helper
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from mpq_compile.capture import source_line
 from mpq_compile.errors import UnsupportedOpError
 from mpq_compile.integrations.qdq import sites, tensors
+from mpq_compile.integrations.qdq.dtypes import onnx_type
 from mpq_compile.integrations.qdq.floats import FLOATS, Rule
+from mpq_compile.integrations.qdq.logic import LOGIC
 from mpq_compile.integrations.qdq.moves import MOVES
 from mpq_compile.integrations.qdq.shapes import Sizes
 from mpq_compile.integrations.qdq.values import Call, Value
@@ -26,7 +28,7 @@ from mpq_compile.passes.materialized import Materialized
 from mpq_compile.quant import ops as qops
 
 _FORMATS = (torch.uint8, torch.bfloat16)
-_ATEN: Mapping[Any, Rule] = {**FLOATS, **MOVES}
+_ATEN: Mapping[Any, Rule] = {**FLOATS, **LOGIC, **MOVES}
 # That of the operator set: its readers may refuse later ones.
 _IR_VERSION = 10
 
@@ -216,11 +218,6 @@ def _recorded(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> dict[str, A
 
 def _described(value: Value) -> onnx.ValueInfoProto:
     """Describe an input or an output; sizes that follow the batch are free."""
-    kinds = {torch.float32: TensorProto.FLOAT, torch.int64: TensorProto.INT64}
-    kind = kinds.get(value.dtype)
-    if kind is None:
-        dtype = torch.empty(0, dtype=value.dtype).numpy().dtype
-        kind = helper.np_dtype_to_tensor_dtype(dtype)
     names = {axis: "batch" if axis == 0 else f"batch_{axis}" for axis in value.free}
     sizes = [names.get(axis, size) for axis, size in enumerate(value.shape)]
-    return helper.make_tensor_value_info(value.name, kind, sizes)
+    return helper.make_tensor_value_info(value.name, onnx_type(value.dtype), sizes)

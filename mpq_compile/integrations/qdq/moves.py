@@ -10,12 +10,12 @@ import torch
 
 from mpq_compile.integrations.qdq.floats import Rule
 from mpq_compile.integrations.qdq.shapes import Sizes
-from mpq_compile.integrations.qdq.values import Call
-from mpq_compile.integrations.qdq.writer import Writer
+from mpq_compile.integrations.qdq.values import Call, Value
+from mpq_compile.integrations.qdq.writer import END, Writer
+from mpq_compile.passes import ops
 from mpq_compile.passes.kinds import PAD, RESHAPES
 
 aten = torch.ops.aten
-_END = np.iinfo(np.int64).max
 
 
 def _reshape(writer: Writer, sizes: Sizes, call: Call) -> str:
@@ -35,15 +35,10 @@ def _transpose(writer: Writer, _: Sizes, call: Call) -> str:
     return writer.op("Transpose", call.x.name, into=call.name, perm=order)
 
 
-def _sliced(writer: Writer, call: Call, axis: int, span: tuple[int, int, int]) -> str:
-    start, end, step = (writer.sizes(number) for number in span)
-    return writer.op("Slice", call.x.name, start, end, writer.sizes(axis), step, into=call.name)
-
-
 def _slice(writer: Writer, _: Sizes, call: Call) -> str:
     start, end = call.argument(2, "start"), call.argument(3, "end")
-    span = (int(start or 0), _END if end is None else int(end), int(call.argument(4, "step", 1)))
-    return _sliced(writer, call, int(call.argument(1, "dim", 0)), span)
+    span = (int(start or 0), END if end is None else int(end), int(call.argument(4, "step", 1)))
+    return writer.sliced(call.x.name, int(call.argument(1, "dim", 0)), *span, into=call.name)
 
 
 def _select(writer: Writer, _: Sizes, call: Call) -> str:
@@ -58,7 +53,7 @@ def _expand(writer: Writer, sizes: Sizes, call: Call) -> str:
 
 def _flip(writer: Writer, _: Sizes, call: Call) -> str:
     axes = [int(axis) for axis in call.args[1]]
-    spans = (writer.sizes(*[number] * len(axes)) for number in (-1, -_END, -1))
+    spans = (writer.sizes(*[number] * len(axes)) for number in (-1, -END, -1))
     start, end, step = spans
     return writer.op("Slice", call.x.name, start, end, writer.sizes(*axes), step, into=call.name)
 
@@ -143,6 +138,17 @@ def _concat(writer: Writer, _: Sizes, call: Call) -> str:
     return writer.op("Concat", *(part.name for part in call.args[0]), into=call.name, axis=axis)
 
 
+def _write_rows(writer: Writer, sizes: Sizes, call: Call) -> str:
+    """Rows of a cache replaced at their positions."""
+    cache, rows, position, axis = call.args
+    column = [1] * rows.rank
+    column[axis] = rows.shape[axis]
+    index = writer.op("Reshape", position.name, writer.sizes(*column), into=f"{call.name}_column")
+    single = Value(name=index, shape=tuple(column), longer=tuple(column), dtype=position.dtype)
+    index = writer.op("Expand", index, sizes.expanded(single, rows), into=f"{call.name}_index")
+    return writer.op("ScatterElements", cache.name, index, rows.name, into=call.name, axis=axis)
+
+
 MOVES: Mapping[Any, Rule] = {
     **dict.fromkeys(RESHAPES, _reshape),
     aten.permute.default: _permute,
@@ -162,4 +168,5 @@ MOVES: Mapping[Any, Rule] = {
     aten.unbind.int: _unbind,
     aten.cat.default: _concat,
     PAD: _pad,
+    ops.write_rows: _write_rows,
 }

@@ -16,6 +16,8 @@ from mpq_compile.types import QParams
 # The first operator set with types of four bits and scales of blocks. INT2, of set 25, is not
 # written: ONNX Runtime 1.32 reads it, but fuses it into a QLinearConv that does not.
 OPSET = 21
+# The end of an axis, of any size.
+END = int(np.iinfo(np.int64).max)
 _SIGNED = {4: TensorProto.INT4, 8: TensorProto.INT8}
 
 
@@ -47,6 +49,11 @@ class Writer:
         node = helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes)
         self.nodes.append(node)
         return outputs
+
+    def sliced(self, x: str, axis: int, start: int, end: int, step: int = 1, *, into: str) -> str:
+        """Write a Slice along one axis; :data:`END` is its end."""
+        bounds = [self.sizes(number) for number in (start, end, axis, step)]
+        return self.op("Slice", x, *bounds, into=into)
 
     # Constants
 
