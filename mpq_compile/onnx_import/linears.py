@@ -80,10 +80,11 @@ def _bias_add(linear: Node, users: Mapping[str, list[Node]], program: Program) -
     if len(linear.inputs) > 2 or len(readers) != 1 or result in program.outputs:
         return None
     add = readers[0]
-    other = _other(add, result)
+    if add.op != "Add":
+        return None
+    bias = program.constants.get(_other(add, result))
     outputs = (_weight_rows(linear, program),)
-    fits = add.op == "Add" and other in program.constants
-    return add if fits and tuple(program.constants[other].shape) == outputs else None
+    return add if bias is not None and tuple(bias.shape) == outputs else None
 
 
 def _weight_rows(linear: Node, program: Program) -> int:

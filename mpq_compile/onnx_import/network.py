@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.fx.traceback import annotate
 
 from mpq_compile.errors import CaptureError, MpqError, UnsupportedOpError, nearest
-from mpq_compile.onnx_import.operator import Known, Operator, Result, tensor
+from mpq_compile.onnx_import.operator import LARGEST_KNOWN, Known, Operator, Result, tensor
 from mpq_compile.onnx_import.operators import OPERATORS
 from mpq_compile.onnx_import.program import Node, Program
 
-# Constants of more elements are weights: nothing asks for their values while a graph is traced.
-_LARGEST_KNOWN = 2**16
 # Under this key a traced call remembers the node it is from.
 SOURCE = "onnx_node"
 
@@ -183,7 +181,7 @@ def known_constants(constants: Mapping[str, Tensor]) -> dict[str, Known]:
     return {
         name: value.numpy()
         for name, value in constants.items()
-        if value.numel() <= _LARGEST_KNOWN and value.dtype != torch.bfloat16
+        if value.numel() <= LARGEST_KNOWN and value.dtype != torch.bfloat16
     }
 
 

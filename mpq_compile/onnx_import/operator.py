@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 # A known value is an array: of numbers, or of objects where a size is free (``torch.SymInt``).
 Known = np.ndarray
+# Of more elements values are weights: nothing asks for them while a graph is traced.
+LARGEST_KNOWN = 2**16
 Result = Tensor | Known | Sequence[Tensor | None]
 
 
@@ -38,6 +41,14 @@ class Operator:
 def integers(value: Known | None) -> list[Any]:
     """Return a known vector as Python integers, free sizes as they are."""
     return [] if value is None else np.atleast_1d(value).tolist()
+
+
+def host_array(make: Callable[[tuple[int, ...]], Known], sizes: Known) -> Known | None:
+    """Return ``make(sizes)`` where no size is free and it stays small, else None."""
+    shape = integers(sizes)
+    if not all(isinstance(size, int) for size in shape) or math.prod(shape) > LARGEST_KNOWN:
+        return None
+    return make(tuple(shape))
 
 
 def number(value: Known | Tensor | None) -> float | int | bool | None:

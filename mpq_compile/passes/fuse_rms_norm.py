@@ -44,7 +44,7 @@ class FuseRmsNorm:
         replace(module, place, aten.rms_norm.default, (x, [columns], weight, epsilon))
 
     def _normalised(self, node: fx.Node) -> tuple[fx.Node, float] | None:
-        """Return (x, ε) where ``node`` is x · rsqrt(mean(x²) + ε), or x / sqrt of it."""
+        """Return (x, ε) where ``node`` is x · rsqrt(mean(x²) + ε), also by sqrt and a quotient."""
         if is_call(node, aten.div.Tensor):
             pairs, root = [tuple(node.args[:2])], aten.sqrt.default
         elif _is_product(node):
@@ -52,6 +52,8 @@ class FuseRmsNorm:
         else:
             return None
         for x, factor in pairs:
+            if isinstance(factor, fx.Node) and _is_step(factor, aten.reciprocal.default):
+                factor, root = factor.args[0], aten.sqrt.default
             if isinstance(x, fx.Node) and _is_step(factor, root):
                 epsilon = self._mean_square(factor.args[0], x)
                 if epsilon is not None:

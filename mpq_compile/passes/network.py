@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from mpq_compile.capture import CapturedGraph, source_line
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant, is_call, run_passes, value_shapes
+from mpq_compile.passes.batch_indices import BatchIndices
 from mpq_compile.passes.cache_writes import CacheWrites
 from mpq_compile.passes.canonicalize import Canonicalize
 from mpq_compile.passes.expand_composites import ExpandComposites
@@ -109,6 +110,7 @@ def prepare(captured: CapturedGraph) -> Network:
             SinkExpands(),
             ExpandComposites(),
             CacheWrites(),
+            BatchIndices(),
             IndexForms(),
             LiftOneDimension(),
             Canonicalize(),

@@ -37,6 +37,7 @@ NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "weight_last": lambda w, x: x * torch.rsqrt(mean_square(x)) * w,
     "squared_by_product": lambda w, x: x * torch.rsqrt((x * x).mean(-1, True) + 1e-6) * w,
     "divided": lambda w, x: x / torch.sqrt(mean_square(x)) * w,
+    "reciprocal": lambda w, x: x * torch.sqrt(mean_square(x)).reciprocal() * w,
     "gemma": lambda w, x: x * torch.rsqrt(mean_square(x)) * (1.0 + w),
     "without_weight": lambda w, x: x * torch.rsqrt(mean_square(x)),
 }

@@ -34,7 +34,9 @@ def _binary(function: Callable[[Any, Any], Tensor], host: Callable[[Any, Any], K
 
 
 def _divided(a: Any, b: Any) -> Tensor:
-    """Integers are divided towards zero."""
+    """Integers are divided towards zero; one over something is its reciprocal."""
+    if isinstance(a, float) and a == 1 and b.is_floating_point():
+        return torch.reciprocal(b)
     whole = not any(
         v.is_floating_point() if isinstance(v, Tensor) else isinstance(v, float) for v in (a, b)
     )

@@ -45,6 +45,8 @@ def gather_elements(node: Node, x: Tensor, index: Tensor) -> Tensor:
 
 def gather_nd(node: Node, x: Tensor, index: Tensor) -> Tensor:
     batch = node.get("batch_dims", 0)
+    if batch == 0:
+        return x[tuple(index.long().unbind(-1))]
     depth = index.shape[-1]
     lead = x.shape[:batch]
     rows = x.reshape(-1, *x.shape[batch:])

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from onnx.helper import tensor_dtype_to_np_dtype
 from torch import Tensor
 
-from mpq_compile.onnx_import.operator import Known, Operator, Result, integers, number
+from mpq_compile.onnx_import.operator import Known, Operator, Result, host_array, integers, number
 from mpq_compile.onnx_import.program import DTYPES, NARROW, Node
 
 
@@ -71,6 +72,10 @@ def expand(node: Node, x: Tensor, shape: Known) -> Tensor:
     return x.expand(
         [o if isinstance(s, int) and s == 1 else s for o, s in zip(own, sizes, strict=True)]
     )
+
+
+def _expand_known(node: Node, x: Known, shape: Known) -> Known | None:
+    return host_array(lambda sizes: np.broadcast_to(x, np.broadcast_shapes(x.shape, sizes)), shape)
 
 
 def tile(node: Node, x: Tensor, repeats: Known) -> Tensor:
@@ -177,10 +182,10 @@ def _target(node: Node) -> torch.dtype:
 def _cast_known(node: Node, x: Known) -> Known | None:
     if x.dtype == object:
         return x  # sizes are integers of any width
-    dtype = _target(node)
-    if dtype == torch.bfloat16:
+    if _target(node) == torch.bfloat16:
         return None
-    return torch.from_numpy(np.array(x)).to(dtype).numpy()
+    # No tensor is made of it: while a network is traced, tensors have no values.
+    return x.astype(tensor_dtype_to_np_dtype(node.get("to")))
 
 
 def _identity_known(node: Node, x: Known) -> Known:
@@ -193,7 +198,7 @@ LAYOUTS = {
     "Transpose": Operator(function=transpose),
     "Squeeze": Operator(function=squeeze, known=(1,), host=_squeeze_known),
     "Unsqueeze": Operator(function=unsqueeze, known=(1,), host=_unsqueeze_known),
-    "Expand": Operator(function=expand, known=(1,)),
+    "Expand": Operator(function=expand, known=(1,), host=_expand_known),
     "Tile": Operator(function=tile, known=(1,)),
     "Concat": Operator(function=concat, host=_concat_known),
     "Split": Operator(function=split, known=(1,)),

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mpq_compile.onnx_import.operator import Known, Operator, integers, tensor
+from mpq_compile.onnx_import.operator import (
+    LARGEST_KNOWN,
+    Known,
+    Operator,
+    host_array,
+    integers,
+    tensor,
+)
 from mpq_compile.onnx_import.program import DTYPES, Node
 
 
@@ -50,14 +58,34 @@ def constant(node: Node) -> Tensor:
 
 
 def constant_of_shape(node: Node, sizes: Known) -> Tensor:
-    value = node.get("value", torch.zeros(1))
-    return torch.full(integers(sizes), value.reshape(-1)[0].item(), dtype=value.dtype)
+    value, dtype = _filling(node)
+    return torch.full(integers(sizes), value, dtype=dtype)
+
+
+def _known_of_shape(node: Node, sizes: Known) -> Known | None:
+    value, dtype = _filling(node)
+    kind = getattr(np, str(dtype).removeprefix("torch."), None)
+    return kind and host_array(lambda shape: np.full(shape, value, kind), sizes)
+
+
+def _filling(node: Node) -> tuple[Any, torch.dtype]:
+    """Return the number to fill with, and its type: 0.0 where the file gives none."""
+    value = node.get("value")
+    return (0.0, torch.float32) if value is None else (value.tolist()[0], value.dtype)
 
 
 def arange(node: Node, start: Known, limit: Known, step: Known) -> Tensor:
     bounds = [integers(value)[0] for value in (start, limit, step)]
     dtype = None if start.dtype == object else tensor(start).dtype
     return torch.arange(*bounds, dtype=dtype)
+
+
+def _known_arange(node: Node, start: Known, limit: Known, step: Known) -> Known | None:
+    if object in (start.dtype, limit.dtype, step.dtype):
+        return None
+    bounds = (value.reshape(-1)[0] for value in (start, limit, step))
+    found = np.arange(*bounds, dtype=start.dtype)
+    return found if found.size <= LARGEST_KNOWN else None
 
 
 def eye_like(node: Node, x: Tensor) -> Tensor:
@@ -71,7 +99,7 @@ SOURCES = {
     "Shape": Operator(function=shape, host=_shape_known),
     "Size": Operator(function=size),
     "Constant": Operator(function=constant),
-    "ConstantOfShape": Operator(function=constant_of_shape, known=(0,)),
-    "Range": Operator(function=arange, known=(0, 1, 2)),
+    "ConstantOfShape": Operator(function=constant_of_shape, known=(0,), host=_known_of_shape),
+    "Range": Operator(function=arange, known=(0, 1, 2), host=_known_arange),
     "EyeLike": Operator(function=eye_like),
 }

@@ -1,0 +1,156 @@
+"""Indices that number the batch: ``x[samples, places]`` becomes a choice along one dimension.
+
+That is how masks are looked up by position for each sample, by Transformers' code and by exporters
+(which flatten ``x`` and count rows). Such indices depend on the size of the batch and on nothing
+else, so they are computed here for several sizes: where each sample finds its own entries at the
+same places, for every size, the places alone are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mpq_compile.passes.base import add_constant, constant, is_call, replace
+
+aten = torch.ops.aten
+_MERGES = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
+# Sizes that a free batch is tried with.
+_BATCHES = (2, 3, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchIndices:
+    """Replace each such look-up."""
+
+    name: str = "batch_indices"
+
+    def __call__(self, module: fx.GraphModule) -> fx.GraphModule:
+        for node in list(module.graph.nodes):
+            if is_call(node, aten.index.Tensor):
+                _pairs(module, node)
+            elif is_call(node, aten.index_select.default):
+                _rows(module, node)
+        return module
+
+
+def _pairs(module: fx.GraphModule, node: fx.Node) -> None:
+    """``x[samples, places]``, both of one shape after broadcasting."""
+    x, indices = node.args[:2]
+    if _sizes(x) is None or not isinstance(indices, Sequence) or len(indices) != 2:
+        return
+    found = [_computed(module, indices, batch) for batch in _batches(x)]
+    known = [torch.broadcast_tensors(*pair) for pair in found if pair is not None]
+    if len(known) == len(found):
+        _replace(module, node, x, [(samples, places) for samples, places in known])
+
+
+def _rows(module: fx.GraphModule, node: fx.Node) -> None:
+    """``x.flatten(0, 1)[rows]``."""
+    merged, dim, rows = node.args[:3]
+    if dim != 0 or not is_call(merged, *_MERGES):
+        return
+    x = merged.args[0]
+    sizes = _sizes(x)
+    if sizes is None or merged.meta["val"].shape[1:] != x.meta["val"].shape[2:]:
+        return
+    found = []
+    for batch in _batches(x):
+        values = _computed(module, [rows], batch)
+        if values is None or values[0].numel() % batch:
+            return
+        numbers = values[0].reshape(batch, -1)
+        found.append((numbers // sizes[0], numbers % sizes[0]))
+    _replace(module, node, x, found, rows=True)
+
+
+def _sizes(x: Any) -> list[int] | None:
+    """Return the sizes of ``x`` behind the batch, where there are some and all are fixed."""
+    value = x.meta.get("val") if isinstance(x, fx.Node) else None
+    if not isinstance(value, Tensor) or value.dim() < 2:
+        return None
+    after = list(value.shape[1:])
+    return [int(size) for size in after] if all(isinstance(size, int) for size in after) else None
+
+
+def _batches(x: fx.Node) -> Sequence[int]:
+    size = x.meta["val"].shape[0]
+    return _BATCHES if isinstance(size, torch.SymInt) else (int(size),)
+
+
+def _replace(
+    module: fx.GraphModule,
+    node: fx.Node,
+    x: fx.Node,
+    found: Sequence[tuple[Tensor, Tensor]],
+    rows: bool = False,
+) -> None:
+    """Choose places along dimension 1 where every sample reads itself, and the same of them."""
+    places = found[0][1][:1]
+    for (samples, chosen), batch in zip(found, _batches(x), strict=True):
+        own = torch.arange(batch).reshape(-1, *[1] * (samples.dim() - 1))
+        if samples.shape[0] != batch or not torch.equal(samples, own.expand_as(samples)):
+            return
+        if not torch.equal(chosen, places.expand_as(chosen)):
+            return
+    sizes = _sizes(x)
+    assert sizes is not None
+    flat = places.flatten()
+    if flat.tolist() != list(range(sizes[0])):
+        vector = add_constant(module, node, f"{node.name}_places", flat)
+        with module.graph.inserting_before(node):
+            chosen_node = module.graph.call_function(aten.index_select.default, (x, 1, vector))
+        value = x.meta["val"]
+        chosen_node.meta["val"] = value.new_empty((value.shape[0], len(flat), *sizes[1:]))
+        x = chosen_node
+    shape = [-1, *sizes[1:]] if rows else [-1, *places.shape[1:], *sizes[1:]]
+    replace(module, node, aten.reshape.default, (x, shape))
+
+
+def _computed(
+    module: fx.GraphModule, nodes: Sequence[Any], batch: int
+) -> tuple[Tensor, ...] | None:
+    """Return the integers that nodes compute for a size of the batch; None where data tell them."""
+    order = _without_data(nodes)
+    if order is None:
+        return None
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        for node in order:
+            values[node] = _value(module, node, batch, values)
+    found = tuple(values[node] for node in nodes)
+    return found if all(isinstance(v, Tensor) and v.dtype == torch.int64 for v in found) else None
+
+
+def _without_data(nodes: Sequence[Any]) -> list[fx.Node] | None:
+    """Return what nodes are computed from, in order; None where an input's values are among it."""
+    needed: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, fx.Node) or node.op not in ("call_function", "get_attr"):
+            return None
+        if node not in needed:
+            needed.add(node)
+            waiting += [] if _is_batch(node) else node.all_input_nodes
+    return sorted(needed)
+
+
+def _is_batch(node: fx.Node) -> bool:
+    if not is_call(node, aten.sym_size.int):
+        return False
+    source, dim = node.args
+    return isinstance(source, fx.Node) and source.op == "placeholder" and dim == 0
+
+
+def _value(module: fx.GraphModule, node: fx.Node, batch: int, values: dict[fx.Node, Any]) -> Any:
+    if _is_batch(node):
+        return batch
+    if node.op == "get_attr":
+        return constant(module, node)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    return node.target(*args, **kwargs)

@@ -1,0 +1,79 @@
+"""Look-ups that number the batch become choices along one dimension; others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from graphs import after, assert_same, calls, captured
+from torch import Tensor, nn
+
+from mpq_compile.passes.batch_indices import BatchIndices
+from mpq_compile.passes.fold_constants import FoldConstants
+from mpq_compile.session import Session
+
+Formula = Callable[[Tensor, Tensor], Tensor]
+
+
+class Looked(nn.Module):
+    """Applies a formula to values [B, 6, 4] and the numbers of their samples [B]."""
+
+    def __init__(self, formula: Formula) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.fc, self.formula = nn.Linear(4, 4), formula
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.formula(self.fc(x), torch.arange(x.shape[0]))
+
+
+def rows(places: Tensor) -> Formula:
+    """As exporters write it: rows of what is flattened."""
+
+    def formula(x: Tensor, samples: Tensor) -> Tensor:
+        chosen = (samples[:, None] * 6 + places).reshape(-1)
+        return x.flatten(0, 1).index_select(0, chosen).reshape(x.shape[0], len(places), 4)
+
+    return formula
+
+
+ORDER = torch.tensor([5, 0, 0, 3])
+CHOICES: dict[str, Formula] = {
+    "pairs": lambda x, b: x[b[:, None], ORDER],
+    "more_axes": lambda x, b: x[b[:, None, None, None], ORDER[None, None, None]],
+    "repeated": lambda x, b: x[b[:, None].expand(-1, 4), ORDER[None].expand(x.shape[0], -1)],
+    "all_places": lambda x, b: x[b[:, None], torch.arange(6)],
+    "rows": rows(ORDER),
+    "all_rows": rows(torch.arange(6)),
+}
+OTHERS: dict[str, Formula] = {
+    "samples_turned": lambda x, b: x[b.flip(0)[:, None], ORDER],
+    "first_sample": lambda x, b: x[(b * 0)[:, None], ORDER],
+    "places_of_samples": lambda x, b: x[b[:, None], (ORDER + b[:, None]) % 6],
+    "of_data": lambda x, b: x[b[:, None], (x[:, :4, 0] > 0).long()],
+    "one_row_on": lambda x, b: x.flatten(0, 1)[(b * 6 + 1).clamp(max=3)],
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_samples_that_read_themselves(name: str) -> None:
+    model, x = Looked(CHOICES[name]), torch.randn(3, 6, 4)
+    graph = captured(model, x)
+    module = after(graph.module, FoldConstants(), BatchIndices())
+    found = calls(module)
+    assert not found["index"]
+    assert found["index_select"] == ("all" not in name)
+    assert_same(model, module, (x,))
+    assert_same(model, module, (x[:2],))
+    # Nothing is left of the numbers of samples: the network runs without operators in float.
+    Session(model, x[:1], [x], "bit_serial")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_look_ups_stay(name: str) -> None:
+    model, x = Looked(OTHERS[name]), torch.randn(3, 6, 4)
+    module = after(captured(model, x).module, FoldConstants(), BatchIndices())
+    assert calls(module)["index"] or name == "one_row_on"
+    assert_same(model, module, (x,))
+    assert_same(model, module, (x[:2],))
