@@ -33,7 +33,7 @@ from mpq_compile.types import Plan
 
 log = logging.getLogger(__name__)
 
-EPOCHS, BATCH_SIZE, RATE = 2, 16, 3e-3
+EPOCHS, BATCH_SIZE, RATE = 2, 8, 2e-3
 # Samples that tell whether training has helped.
 _JUDGED = 512
 # Of a loader, how many batches give ranges and codes to start from.
