@@ -13,6 +13,7 @@ from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_plan
 from mpq_compile.commands.request import Loaded, load
+from mpq_compile.finetuning import BATCH_SIZE, EPOCHS, RATE
 
 if TYPE_CHECKING:
     from mpq_compile.runtime.network import CompiledNetwork
@@ -30,11 +31,13 @@ def finetune(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Folder of the artifact.")
     ],
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = 2,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Samples of a step.")] = 16,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the data.")] = EPOCHS,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Samples of a step.")
+    ] = BATCH_SIZE,
     rate: Annotated[
         float, typer.Option("--rate", min=0, help="Largest move of a weight in a step, in codes.")
-    ] = 3e-3,
+    ] = RATE,
     loss: Annotated[
         str,
         typer.Option(

@@ -118,7 +118,7 @@ def test_what_was_trained_is_what_runs() -> None:
     plan = mpq.plan(model(), X[:1], [X], candidates=["w2a8"], rounding="nearest")
     network = mpq.finetune(plan, [X], model(), X[:1], epochs=6, verify=False)
     assert network.plan.assignment == plan.assignment
-    assert "fine-tuned in 48 steps" in network.plan.notes[-1]
+    assert "fine-tuned in 96 steps" in network.plan.notes[-1]
     assert torch.equal(network(X[:1]), network.reference(X[:1]))
     plain = mpq.compile(model(), X[:1], [X], plan=plan, verify=False)
     assert not torch.equal(network(X[:1]), plain(X[:1]))
