@@ -213,3 +213,32 @@ def test_a_static_cache_is_refused() -> None:
     with pytest.raises(CaptureError, match="write would be lost") as caught:
         capture(Static().eval(), (torch.tensor([[3]]), torch.tensor([2])))
     assert "cache.update" in str(caught.value.where)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "GPT2"])
+def test_a_decoder_as_it_is_called(family: str) -> None:
+    """Ids alone: the masks that Transformers makes of them depend on the batch's size alone."""
+    sizes = {"vocab_size": VOCABULARY, "use_cache": False, "bos_token_id": 1, "eos_token_id": 2}
+    wide = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+    wide["num_key_value_heads"] = HEADS
+    own = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS} if family == "GPT2" else wide
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**sizes, **own)
+    kind = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
+    decoder = getattr(transformers, f"{family}{kind}")(config).eval()
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = decoder
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.decoder(tokens).logits
+
+    tokens = torch.randint(0, VOCABULARY, (4, 10))
+    session = Session(Logits(), tokens[:1], [tokens], recipe=Recipe(rounding="nearest"))
+    assert session.network.captured.dynamic_batch
+    network = assign_session(session, "w8a8")
+    for batch in (tokens[:1], tokens[:3]):
+        found, expected = network(batch), network.reference(batch)
+        assert (found - expected).abs().max() <= TOLERANCE * expected.abs().max()

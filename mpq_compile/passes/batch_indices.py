@@ -1,9 +1,9 @@
-"""Indices that number the batch: ``x[samples, places]`` becomes a choice along one dimension.
+"""What depends on the size of the batch and on nothing else, as positions and masks do.
 
-That is how masks are looked up by position for each sample, by Transformers' code and by exporters
-(which flatten ``x`` and count rows). Such indices depend on the size of the batch and on nothing
-else, so they are computed here for several sizes: where each sample finds its own entries at the
-same places, for every size, the places alone are left.
+``x[samples, places]``, where ``samples`` number the batch, becomes a choice along one dimension:
+that is how masks are looked up for each sample, by Transformers' code and by exporters (which
+flatten ``x`` and count rows). A tensor whose rows are the same for each sample becomes a constant
+of one row. Both are found by computing such tensors here, for several sizes of the batch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ aten = torch.ops.aten
 _MERGES = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
 # Sizes that a free batch is tried with.
 _BATCHES = (2, 3, 5)
+_FOLDED = (torch.int64, torch.bool, torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchIndices:
-    """Replace each such look-up."""
+    """Replace such look-ups, then such tensors where something else reads them."""
 
     name: str = "batch_indices"
 
@@ -35,6 +36,7 @@ class BatchIndices:
                 _pairs(module, node)
             elif is_call(node, aten.index_select.default):
                 _rows(module, node)
+        _same_rows(module)
         return module
 
 
@@ -44,7 +46,7 @@ def _pairs(module: fx.GraphModule, node: fx.Node) -> None:
     if _sizes(x) is None or not isinstance(indices, Sequence) or len(indices) != 2:
         return
     found = [_computed(module, indices, batch) for batch in _batches(x)]
-    known = [torch.broadcast_tensors(*pair) for pair in found if pair is not None]
+    known = [torch.broadcast_tensors(*pair) for pair in found if pair is not None and _whole(pair)]
     if len(known) == len(found):
         _replace(module, node, x, [(samples, places) for samples, places in known])
 
@@ -61,11 +63,16 @@ def _rows(module: fx.GraphModule, node: fx.Node) -> None:
     found = []
     for batch in _batches(x):
         values = _computed(module, [rows], batch)
-        if values is None or values[0].numel() % batch:
+        if values is None or not _whole(values) or values[0].numel() % batch:
             return
         numbers = values[0].reshape(batch, -1)
         found.append((numbers // sizes[0], numbers % sizes[0]))
     _replace(module, node, x, found, rows=True)
+
+
+def _whole(values: Sequence[Tensor]) -> bool:
+    """Tell whether indices are integers; a mask picks as many as it has ones."""
+    return all(value.dtype == torch.int64 for value in values)
 
 
 def _sizes(x: Any) -> list[int] | None:
@@ -111,10 +118,57 @@ def _replace(
     replace(module, node, aten.reshape.default, (x, shape))
 
 
+def _same_rows(module: fx.GraphModule) -> None:
+    """Put constants, expanded to the batch, where rows are the same for each sample."""
+    alone = _batch_alone(module)
+    for node in [n for n in alone if any(user not in alone for user in n.users)]:
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor) or value.dim() == 0 or value.dtype not in _FOLDED:
+            continue
+        done = is_call(node, aten.expand.default) and constant(module, node.args[0]) is not None
+        if done or not isinstance(value.shape[0], torch.SymInt):
+            continue
+        found = [_computed(module, [node], batch) for batch in _BATCHES]
+        row = found[0][0][:1] if found[0] is not None else None
+        whole = [f is not None and len(f[0]) == b for f, b in zip(found, _BATCHES, strict=True)]
+        if row is None or not all(whole):
+            continue
+        if all(f is not None and torch.equal(f[0], row.expand_as(f[0])) for f in found):
+            constant_row = add_constant(module, node, f"{node.name}_row", row.contiguous())
+            constant_row.meta["val"] = row.to("meta")
+            sizes = [_batch_size(module, node), *[-1] * (row.dim() - 1)]
+            replace(module, node, aten.expand.default, (constant_row, sizes))
+
+
+def _batch_alone(module: fx.GraphModule) -> dict[fx.Node, None]:
+    """Return the nodes that are computed from the size of the batch, and from no data."""
+    alone: dict[fx.Node, None] = {}
+    known: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "get_attr":
+            known.add(node)
+        elif _is_batch(node) or (
+            node.op == "call_function"
+            and any(n in alone for n in inputs)
+            and all(n in alone or n in known for n in inputs)
+        ):
+            alone[node] = None
+    return alone
+
+
+def _batch_size(module: fx.GraphModule, before: fx.Node) -> fx.Node:
+    source = next(n for n in module.graph.nodes if n.op == "placeholder")
+    with module.graph.inserting_before(before):
+        size = module.graph.call_function(aten.sym_size.int, (source, 0))
+    size.meta["val"] = source.meta["val"].shape[0]
+    return size
+
+
 def _computed(
     module: fx.GraphModule, nodes: Sequence[Any], batch: int
 ) -> tuple[Tensor, ...] | None:
-    """Return the integers that nodes compute for a size of the batch; None where data tell them."""
+    """Return the tensors that nodes compute for a size of the batch; None where data tell them."""
     order = _without_data(nodes)
     if order is None:
         return None
@@ -123,7 +177,7 @@ def _computed(
         for node in order:
             values[node] = _value(module, node, batch, values)
     found = tuple(values[node] for node in nodes)
-    return found if all(isinstance(v, Tensor) and v.dtype == torch.int64 for v in found) else None
+    return found if all(isinstance(v, Tensor) and v.dtype in _FOLDED for v in found) else None
 
 
 def _without_data(nodes: Sequence[Any]) -> list[fx.Node] | None:

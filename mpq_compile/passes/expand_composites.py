@@ -148,6 +148,23 @@ def _with_number(module: fx.GraphModule, node: fx.Node) -> None:
             return
 
 
+def _diff(module: fx.GraphModule, node: fx.Node) -> None:
+    """Differences of neighbours along a dimension; truth values differ or do not."""
+    x, dim = node.args[0], argument(node, 2, "dim", -1)
+    before, after = argument(node, 3, "prepend"), argument(node, 4, "append")
+    if argument(node, 1, "n", 1) != 1:
+        return
+    assert isinstance(x, fx.Node)
+    if before is not None or after is not None:
+        parts = [part for part in (before, x, after) if part is not None]
+        x = _call(module, node, aten.cat.default, parts, dim)
+    later = _call(module, node, aten.slice.Tensor, x, dim, 1)
+    sooner = _call(module, node, aten.slice.Tensor, x, dim, 0, -1)
+    later.meta["val"] = sooner.meta["val"] = node.meta["val"]
+    differ = node.meta["val"].dtype == torch.bool
+    replace(module, node, aten.ne.Tensor if differ else aten.sub.Tensor, (later, sooner))
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.addcmul.default: _addcmul,
     aten.expand_as.default: _expand_as,
@@ -155,6 +172,7 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.view_as.default: _reshape_as,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.copy.default: _copy,
+    aten.diff.default: _diff,
     aten.slice_scatter.default: _slice_scatter,
     aten.add.Tensor: _with_number,
     aten.sub.Tensor: _with_number,

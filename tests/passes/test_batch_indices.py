@@ -77,3 +77,43 @@ def test_other_look_ups_stay(name: str) -> None:
     assert calls(module)["index"] or name == "one_row_on"
     assert_same(model, module, (x,))
     assert_same(model, module, (x[:2],))
+
+
+def causal(b: Tensor) -> Tensor:
+    places = torch.arange(6).expand(b.shape[0], 6)
+    return places[:, None, :] <= places[:, :, None]
+
+
+SAME: dict[str, Formula] = {
+    "mask": lambda x, b: x.mT @ causal(b).float(),
+    "differences": lambda x, b: (
+        x
+        + torch.diff(
+            torch.arange(6).expand(b.shape[0], 6), prepend=b.new_zeros(b.shape[0], 1)
+        ).cumsum(1)[:, :, None]
+    ),
+}
+APART: dict[str, Formula] = {
+    "numbers": lambda x, b: x * (b[:, None, None] + 1),
+    "size": lambda x, b: x * b.sum(),
+    "of_size": lambda x, b: x * b.sum().expand(x.shape[0])[:, None, None],
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_rows_that_are_the_same_for_each_sample(name: str) -> None:
+    model, x = Looked(SAME[name]), torch.randn(3, 6, 4)
+    module = after(captured(model, x).module, FoldConstants(), BatchIndices())
+    left = calls(module)
+    assert not left.keys() & {"arange", "le", "diff", "cumsum"}
+    assert_same(model, module, (x,))
+    assert_same(model, module, (x[:2],))
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_differs_between_samples_or_sizes_stays(name: str) -> None:
+    model, x = Looked(APART[name]), torch.randn(3, 6, 4)
+    module = after(captured(model, x).module, FoldConstants(), BatchIndices())
+    assert not any("_row" in str(node.target) for node in module.graph.nodes)
+    assert_same(model, module, (x,))
+    assert_same(model, module, (x[:2],))
