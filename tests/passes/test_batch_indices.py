@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mpq_compile.passes.batch_indices import BatchIndices
 from mpq_compile.passes.fold_constants import FoldConstants
+from mpq_compile.passes.remove_identity import RemoveIdentity
 from mpq_compile.session import Session
 
 Formula = Callable[[Tensor, Tensor], Tensor]
@@ -38,6 +39,7 @@ def rows(places: Tensor) -> Formula:
     return formula
 
 
+PASSES = (RemoveIdentity(), FoldConstants(), BatchIndices())
 ORDER = torch.tensor([5, 0, 0, 3])
 CHOICES: dict[str, Formula] = {
     "pairs": lambda x, b: x[b[:, None], ORDER],
@@ -60,7 +62,7 @@ OTHERS: dict[str, Formula] = {
 def test_samples_that_read_themselves(name: str) -> None:
     model, x = Looked(CHOICES[name]), torch.randn(3, 6, 4)
     graph = captured(model, x)
-    module = after(graph.module, FoldConstants(), BatchIndices())
+    module = after(graph.module, *PASSES)
     found = calls(module)
     assert not found["index"]
     assert found["index_select"] == ("all" not in name)
@@ -73,7 +75,7 @@ def test_samples_that_read_themselves(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_look_ups_stay(name: str) -> None:
     model, x = Looked(OTHERS[name]), torch.randn(3, 6, 4)
-    module = after(captured(model, x).module, FoldConstants(), BatchIndices())
+    module = after(captured(model, x).module, *PASSES)
     assert calls(module)["index"] or name == "one_row_on"
     assert_same(model, module, (x,))
     assert_same(model, module, (x[:2],))
@@ -103,7 +105,7 @@ APART: dict[str, Formula] = {
 @pytest.mark.parametrize("name", SAME)
 def test_rows_that_are_the_same_for_each_sample(name: str) -> None:
     model, x = Looked(SAME[name]), torch.randn(3, 6, 4)
-    module = after(captured(model, x).module, FoldConstants(), BatchIndices())
+    module = after(captured(model, x).module, *PASSES)
     left = calls(module)
     assert not left.keys() & {"arange", "le", "diff", "cumsum"}
     assert_same(model, module, (x,))
@@ -113,7 +115,7 @@ def test_rows_that_are_the_same_for_each_sample(name: str) -> None:
 @pytest.mark.parametrize("name", APART)
 def test_what_differs_between_samples_or_sizes_stays(name: str) -> None:
     model, x = Looked(APART[name]), torch.randn(3, 6, 4)
-    module = after(captured(model, x).module, FoldConstants(), BatchIndices())
+    module = after(captured(model, x).module, *PASSES)
     assert not any("_row" in str(node.target) for node in module.graph.nodes)
     assert_same(model, module, (x,))
     assert_same(model, module, (x[:2],))
