@@ -43,7 +43,7 @@ class BatchIndices:
 def _pairs(module: fx.GraphModule, node: fx.Node) -> None:
     """``x[samples, places]``, both of one shape after broadcasting."""
     x, indices = node.args[:2]
-    if _sizes(x) is None or not isinstance(indices, Sequence) or len(indices) != 2:
+    if _sizes(module, x) is None or not isinstance(indices, Sequence) or len(indices) != 2:
         return
     found = [_computed(module, indices, batch) for batch in _batches(x)]
     known = [torch.broadcast_tensors(*pair) for pair in found if pair is not None and _whole(pair)]
@@ -57,7 +57,7 @@ def _rows(module: fx.GraphModule, node: fx.Node) -> None:
     if dim != 0 or not is_call(merged, *_MERGES):
         return
     x = merged.args[0]
-    sizes = _sizes(x)
+    sizes = _sizes(module, x)
     if sizes is None or merged.meta["val"].shape[1:] != x.meta["val"].shape[2:]:
         return
     found = []
@@ -75,10 +75,12 @@ def _whole(values: Sequence[Tensor]) -> bool:
     return all(value.dtype == torch.int64 for value in values)
 
 
-def _sizes(x: Any) -> list[int] | None:
-    """Return the sizes of ``x`` behind the batch, where there are some and all are fixed."""
+def _sizes(module: fx.GraphModule, x: Any) -> list[int] | None:
+    """Return the sizes of ``x`` behind the batch, where that comes first and the rest is fixed."""
     value = x.meta.get("val") if isinstance(x, fx.Node) else None
     if not isinstance(value, Tensor) or value.dim() < 2:
+        return None
+    if isinstance(value.shape[0], torch.SymInt) and str(value.shape[0]) != str(_batch(module)):
         return None
     after = list(value.shape[1:])
     return [int(size) for size in after] if all(isinstance(size, int) for size in after) else None
@@ -104,7 +106,7 @@ def _replace(
             return
         if not torch.equal(chosen, places.expand_as(chosen)):
             return
-    sizes = _sizes(x)
+    sizes = _sizes(module, x)
     assert sizes is not None
     flat = places.flatten()
     if flat.tolist() != list(range(sizes[0])):
@@ -157,8 +159,17 @@ def _batch_alone(module: fx.GraphModule) -> dict[fx.Node, None]:
     return alone
 
 
+def _batch(module: fx.GraphModule) -> Any:
+    """Return the symbol of the batch, as the trace has it."""
+    return _first_input(module).meta["val"].shape[0]
+
+
+def _first_input(module: fx.GraphModule) -> fx.Node:
+    return next(n for n in module.graph.nodes if n.op == "placeholder")
+
+
 def _batch_size(module: fx.GraphModule, before: fx.Node) -> fx.Node:
-    source = next(n for n in module.graph.nodes if n.op == "placeholder")
+    source = _first_input(module)
     with module.graph.inserting_before(before):
         size = module.graph.call_function(aten.sym_size.int, (source, 0))
     size.meta["val"] = source.meta["val"].shape[0]

@@ -53,6 +53,7 @@ OTHERS: dict[str, Formula] = {
     "samples_turned": lambda x, b: x[b.flip(0)[:, None], ORDER],
     "first_sample": lambda x, b: x[(b * 0)[:, None], ORDER],
     "places_of_samples": lambda x, b: x[b[:, None], (ORDER + b[:, None]) % 6],
+    "of_twice_the_batch": lambda x, b: torch.cat([x, x + 1])[b[:, None], ORDER],
     "of_data": lambda x, b: x[b[:, None], (x[:, :4, 0] > 0).long()],
     "one_row_on": lambda x, b: x.flatten(0, 1)[(b * 6 + 1).clamp(max=3)],
 }

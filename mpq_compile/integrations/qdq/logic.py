@@ -113,7 +113,7 @@ def _diff(writer: Writer, _: Sizes, call: Call) -> str:
     if len(parts) > 1:
         x = writer.op("Concat", *parts, into=f"{call.name}_whole", axis=axis)
     kind = "Xor" if call.x.dtype == torch.bool else "Sub"
-    for _ in range(int(call.argument(1, "n", 1))):
+    for _step in range(int(call.argument(1, "n", 1))):
         later = writer.sliced(x, axis, 1, END, into=f"{call.name}_later")
         sooner = writer.sliced(x, axis, 0, -1, into=f"{call.name}_sooner")
         x = writer.op(kind, later, sooner, into=call.name)
