@@ -20,6 +20,14 @@ def _unary(function: Callable[[Tensor], Tensor]) -> Operator:
     return Operator(function=lambda node, x: function(x))
 
 
+def _rounded(function: Callable[[Tensor], Tensor], host: Callable[[Known], Known]) -> Operator:
+    """Of numbers; sizes that are free are whole already."""
+    return Operator(
+        function=lambda node, x: function(x),
+        host=lambda node, x: x if x.dtype == object else host(x),
+    )
+
+
 def _binary(function: Callable[[Any, Any], Tensor], host: Callable[[Any, Any], Known]) -> Operator:
     """An operator of two tensors; one of them may be a number."""
 
@@ -108,8 +116,8 @@ ARITHMETIC = {
     "Exp": _unary(torch.exp),
     "Log": _unary(torch.log),
     "Reciprocal": _unary(torch.reciprocal),
-    "Floor": _unary(torch.floor),
-    "Ceil": _unary(torch.ceil),
+    "Floor": _rounded(torch.floor, np.floor),
+    "Ceil": _rounded(torch.ceil, np.ceil),
     "Round": _unary(torch.round),
     "Erf": _unary(torch.erf),
     "Sin": _unary(torch.sin),

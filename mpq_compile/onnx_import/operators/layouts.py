@@ -44,6 +44,10 @@ def transpose(node: Node, x: Tensor) -> Tensor:
     return x.permute(node.get("perm", list(range(x.dim()))[::-1]))
 
 
+def _transpose_known(node: Node, x: Known) -> Known:
+    return x.transpose(node.get("perm", list(range(x.ndim))[::-1]))
+
+
 def squeeze(node: Node, x: Tensor, axes: Known | None = None) -> Tensor:
     return x.squeeze() if axes is None else x.squeeze(tuple(integers(axes)))
 
@@ -195,7 +199,7 @@ def _identity_known(node: Node, x: Known) -> Known:
 LAYOUTS = {
     "Reshape": Operator(function=reshape, known=(1,), host=_reshape_known),
     "Flatten": Operator(function=flatten),
-    "Transpose": Operator(function=transpose),
+    "Transpose": Operator(function=transpose, host=_transpose_known),
     "Squeeze": Operator(function=squeeze, known=(1,), host=_squeeze_known),
     "Unsqueeze": Operator(function=unsqueeze, known=(1,), host=_unsqueeze_known),
     "Expand": Operator(function=expand, known=(1,), host=_expand_known),
