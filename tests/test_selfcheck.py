@@ -50,3 +50,23 @@ def test_agreement_is_the_ratio_of_powers() -> None:
     exact = torch.tensor([3.0, 4.0])
     assert agreement_decibels(exact, exact) == math.inf
     assert agreement_decibels(torch.tensor([3.0, 4.5]), exact) == pytest.approx(20.0)
+
+
+def test_what_rounding_does_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flipped code grows to the noise of rounding; what is further off is refused."""
+    network = assign_session(session(), "bf16")
+    x = CASES["mobile"].inputs(1)
+    exact = session().network.module(*x)[0]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(exact.shape, generator=generator)
+    noise *= exact.norm() / noise.norm() / 10  # 20 dB
+
+    def oracle_and_device(device: float) -> CompiledNetwork:
+        monkeypatch.setattr(CompiledNetwork, "reference", lambda self, *_: exact + noise)
+        off = noise.flip(-1) * device
+        monkeypatch.setattr(CompiledNetwork, "__call__", lambda self, *_: exact + noise + off)
+        return network
+
+    check_against_oracle(oracle_and_device(1.0), x)
+    with pytest.raises(LoweringError, match="oracle"):
+        check_against_oracle(oracle_and_device(2.0), x)
