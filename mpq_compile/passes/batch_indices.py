@@ -21,7 +21,8 @@ aten = torch.ops.aten
 _MERGES = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
 # Sizes that a free batch is tried with.
 _BATCHES = (2, 3, 5)
-_FOLDED = (torch.int64, torch.bool, torch.float32)
+# Positions and masks; what is looked up by positions stays a look-up, which may be a site.
+_FOLDED = (torch.int64, torch.bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +124,10 @@ def _replace(
 def _same_rows(module: fx.GraphModule) -> None:
     """Put constants, expanded to the batch, where rows are the same for each sample."""
     alone = _batch_alone(module)
-    for node in [n for n in alone if any(user not in alone for user in n.users)]:
+    whole_numbers = {node for node in alone if _is_folded(node)}
+    for node in [n for n in alone if any(user not in whole_numbers for user in n.users)]:
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.dim() == 0 or value.dtype not in _FOLDED:
+        if node not in whole_numbers or value.dim() == 0:
             continue
         done = is_call(node, aten.expand.default) and constant(module, node.args[0]) is not None
         if done or not isinstance(value.shape[0], torch.SymInt):
@@ -140,6 +142,11 @@ def _same_rows(module: fx.GraphModule) -> None:
             constant_row.meta["val"] = row.to("meta")
             sizes = [_batch_size(module, node), *[-1] * (row.dim() - 1)]
             replace(module, node, aten.expand.default, (constant_row, sizes))
+
+
+def _is_folded(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype in _FOLDED
 
 
 def _batch_alone(module: fx.GraphModule) -> dict[fx.Node, None]:
