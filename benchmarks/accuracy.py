@@ -29,10 +29,11 @@ from pathlib import Path
 import torch
 from shared_nets import NAMES, SharedNet, load_net, paired_standard_error, top1
 
-from mpq_compile.finetuning import BATCH_SIZE, EPOCHS, RATE, finetune_session
+from mpq_compile.finetuning import finetune_session
 from mpq_compile.progress import track
 from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
+from mpq_compile.training.defaults import BATCH_SIZE, EPOCHS, RATE
 from mpq_compile.training.epochs import read_epochs
 from mpq_compile.training.train import Schedule
 from mpq_compile.types import Budget

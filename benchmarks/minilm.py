@@ -33,10 +33,10 @@ from minilm_task import SentenceTask, cosines, mean_cosine
 import mpq_compile as mpq
 from mpq_compile.allocate import Allocation, solve_allocation
 from mpq_compile.cost.table import counted_costs
-from mpq_compile.finetuning import RATE
 from mpq_compile.recipe import Recipe
 from mpq_compile.runtime.threads import physical_cores
 from mpq_compile.session import Session
+from mpq_compile.training.defaults import RATE
 from mpq_compile.types import Candidate, CostTable
 
 # What the mixed plan chooses from, and the share of the w8a8 linear weights it may take.

@@ -24,6 +24,7 @@ from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.sensitivity.heads import Head, find_heads
 from mpq_compile.sensitivity.slices import Slice
 from mpq_compile.session import Session
+from mpq_compile.training.defaults import BATCH_SIZE, EPOCHS, RATE
 from mpq_compile.training.epochs import Epochs, read_epochs
 from mpq_compile.training.loss import Loss, check_loss
 from mpq_compile.training.state import TrainingState
@@ -33,7 +34,6 @@ from mpq_compile.types import Plan
 
 log = logging.getLogger(__name__)
 
-EPOCHS, BATCH_SIZE, RATE = 2, 8, 2e-3
 # Samples that tell whether training has helped.
 _JUDGED = 512
 # Of a loader, how many batches give ranges and codes to start from.

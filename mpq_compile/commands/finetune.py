@@ -13,7 +13,7 @@ from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.reading import read_plan
 from mpq_compile.commands.request import Loaded, load
-from mpq_compile.finetuning import BATCH_SIZE, EPOCHS, RATE
+from mpq_compile.training.defaults import BATCH_SIZE, EPOCHS, RATE
 
 if TYPE_CHECKING:
     from mpq_compile.runtime.network import CompiledNetwork
