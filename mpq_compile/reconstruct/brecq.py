@@ -31,7 +31,7 @@ from mpq_compile.reconstruct.block_search import BlockSearch, LearnedSite, learn
 from mpq_compile.reconstruct.blocks import block_units, parts
 from mpq_compile.reconstruct.gptq import fit_site
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit
-from mpq_compile.reconstruct.output_fisher import diagonal_fisher
+from mpq_compile.reconstruct.output_fisher import diagonal_fisher, position_fisher
 from mpq_compile.reconstruct.rounded_site import RoundedSite, check_samples, searched_sites
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.types import Candidate
@@ -63,10 +63,11 @@ def reconstruct_brecq(
     graph = QuantizedGraph(network, calibration)
     blocks = block_units(graph)
     exits = [block.exit.name for block in blocks if block.sites]
+    sites = searched_sites(network, assignment)
     fisher = diagonal_fisher(graph, batches, exits, search.annealing.seed)
+    weights = position_fisher(graph, batches, [network.node_of[site] for site in sites])
     graph.assign(assignment)
     lockstep = Lockstep(graph, batches)
-    sites = searched_sites(network, assignment)
     kept: list[str] = []
     searched = 0
     with counted(len(network.sites), "brecq") as advance:
@@ -76,7 +77,8 @@ def reconstruct_brecq(
             own = {site: sites[site] for site in block.sites if site in sites}
             if own:
                 searched += 1
-                if not search_block(lockstep, block, own, fisher[block.exit.name], search):
+                exit_fisher = fisher[block.exit.name]
+                if not search_block(lockstep, block, own, exit_fisher, weights, search):
                     kept.append(", ".join(own))
             advance(len(block.sites))
 
@@ -103,14 +105,18 @@ def search_block(
     block: Unit,
     sites: Mapping[str, Candidate],
     fisher: Tensor,
+    weights: Mapping[str, Sequence[Tensor]],
     search: BlockSearch,
 ) -> bool:
-    """Search one block that both networks have reached; tell whether it got better than gptq."""
+    """Search one block that both networks have reached; tell whether it got better than gptq.
+
+    ``fisher`` weighs the elements of its output, ``weights`` the positions of its sites.
+    """
     network, calibration = lockstep.graph.network, lockstep.graph.calibration
     for part in parts(lockstep.graph, block):
         for site in part.sites:
             if site in sites:
-                fit_site(lockstep, part.exit, site, sites[site])
+                fit_site(lockstep, part.exit, site, sites[site], weights)
         lockstep.advance(part)
     runner = BlockRunner(lockstep=lockstep, block=block, sites={}, fisher=fisher)
     count = len(lockstep.batches)

@@ -21,41 +21,59 @@ class Moments:
     """Sums over positions of inputs x [G, K], targets t [G, n] and their products, float64.
 
     G is the number of groups of the convolution, K the inputs of an output, n the outputs of a
-    group; ``count`` positions are of ``samples`` samples.
+    group; ``count`` positions are of ``samples`` samples. Positions may have weights, whose sum
+    is ``weight`` and the sum of their squares ``weight_squares``.
     """
 
     count: int = 0
     samples: int = 0
+    weight: float = 0.0
+    weight_squares: float = 0.0
     inputs: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     targets: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     squares: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
     crosses: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
 
-    def add(self, inputs: Tensor, targets: Tensor, samples: int) -> None:
-        """Add positions of some samples: inputs float32 [G, K, T], targets float32 [G, n, T]."""
+    def add(
+        self, inputs: Tensor, targets: Tensor, samples: int, weights: Tensor | None = None
+    ) -> None:
+        """Add positions of some samples.
+
+        Args:
+            inputs: float32 [G, K, T].
+            targets: float32 [G, n, T].
+            samples: How many they are of.
+            weights: What each position counts, float32 [T]; None for one.
+        """
         self.count += inputs.shape[-1]
         self.samples += min(samples, inputs.shape[-1])
-        self.inputs = self.inputs + inputs.sum(-1, dtype=torch.float64)
-        self.targets = self.targets + targets.sum(-1, dtype=torch.float64)
-        self.squares = self.squares + (inputs @ inputs.mT).double()
-        self.crosses = self.crosses + (targets @ inputs.mT).double()
+        weighted = inputs if weights is None else inputs * weights
+        weights = torch.ones(inputs.shape[-1]) if weights is None else weights
+        self.weight += float(weights.sum(dtype=torch.float64))
+        self.weight_squares += float(weights.double().square().sum())
+        self.inputs = self.inputs + weighted.sum(-1, dtype=torch.float64)
+        self.targets = self.targets + (targets * weights).sum(-1, dtype=torch.float64)
+        self.squares = self.squares + (weighted @ inputs.mT).double()
+        self.crosses = self.crosses + (targets @ weighted.mT).double()
 
     @property
     def independent(self) -> float:
         """How many draws the positions are worth.
 
         Those of one sample resemble each other: a mean between the number of samples and that of
-        positions is taken [derived].
+        positions is taken [derived]. Positions of unlike weights are worth as many of like ones as
+        have the same variance of a mean (Kish).
         """
-        return float(self.samples) ** 0.25 * float(self.count) ** 0.75
+        positions = self.weight**2 / self.weight_squares
+        return float(self.samples) ** 0.25 * positions**0.75
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the means of inputs and targets."""
-        return self.inputs / self.count, self.targets / self.count
+        return self.inputs / self.weight, self.targets / self.weight
 
     def centred(self, about_mean: bool) -> tuple[Tensor, Tensor]:
         """Return E[x xᵀ] [G, K, K] and E[t xᵀ] [G, n, K], about the means or about zero."""
-        squares, crosses = self.squares / self.count, self.crosses / self.count
+        squares, crosses = self.squares / self.weight, self.crosses / self.weight
         if not about_mean:
             return squares, crosses
         x, t = self.means()

@@ -5,23 +5,32 @@
 the diagonal of the Fisher information of z, by which BRECQ (arXiv 2102.05426) weighs the error of
 a block's output. Labels are drawn from the float network, so none are needed; and F is a mean over
 samples, where the published form keeps a noisy one for each [derived].
+
+Its other mean, over the channels at one position of one sample, tells which positions count: none
+behind a mask, few where a network looks at one token, all in a convolution of an even picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from mpq_compile.calibrate import Batch
+from mpq_compile.errors import CalibrationError
+from mpq_compile.passes import ops
+from mpq_compile.passes.base import is_call
 from mpq_compile.passes.network import Network
 from mpq_compile.progress import track
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.sensitivity.fisher import drawn
 from mpq_compile.sensitivity.heads import find_heads
-from mpq_compile.sensitivity.slices import cut, value_bytes
+from mpq_compile.sensitivity.slices import cut, size_of, value_bytes
+
+log = logging.getLogger(__name__)
 
 _SAMPLES, _LABELS, _MEMORY_MB = 256, 2, 1024.0
 
@@ -47,30 +56,98 @@ def diagonal_fisher(
     Raises:
         CalibrationError: No output tells how far a network is from float.
     """
+    totals: dict[str, Tensor] = {}
+    for _, slopes in _slopes(graph, batches, names, _LABELS, seed, samples):
+        for name, slope in slopes.items():
+            # Rows of what has its batch elsewhere are no samples to average over.
+            if slope.shape[1:] == graph.network.shapes[name][0][1:]:
+                totals[name] = totals.get(name, 0.0) + slope.square().sum(0)
+    return {name: _over_mean(totals.get(name)) for name in names}
+
+
+def position_fisher(
+    graph: QuantizedGraph, batches: Sequence[Batch], names: Sequence[str], seed: int = 0
+) -> dict[str, list[Tensor]]:
+    """Return how much each position of the sites' outputs counts, a tensor for each batch.
+
+    The mean of F over the channels there, for one label a sample, over its mean in the sample:
+    every sample counts alike, or a few that the network is unsure of would outweigh the others
+    [derived; GuidedQuant, arXiv 2505.07004, has moments weighted by squared gradients].
+
+    Args:
+        graph: The quantized graph; it is left switched to float.
+        batches: Calibration data; all of it is used.
+        names: Sites, by the nodes of the float network.
+        seed: Of the labels.
+
+    Returns:
+        By node, float32 [positions] for a linear layer, whose positions are its rows, and [B,
+        positions] for a convolution. A node whose batch is not its first axis is absent, and so
+        are all where no output tells how far a network is from float.
+    """
+    network = graph.network
+    sizes = [size_of(batch) for batch in batches]
+    found: dict[str, list[Tensor]] = {}
+    try:
+        for size, slopes in _slopes(graph, batches, names, 1, seed, sum(sizes)):
+            for name, slope in slopes.items():
+                linear = is_call(network.node(name), ops.site_linear)
+                power = slope.square().mean(-1 if linear else 1)
+                if len(slope) % size == 0 and slope.shape[1:] == network.shapes[name][0][1:]:
+                    rows = _over_mean_of_each(power.reshape(size, -1))
+                    found.setdefault(name, []).append(rows)
+    except CalibrationError as error:
+        log.info("all positions count alike: %s", error.message)
+        return {}
+    return {
+        name: _by_batch(network, name, torch.cat(parts), sizes) for name, parts in found.items()
+    }
+
+
+def _slopes(
+    graph: QuantizedGraph,
+    batches: Sequence[Batch],
+    names: Sequence[str],
+    labels: int,
+    seed: int,
+    samples: int,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield ∂ log p_y / ∂z of some nodes for one label after the other, and of how many samples.
+
+    Sums of squares over all that is yielded estimate F times the number of samples.
+    """
     network = graph.network
     slices = cut(batches, network, samples, 2 * value_bytes(network), _MEMORY_MB)
     heads = find_heads(graph, slices)
-    totals: dict[str, Tensor] = {}
     for part in track(slices, "fisher"):
         recorder = _Leaves(network, names)
         with torch.enable_grad():
             outputs = recorder.run(*part.batch.inputs)
             scores = [head.scores(outputs) for head in heads]
         reached = [i for i, score in enumerate(scores) if score.requires_grad]
-        weights = drawn(part, heads, [score.detach() for score in scores], _LABELS, seed)
-        for weight in weights if reached else ():
+        weights = drawn(part, heads, [score.detach() for score in scores], labels, seed)
+        for number, weight in enumerate(weights if reached else (), 1):
             slopes = torch.autograd.grad(
                 [scores[i] for i in reached],
                 list(recorder.leaves.values()),
                 [weight[i] for i in reached],
-                retain_graph=True,
+                retain_graph=number < len(weights),
                 allow_unused=True,
             )
-            for name, slope in zip(recorder.leaves, slopes, strict=True):
-                # Rows of what has its batch elsewhere are no samples to average over.
-                if slope is not None and slope.shape[1:] == network.shapes[name][0][1:]:
-                    totals[name] = totals.get(name, 0.0) + slope.square().sum(0)
-    return {name: _over_mean(totals.get(name)) for name in names}
+            pairs = zip(recorder.leaves, slopes, strict=True)
+            yield part.size, {name: slope for name, slope in pairs if slope is not None}
+
+
+def _over_mean_of_each(power: Tensor) -> Tensor:
+    """Return [samples, positions] over the mean of each sample; ones where that is zero."""
+    mean = power.mean(1, keepdim=True)
+    return torch.where(mean > 0, power / mean, 1.0)
+
+
+def _by_batch(network: Network, name: str, rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    parts = list(rows.split(list(sizes)))
+    linear = is_call(network.node(name), ops.site_linear)
+    return [part.flatten() for part in parts] if linear else parts
 
 
 def _over_mean(total: Tensor | None) -> Tensor:
