@@ -1,0 +1,152 @@
+"""What each position of a site's output counts, where it is known, and what it does to codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mpq_compile.calibrate import Batch, calibrate, read_batches
+from mpq_compile.capture import capture
+from mpq_compile.passes.network import prepare
+from mpq_compile.reconstruct import gptq
+from mpq_compile.reconstruct.moments import Moments
+from mpq_compile.reconstruct.output_fisher import position_fisher
+from mpq_compile.reconstruct.rounding import with_rounding
+from mpq_compile.sensitivity.base import QuantizedGraph
+
+TOKENS, PADDING = 12, 0
+
+
+class Pooled(nn.Module):
+    """Tokens → the mean over what is no padding; what padding is mapped to has its own scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 16)
+        self.inner, self.head = nn.Linear(16, 24), nn.Linear(24, 6)
+        with torch.no_grad():
+            self.embed.weight[PADDING] *= 8
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids != PADDING).float().unsqueeze(-1)
+        hidden = self.head(torch.relu(self.inner(self.embed(ids))))
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+
+class Averaged(nn.Module):
+    """A convolution whose positions are averaged: the output minds all of them alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 5, 3), nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+def sentences(count: int = 64) -> Tensor:
+    """Return token ids [count, TOKENS], each filled up with padding behind 2 to 8 tokens."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, 40, (count, TOKENS), generator=generator)
+    lengths = torch.randint(2, 9, (count, 1), generator=generator)
+    return torch.where(torch.arange(TOKENS) < lengths, ids, PADDING)
+
+
+def graph_of(model: nn.Module, data: list[Tensor]) -> tuple[QuantizedGraph, tuple[Batch, ...]]:
+    network = prepare(capture(model.eval(), data[0][:1]))
+    batches = read_batches(list(data), network)
+    return QuantizedGraph(network, calibrate(network, batches)), batches
+
+
+def nodes(graph: QuantizedGraph) -> list[str]:
+    network = graph.network
+    return [network.node_of[site.id] for site in network.sites if site.op != "embedding"]
+
+
+def test_weights_are_as_good_as_repetitions() -> None:
+    torch.manual_seed(0)
+    x, t, often = torch.randn(1, 3, 9), torch.randn(1, 2, 9), torch.randint(0, 4, (9,))
+    weighted, repeated = Moments(), Moments()
+    weighted.add(x, t, 9, often.float())
+    repeated.add(x.repeat_interleave(often, 2), t.repeat_interleave(often, 2), 9)
+    for about_mean in (False, True):
+        pairs = zip(weighted.centred(about_mean), repeated.centred(about_mean), strict=True)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert weighted.independent < repeated.independent
+
+
+def test_alike_weights_change_nothing() -> None:
+    torch.manual_seed(0)
+    x, t = torch.randn(1, 3, 9), torch.randn(1, 2, 9)
+    plain, scaled = Moments(), Moments()
+    plain.add(x, t, 9)
+    scaled.add(x, t, 9, torch.full((9,), 0.5))
+    assert scaled.independent == pytest.approx(plain.independent)
+    pairs = zip(plain.centred(True), scaled.centred(True), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_what_is_masked_counts_nothing_and_samples_count_alike() -> None:
+    torch.manual_seed(0)
+    ids = sentences()
+    graph, batches = graph_of(Pooled(), list(ids.split(24)))
+    found = position_fisher(graph, batches, nodes(graph))
+    assert set(found) == set(nodes(graph))
+    for parts in found.values():
+        assert [len(part) for part in parts] == [TOKENS * n for n in (24, 24, 16)]
+        rows = torch.cat(parts).reshape(len(ids), TOKENS)
+        assert torch.equal(rows == 0, ids == PADDING)
+        assert torch.allclose(rows.mean(1), torch.ones(len(ids)))
+
+
+def test_positions_that_are_averaged_count_alike() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(20, 3, 7, 6, generator=torch.Generator().manual_seed(3))
+    graph, batches = graph_of(Averaged(), [x])
+    conv, head = (position_fisher(graph, batches, nodes(graph))[name] for name in nodes(graph))
+    assert torch.allclose(conv[0], torch.ones(20, 5 * 4), atol=1e-5)
+    assert torch.equal(head[0], torch.ones(20))
+
+
+def test_the_same_however_the_data_is_cut() -> None:
+    torch.manual_seed(0)
+    ids, model = sentences(), Pooled()
+    found = []
+    for data in ([ids], list(ids.split(5))):
+        graph, batches = graph_of(model, data)
+        weights = position_fisher(graph, batches, nodes(graph))
+        found.append(torch.cat([part for name in nodes(graph) for part in weights[name]]))
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_an_output_that_tells_nothing_leaves_all_positions_alike() -> None:
+    class Chosen(Averaged):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    torch.manual_seed(0)
+    graph, batches = graph_of(Chosen(), [torch.randn(80, 3, 7, 6)])
+    assert position_fisher(graph, batches, nodes(graph)) == {}
+    assignment = {site.id: "w3a8" for site in graph.network.sites}
+    calibration = calibrate(graph.network, batches)
+    found = with_rounding(graph.network, calibration, batches, assignment, "gptq")
+    assert len(found.weights) == 2
+
+
+def test_codes_are_those_of_what_is_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding of great values no longer decides how the weights of the others are rounded."""
+    torch.manual_seed(0)
+    model, ids, unseen = Pooled().eval(), sentences(256), sentences(512)[256:]
+    graph, batches = graph_of(model, [ids])
+    network = graph.network
+    assignment = {s.id: "w8a8" if s.op == "embedding" else "w2a8" for s in network.sites}
+    noise = []
+    for weights in (position_fisher, lambda *_: {}):
+        monkeypatch.setattr(gptq, "position_fisher", weights)
+        found = with_rounding(network, graph.calibration, batches, assignment, "gptq")
+        oracle = QuantizedGraph(network, found)
+        oracle.assign(assignment)
+        with torch.no_grad():
+            noise.append(float((oracle.module(unseen)[0] - model(unseen)).square().mean()))
+    assert noise[0] < 0.8 * noise[1]
