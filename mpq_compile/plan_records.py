@@ -59,10 +59,12 @@ def plan_of(
 
 def unmeasured_plan(session: Session, assignment: Mapping[str, str]) -> Plan:
     """Return a plan without sensitivity and measured costs, for ``assign``."""
-    totals: dict[str, float] = {"size_bytes": float(fixed_bytes(session.network))}
+    network = session.network
+    fixed = fixed_bytes(network, {site: (name,) for site, name in assignment.items()})
+    totals: dict[str, float] = {"size_bytes": float(fixed)}
     peaks = []
-    for site in session.network.sites:
-        entry = counted_costs(session.network, site, Candidate.parse(assignment[site.id]))
+    for site in network.sites:
+        entry = counted_costs(network, site, Candidate.parse(assignment[site.id]))
         peaks.append(entry["peak_bytes"])
         for axis, value in entry.items():
             totals[axis] = totals.get(axis, 0.0) + value

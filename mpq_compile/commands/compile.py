@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -126,20 +127,24 @@ def check_folder(folder: Path) -> None:
 
 def artifact_outcome(network: CompiledNetwork, output: Path) -> Outcome:
     """Return what a command that has written an artifact ends with."""
-    verification = network.verification
-    kept = verification is None or verification.status in ("accepted", "unbounded")
+    verification, stored = network.verification, network.size_bytes
+    size_mb = network.plan.budget.get("size_mb", math.inf)
+    fits = stored <= size_mb * 1e6
+    kept = fits and (verification is None or verification.status in ("accepted", "unbounded"))
 
     def show(console: Console) -> None:
         show_plan(console, network.plan)
         show_notes(console, network.manifest.notes)
         show_verification(console, verification)
+        if not fits:
+            console.print(f"size: {stored / 1e6:.4g} MB, above {size_mb:g} MB")
         console.print(f"artifact written to {output}; `mpq explain {output}` shows its table")
 
     data = {
         "artifact": output,
         "plan": network.plan.to_json(),
         "verification": None if verification is None else asdict(verification),
-        "size_bytes": network.size_bytes,
+        "size_bytes": stored,
         "audit": [asdict(row) for row in network.audit],
         "notes": list(network.manifest.notes),
     }

@@ -21,7 +21,7 @@ from mpq_compile.kernels.elementwise_workload import ConvertWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.passes.base import constant, is_call
-from mpq_compile.passes.kinds import Kind, kinds
+from mpq_compile.passes.kinds import TABLE_ENTRIES, Kind, kinds
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.ops import ALL_SITE_OPS, site_conv2d
 from mpq_compile.runtime.device import Device
@@ -41,10 +41,10 @@ def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[st
     BOPs = MACs · w · a. ``weight_bits`` = weights · bits, whose mean is ``avg_bits``. Peak is the
     site's own input, output and residual, in the format of the candidate.
     """
-    biased = bool(network.bias(site.id).any())
-    size = weight_bytes(site, candidate) + (4 * site.out_channels if biased else 0)
-    item = format_bits(storage(candidate.input_format)) / 8
     node = network.node(network.node_of[site.id])
+    bias_bytes = 4 * site.out_channels if network.biased(site.id) else 0
+    size = weight_bytes(site, candidate) + bias_bytes
+    item = format_bits(storage(candidate.input_format)) / 8
     tensors = 3 if node.args[3] is not None else 2
     cells = math.prod(site.input_shape) + (tensors - 1) * math.prod(site.output_shape)
     return {
@@ -55,13 +55,17 @@ def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[st
     }
 
 
-def fixed_bytes(network: Network) -> int:
-    """Return the bytes of stored parameters that belong to no site.
+def fixed_bytes(network: Network, choices: Choices) -> int:
+    """Return the most bytes that are stored beside the sites.
 
     Norms and other constants stay float32; a batch norm that stands alone keeps its
-    factors, and weights of one at two bits.
+    factors, and weights of one at two bits. A function of one value is a table where it gives
+    codes, as it may where some site reads them.
     """
-    total = 0
+    names = {name for candidates in choices.values() for name in candidates}
+    coded = any(storage(Candidate.parse(name).input_format) == "u8" for name in names)
+    functions = list(kinds(network, allow_float=True).values()).count(Kind.TABLE)
+    total = TABLE_ENTRIES * functions if coded else 0
     for node in network.module.graph.nodes:
         value = constant(network.module, node)
         if value is not None and any(not is_call(user, *ALL_SITE_OPS) for user in node.users):
@@ -94,7 +98,10 @@ def described_table(
             if profile.energy is not None:
                 entry["energy_mj"] = energy_mj(profile, site, candidate, entry["latency_us"])
             costs[site.id][name] = entry
-    overhead = {"size_bytes": float(fixed_bytes(network)), "latency_us": profile.overhead_us}
+    overhead = {
+        "size_bytes": float(fixed_bytes(network, choices)),
+        "latency_us": profile.overhead_us,
+    }
     return CostTable(costs=costs, overhead=overhead)
 
 
@@ -161,7 +168,7 @@ def measured_table(
         costs=CostTable(
             costs=costs,
             transitions=_transitions(siblings, choices, between),
-            overhead={"size_bytes": float(fixed_bytes(network))},
+            overhead={"size_bytes": float(fixed_bytes(network, choices))},
         ),
         kernels=kernels,
         estimated={

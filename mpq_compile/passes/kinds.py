@@ -17,6 +17,9 @@ from mpq_compile.passes.network import Network
 
 aten = torch.ops.aten
 
+# Of a function of one code, a byte each.
+TABLE_ENTRIES = 256
+
 
 class Kind(Enum):
     """What the materializer does with a node."""
@@ -29,7 +32,7 @@ class Kind(Enum):
     CLAMP = auto()
     AVERAGE = auto()
     MAX_POOL = auto()
-    TABLE = auto()  # unary function: a 256-entry table on codes
+    TABLE = auto()  # unary function: a table on codes
     MOVE = auto()  # values are moved, not changed: any format, the input's quantizer
     PICK = auto()  # one of several results
     CONCAT = auto()

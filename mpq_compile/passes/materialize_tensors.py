@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import argument, constant, is_call
-from mpq_compile.passes.kinds import PAD, Kind
+from mpq_compile.passes.kinds import PAD, TABLE_ENTRIES, Kind
 from mpq_compile.passes.materialized import Builder
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.multipliers import (
@@ -196,8 +196,8 @@ def shape(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
 
 
 def unary_table(node: fx.Node, before: QParams, after: QParams) -> Tensor:
-    """Return the 256-entry u8 table of a unary node, computed in float64."""
-    codes = torch.arange(256, dtype=torch.float64).clamp_max(before.spec.qmax)
+    """Return the u8 table of a unary node, computed in float64."""
+    codes = torch.arange(TABLE_ENTRIES, dtype=torch.float64).clamp_max(before.spec.qmax)
     real = (codes - before.zero_point) * before.scale
     value = node.target(real, *node.args[1:], **node.kwargs)
     rounded = torch.round(value / after.scale) + after.zero_point

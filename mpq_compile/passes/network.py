@@ -87,8 +87,8 @@ class Network:
         return {str(node.target): constant(self.module, node) for node in nodes}
 
     def biased(self, site_id: str) -> bool:
-        """Tell whether a site has a bias."""
-        return self.node(self.node_of[site_id]).args[2] is not None
+        """Tell whether a site has a bias that is stored: one of zeros is not, and stays zero."""
+        return bool(self.bias(site_id).any())
 
     def rounded(self, site_id: str, candidate: Candidate) -> QuantizedWeight:
         """Return a site's weight rounded to nearest; computed once for each width and grouping."""

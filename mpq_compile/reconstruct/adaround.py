@@ -159,7 +159,7 @@ def _round_site(
     start = RoundedSite.of(network, calibration, site, candidate)
     codes = search_codes(layer, weight, network.rounded(site, candidate), annealing)
     plain = RoundedSite(weight=codes, shift=torch.zeros_like(start.shift))
-    fitted = _fitted(layer, codes, biased=node.args[2] is not None)
+    fitted = _fitted(layer, codes, biased=network.biased(site))
     found, kept = _best(layer, [start, plain, fitted])
     if kept:
         log.info("%s: %d of %d channels keep the nearest codes", site, kept, len(start.shift))

@@ -60,7 +60,7 @@ def shift_by_statistics(
     inputs = expected_inputs(network)
     for site in wanted.keys() & inputs.keys():
         exact = network.weight(site)
-        biased = bool(network.bias(site).any())
+        biased = network.biased(site)
         for weight in wanted[site]:
             lost = exact.double() - weight.dequantize().double()
             shift = _mean_output(network.node(network.node_of[site]), inputs[site], lost).float()

@@ -31,7 +31,7 @@ from mpq_compile.reconstruct.block_search import BlockSearch, LearnedSite, learn
 from mpq_compile.reconstruct.blocks import block_units, parts
 from mpq_compile.reconstruct.gptq import fit_site
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit
-from mpq_compile.reconstruct.output_fisher import diagonal_fisher, position_fisher
+from mpq_compile.reconstruct.output_fisher import diagonal_fisher, row_fisher
 from mpq_compile.reconstruct.rounded_site import RoundedSite, check_samples, searched_sites
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.types import Candidate
@@ -65,7 +65,7 @@ def reconstruct_brecq(
     exits = [block.exit.name for block in blocks if block.sites]
     sites = searched_sites(network, assignment)
     fisher = diagonal_fisher(graph, batches, exits, search.annealing.seed)
-    weights = position_fisher(graph, batches, [network.node_of[site] for site in sites])
+    weights = row_fisher(graph, batches, sites)
     graph.assign(assignment)
     lockstep = Lockstep(graph, batches)
     kept: list[str] = []
@@ -110,7 +110,7 @@ def search_block(
 ) -> bool:
     """Search one block that both networks have reached; tell whether it got better than gptq.
 
-    ``fisher`` weighs the elements of its output, ``weights`` the positions of its sites.
+    ``fisher`` weighs the elements of its output, ``weights`` the rows of its sites.
     """
     network, calibration = lockstep.graph.network, lockstep.graph.calibration
     for part in parts(lockstep.graph, block):

@@ -85,7 +85,7 @@ def fit_channels(
                 break
             fitting.run(*batch.inputs)
     for site, moments in fitting.moments.items():
-        biased = bool(network.bias(site).any())
+        biased = network.biased(site)
         for weight, moment in zip(wanted[site], moments, strict=True):
             calibration.fits[site, weight.spec] = moment.fit(biased, gained=correction == "affine")
 

@@ -4,7 +4,8 @@ Each site is brought as close as its bits allow to what the float network comput
 inputs that the quantized sites before it give, and with the residual that they give: what an
 earlier site lost is made up for by a later one as far as it can be. There is no gradient and no
 step size; GPTQ (arXiv 2210.17323) by name, with coordinate descent after its error feedback.
-Positions count by how much the network's output minds an error there (``output_fisher``).
+Rows of linear layers count by how much the network's output minds an error there
+(``output_fisher``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import weight_spec
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, site_units
 from mpq_compile.reconstruct.moments import Moments, Positions, Reader
-from mpq_compile.reconstruct.output_fisher import position_fisher
+from mpq_compile.reconstruct.output_fisher import row_fisher
 from mpq_compile.reconstruct.rounded_site import searched_sites
 from mpq_compile.reconstruct.site_fit import SiteProblem
 from mpq_compile.sensitivity.base import QuantizedGraph
@@ -44,7 +45,7 @@ def reconstruct_gptq(
     """
     graph = QuantizedGraph(network, calibration)
     sites = searched_sites(network, assignment)
-    weights = position_fisher(graph, batches, [network.node_of[site] for site in sites])
+    weights = row_fisher(graph, batches, sites)
     graph.assign(assignment)
     lockstep = Lockstep(graph, batches)
     units = site_units(graph)
@@ -73,12 +74,12 @@ def fit_site(
         node: The site in the quantized graph.
         site: Its id.
         candidate: Its format.
-        weights: What positions count, of :func:`output_fisher.position_fisher`.
+        weights: What rows count, of :func:`output_fisher.row_fisher`.
     """
     network, calibration = lockstep.graph.network, lockstep.graph.calibration
     reader = Reader(node=node, weight=network.weight(site).float())
     bias = network.bias(site)
-    moments = gather(lockstep, reader, bias, weights.get(network.node_of[site]))
+    moments = gather(lockstep, reader, bias, weights.get(site))
     problem = SiteProblem.of(site, reader, moments, bias)
     if problem is not None:
         key = site, weight_spec(candidate)
@@ -92,7 +93,7 @@ def gather(
     """Return the moments of a site: quantized inputs, and what float makes of float inputs.
 
     A residual counts with its own error: the target is what is to be added to the quantized one.
-    ``weights`` say what each position of a batch counts; None for all alike.
+    ``weights`` say what each row of a batch counts; None for all alike.
     """
     moments, node = Moments(), reader.node
     quantizer, residual = node.args[0], node.args[3]
@@ -107,7 +108,7 @@ def gather(
         if residual is not None:
             error = lockstep.exact[residual][i] - lockstep.rounded[residual][i]
             targets = targets + reader.outputs(error.expand(shape), positions)
-        counts = None if weights is None else weights[i][..., positions].flatten()
+        counts = None if weights is None else weights[i][positions]
         inputs = reader.inputs(x, shape, positions)
         moments.add(inputs, targets, len(lockstep.exact[node][i]), counts)
     return moments

@@ -6,14 +6,15 @@ the diagonal of the Fisher information of z, by which BRECQ (arXiv 2102.05426) w
 a block's output. Labels are drawn from the float network, so none are needed; and F is a mean over
 samples, where the published form keeps a noisy one for each [derived].
 
-Its other mean, over the channels at one position of one sample, tells which positions count: none
-behind a mask, few where a network looks at one token, all in a convolution of an even picture.
+Its other mean, over the features of one row of a linear layer, tells which tokens count: none
+behind a mask, one where the output is read from one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -65,43 +66,52 @@ def diagonal_fisher(
     return {name: _over_mean(totals.get(name)) for name in names}
 
 
-def position_fisher(
-    graph: QuantizedGraph, batches: Sequence[Batch], names: Sequence[str], seed: int = 0
+def row_fisher(
+    graph: QuantizedGraph, batches: Sequence[Batch], sites: Iterable[str], seed: int = 0
 ) -> dict[str, list[Tensor]]:
-    """Return how much each position of the sites' outputs counts, a tensor for each batch.
+    """Return how much each row of what linear layers give counts: the tokens of a transformer.
 
-    The mean of F over the channels there, for one label a sample, over its mean in the sample:
+    The mean of F over a row's features, for one label a sample, over its mean in the sample:
     every sample counts alike, or a few that the network is unsure of would outweigh the others
-    [derived; GuidedQuant, arXiv 2505.07004, has moments weighted by squared gradients].
+    [derived; GuidedQuant, arXiv 2505.07004, weighs moments by squared gradients]. Convolutions
+    are left out: there, cells of one picture weighed so were seen to make codes worse.
 
     Args:
         graph: The quantized graph; it is left switched to float.
         batches: Calibration data; all of it is used.
-        names: Sites, by the nodes of the float network.
+        sites: Ids of sites.
         seed: Of the labels.
 
     Returns:
-        By node, float32 [positions] for a linear layer, whose positions are its rows, and [B,
-        positions] for a convolution. A node whose batch is not its first axis is absent, and so
-        are all where no output tells how far a network is from float.
+        By site, float32 [rows] for each batch. Absent are sites that are no linear layers or have
+        one row a sample, and those whose batch is not the first axis; and all where no output
+        tells how far a network is from float.
     """
     network = graph.network
+    names = {network.node_of[site]: site for site in sites if _has_rows(network, site)}
     sizes = [size_of(batch) for batch in batches]
     found: dict[str, list[Tensor]] = {}
     try:
-        for size, slopes in _slopes(graph, batches, names, 1, seed, sum(sizes)):
+        for size, slopes in _slopes(graph, batches, list(names), 1, seed, sum(sizes)):
             for name, slope in slopes.items():
-                linear = is_call(network.node(name), ops.site_linear)
-                power = slope.square().mean(-1 if linear else 1)
                 if len(slope) % size == 0 and slope.shape[1:] == network.shapes[name][0][1:]:
-                    rows = _over_mean_of_each(power.reshape(size, -1))
-                    found.setdefault(name, []).append(rows)
+                    power = slope.square().mean(-1).reshape(size, -1)
+                    mean = power.mean(1, keepdim=True)
+                    rows = torch.where(mean > 0, power / mean, 1.0)
+                    found.setdefault(names[name], []).append(rows)
     except CalibrationError as error:
-        log.info("all positions count alike: %s", error.message)
+        log.info("all rows count alike: %s", error.message)
         return {}
-    return {
-        name: _by_batch(network, name, torch.cat(parts), sizes) for name, parts in found.items()
-    }
+    split = {site: torch.cat(parts).split(sizes) for site, parts in found.items()}
+    return {site: [part.flatten() for part in parts] for site, parts in split.items()}
+
+
+def _has_rows(network: Network, site: str) -> bool:
+    """Tell whether a site is a linear layer with several rows a sample."""
+    node = network.node(network.node_of[site])
+    shape = network.shapes[node.name][0]
+    samples = network.captured.example_inputs[0].shape[:1]
+    return is_call(node, ops.site_linear) and prod(shape[:-1]) > prod(samples)
 
 
 def _slopes(
@@ -117,6 +127,8 @@ def _slopes(
     Sums of squares over all that is yielded estimate F times the number of samples.
     """
     network = graph.network
+    if not names:
+        return
     slices = cut(batches, network, samples, 2 * value_bytes(network), _MEMORY_MB)
     heads = find_heads(graph, slices)
     for part in track(slices, "fisher"):
@@ -136,18 +148,6 @@ def _slopes(
             )
             pairs = zip(recorder.leaves, slopes, strict=True)
             yield part.size, {name: slope for name, slope in pairs if slope is not None}
-
-
-def _over_mean_of_each(power: Tensor) -> Tensor:
-    """Return [samples, positions] over the mean of each sample; ones where that is zero."""
-    mean = power.mean(1, keepdim=True)
-    return torch.where(mean > 0, power / mean, 1.0)
-
-
-def _by_batch(network: Network, name: str, rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    parts = list(rows.split(list(sizes)))
-    linear = is_call(network.node(name), ops.site_linear)
-    return [part.flatten() for part in parts] if linear else parts
 
 
 def _over_mean(total: Tensor | None) -> Tensor:

@@ -30,7 +30,8 @@ class SiteProblem:
         metric: H, the second moments of inputs, shrunk, float32 [G, K, K].
         inputs, outputs: Means, float64 [G, K] and [G, n].
         bias: The float bias, float32 [N].
-        biased: Whether the site has one: then moments are about the means, else about zero.
+        biased: Whether that is stored, and may change: then moments are about the means, else
+            about zero.
     """
 
     target: Tensor
@@ -50,7 +51,7 @@ class SiteProblem:
         if moments.count < FEWEST:
             return None
         check_finite(site, moments.squares, moments.crosses)
-        biased = reader.node.args[2] is not None
+        biased = bool(bias.any())
         squares, crosses = moments.centred(about_mean=biased)
         rows = reader.rows
         # Inputs that never vary are held where they are.

@@ -149,8 +149,8 @@ class _Insertion:
 
     def _site(self, node: fx.Node) -> None:
         candidate, site = self.candidates[node.name], self.site_of[node.name]
+        student, graph = self.student, self.module.graph
         x, weight, bias = node.args[:3]
-        graph = self.module.graph
         with graph.inserting_before(node):
             fmt = candidate.input_format
             if not site.multiplies:
@@ -163,7 +163,7 @@ class _Insertion:
                 weight = self._call(Straight(_bf16), weight)
             elif not candidate.is_float:
                 weight = self._call(self._weight(site.id, site.group, candidate))
-                if bias is not None:
+                if student.network.biased(site.id):
                     bias = self._call(self._bias(site.id, node.name, candidate))
         node.args = (x, weight, bias, *node.args[3:])
 

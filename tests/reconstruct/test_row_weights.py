@@ -1,4 +1,4 @@
-"""What each position of a site's output counts, where it is known, and what it does to codes."""
+"""What each row of a linear layer counts, where it is known, and what it does to codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mpq_compile.capture import capture
 from mpq_compile.passes.network import prepare
 from mpq_compile.reconstruct import gptq
 from mpq_compile.reconstruct.moments import Moments
-from mpq_compile.reconstruct.output_fisher import position_fisher
+from mpq_compile.reconstruct.output_fisher import row_fisher
 from mpq_compile.reconstruct.rounding import with_rounding
 from mpq_compile.sensitivity.base import QuantizedGraph
 
@@ -35,7 +35,7 @@ class Pooled(nn.Module):
 
 
 class Averaged(nn.Module):
-    """A convolution whose positions are averaged: the output minds all of them alike."""
+    """A convolution whose positions are averaged, and a linear layer with a row a sample."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,9 +59,8 @@ def graph_of(model: nn.Module, data: list[Tensor]) -> tuple[QuantizedGraph, tupl
     return QuantizedGraph(network, calibrate(network, batches)), batches
 
 
-def nodes(graph: QuantizedGraph) -> list[str]:
-    network = graph.network
-    return [network.node_of[site.id] for site in network.sites if site.op != "embedding"]
+def sites(graph: QuantizedGraph) -> list[str]:
+    return [site.id for site in graph.network.sites if site.op != "embedding"]
 
 
 def test_weights_are_as_good_as_repetitions() -> None:
@@ -91,8 +90,8 @@ def test_what_is_masked_counts_nothing_and_samples_count_alike() -> None:
     torch.manual_seed(0)
     ids = sentences()
     graph, batches = graph_of(Pooled(), list(ids.split(24)))
-    found = position_fisher(graph, batches, nodes(graph))
-    assert set(found) == set(nodes(graph))
+    found = row_fisher(graph, batches, sites(graph))
+    assert set(found) == set(sites(graph))
     for parts in found.values():
         assert [len(part) for part in parts] == [TOKENS * n for n in (24, 24, 16)]
         rows = torch.cat(parts).reshape(len(ids), TOKENS)
@@ -100,13 +99,10 @@ def test_what_is_masked_counts_nothing_and_samples_count_alike() -> None:
         assert torch.allclose(rows.mean(1), torch.ones(len(ids)))
 
 
-def test_positions_that_are_averaged_count_alike() -> None:
+def test_convolutions_and_single_rows_have_no_weights() -> None:
     torch.manual_seed(0)
-    x = torch.randn(20, 3, 7, 6, generator=torch.Generator().manual_seed(3))
-    graph, batches = graph_of(Averaged(), [x])
-    conv, head = (position_fisher(graph, batches, nodes(graph))[name] for name in nodes(graph))
-    assert torch.allclose(conv[0], torch.ones(20, 5 * 4), atol=1e-5)
-    assert torch.equal(head[0], torch.ones(20))
+    graph, batches = graph_of(Averaged(), [torch.randn(20, 3, 7, 6)])
+    assert row_fisher(graph, batches, sites(graph)) == {}
 
 
 def test_the_same_however_the_data_is_cut() -> None:
@@ -115,20 +111,20 @@ def test_the_same_however_the_data_is_cut() -> None:
     found = []
     for data in ([ids], list(ids.split(5))):
         graph, batches = graph_of(model, data)
-        weights = position_fisher(graph, batches, nodes(graph))
-        found.append(torch.cat([part for name in nodes(graph) for part in weights[name]]))
+        weights = row_fisher(graph, batches, sites(graph))
+        found.append(torch.cat([part for name in sites(graph) for part in weights[name]]))
     assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
 
 
-def test_an_output_that_tells_nothing_leaves_all_positions_alike() -> None:
-    class Chosen(Averaged):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).argmax(1)
+def test_an_output_that_tells_nothing_leaves_all_rows_alike() -> None:
+    class Chosen(Pooled):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids).argmax(1)
 
     torch.manual_seed(0)
-    graph, batches = graph_of(Chosen(), [torch.randn(80, 3, 7, 6)])
-    assert position_fisher(graph, batches, nodes(graph)) == {}
-    assignment = {site.id: "w3a8" for site in graph.network.sites}
+    graph, batches = graph_of(Chosen(), [sentences()])
+    assert row_fisher(graph, batches, sites(graph)) == {}
+    assignment = dict.fromkeys(sites(graph), "w3a8") | {"embed:embedding#0": "w8a8"}
     calibration = calibrate(graph.network, batches)
     found = with_rounding(graph.network, calibration, batches, assignment, "gptq")
     assert len(found.weights) == 2
@@ -142,8 +138,8 @@ def test_codes_are_those_of_what_is_not_masked(monkeypatch: pytest.MonkeyPatch) 
     network = graph.network
     assignment = {s.id: "w8a8" if s.op == "embedding" else "w2a8" for s in network.sites}
     noise = []
-    for weights in (position_fisher, lambda *_: {}):
-        monkeypatch.setattr(gptq, "position_fisher", weights)
+    for weights in (row_fisher, lambda *_: {}):
+        monkeypatch.setattr(gptq, "row_fisher", weights)
         found = with_rounding(network, graph.calibration, batches, assignment, "gptq")
         oracle = QuantizedGraph(network, found)
         oracle.assign(assignment)

@@ -1,0 +1,67 @@
+"""Predicted bytes are those that are stored, and at least those where formats are mixed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import mpq_compile as mpq
+from mpq_compile.commands.compile import artifact_outcome
+
+X = torch.randn(80, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Curved(nn.Module):
+    """Functions that are tables between integer sites, and a convolution whose bias is zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16)
+        self.inner, self.plain = nn.Conv2d(16, 12, 1), nn.Conv2d(12, 12, 1, bias=False)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.norm(self.conv(x)))
+        return self.head(F.relu(self.plain(F.silu(self.inner(x)))).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Curved().eval()
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "w3a8", "fp32", "bf16"])
+def test_a_uniform_assignment_takes_what_was_said(name: str, model: nn.Module) -> None:
+    network = mpq.assign(model, X[:1], [X], name, tuned=False)
+    assert network.size_bytes == network.plan.predicted.size_bytes
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_a_mixed_one_takes_no_more(place: int, model: nn.Module) -> None:
+    sites = ["conv:conv2d#0", "inner:conv2d#0", "plain:conv2d#0", "head:linear#0"]
+    names = {site: "fp32" if i == place else "w4a8" for i, site in enumerate(sites)}
+    network = mpq.assign(model, X[:1], [X], names, tuned=False)
+    assert 0 <= network.plan.predicted.size_bytes - network.size_bytes <= 2 * 256
+
+
+@pytest.mark.parametrize("size_mb", [0.0014, 0.0015])
+def test_a_budget_on_the_size_is_one_on_what_is_stored(size_mb: float, model: nn.Module) -> None:
+    choices = ["w8a8", "w4a8"]
+    network = mpq.compile(
+        model, X[:1], [X], budget={"size_mb": size_mb}, candidates=choices, verify=False
+    )
+    assert (
+        network.size_bytes
+        <= 1e6 * size_mb
+        < mpq.assign(model, X[:1], [X], "w8a8", tuned=False).size_bytes
+    )
+    assert artifact_outcome(network, network.folder).exit_code == 0
+
+
+def test_a_network_above_its_size_budget_is_no_success(model: nn.Module) -> None:
+    network = mpq.assign(model, X[:1], [X], "w8a8", tuned=False)
+    network.plan.budget["size_mb"] = (network.size_bytes - 1) / 1e6
+    assert artifact_outcome(network, network.folder).exit_code == 1
