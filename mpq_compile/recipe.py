@@ -42,7 +42,8 @@ class Recipe:
             calibration data.
         correction: What is fitted to each output channel of rounded weights in closed form: its
             gain and shift ("affine"), its shift ("bias", empirical bias correction; "analytic",
-            from batch norms instead of data), or "none".
+            from batch norms instead of data), or "none". Sensitivities are measured with it; in
+            the network that is built, a rounding that searches scales and biases takes its place.
         rounding: How codes of weights below 8 bits are found for the network that is built, and
             for those whose drop is measured: "gptq", integer least squares on what the quantized
             network computes, site after site; "per_site", the same on what the float network
