@@ -8,8 +8,8 @@ Each contender takes int64 ids [1, tokens] and gives a unit vector, in a process
 visit all of them in an order drawn anew, with a pause before each (as ``peers.py`` does). The
 cosine is the mean over sentences that no quantizer saw, to the float network's embedding; "linear
 MB" are the stored weights of linear layers with their scales. Ours are the uniform assignment
-w8a8, and a mixed plan of at most half its linear weights that ``mpq.finetune`` trains, without
-labels, on sentences of the words that calibration has.
+w8a8, and a mixed plan of at most half its linear weights, rounded by ``gptq``; with ``--steps``
+``mpq.finetune`` trains it, without labels, on sentences of the words that calibration has.
 """
 
 from __future__ import annotations
@@ -99,16 +99,19 @@ def built(task: SentenceTask, steps: int, rate: float, rounding: str) -> dict[st
     given = task.module, task.example, task.calibration
     uniform = mpq.assign(*given, UNIFORM)
     began = time.monotonic()
-    mixed = mpq.finetune(
-        plan,
-        task.training(steps * BATCH),
-        *given,
-        epochs=1,
-        batch_size=BATCH,
-        rate=rate,
-        verify=False,
-    )
-    trained_s = time.monotonic() - began
+    if steps:
+        mixed = mpq.finetune(
+            plan,
+            task.training(steps * BATCH),
+            *given,
+            epochs=1,
+            batch_size=BATCH,
+            rate=rate,
+            verify=False,
+        )
+    else:
+        mixed = mpq.compile(*given, plan=plan, verify=False)
+    built_s = time.monotonic() - began
     found = {}
     for name, net in {"w8a8": uniform, "mixed": mixed}.items():
         net.save(task.folder / name)
@@ -121,7 +124,7 @@ def built(task: SentenceTask, steps: int, rate: float, rounding: str) -> dict[st
             "notes": list(net.plan.notes),
             "assignment": dict(net.plan.assignment),
         }
-    found["ours mixed"] |= {"planned_s": planned_s, "trained_s": trained_s}
+    found["ours mixed"] |= {"planned_s": planned_s, "built_s": built_s}
     return found
 
 
@@ -135,8 +138,8 @@ def of_ours(known: Mapping[str, Mapping[str, Any]]) -> list[str]:
     mixed = known["ours mixed"]
     return [
         *lines,
-        f"mixed: planned in {mixed['planned_s']:.0f} s, {mixed['notes'][-1]}, in "
-        f"{mixed['trained_s']:.0f} s with building",
+        f"mixed: planned in {mixed['planned_s']:.0f} s, built in {mixed['built_s']:.0f} s",
+        *(f"mixed: {note}" for note in mixed["notes"]),
     ]
 
 
@@ -204,9 +207,9 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=128, help="length of the input")
     parser.add_argument("--sentences", type=int, default=300, help="compared with float")
-    parser.add_argument("--texts", type=int, default=256, help="sentences to calibrate on")
+    parser.add_argument("--texts", type=int, default=512, help="sentences to calibrate on")
     parser.add_argument("--contenders", default="", help="only names with one of these texts")
-    parser.add_argument("--steps", type=int, default=200, help="of training for the mixed plan")
+    parser.add_argument("--steps", type=int, default=0, help="of training for the mixed plan")
     parser.add_argument("--rate", type=float, default=RATE, help="largest move of a step, in codes")
     parser.add_argument("--rounding", default="gptq", help="what training of the mix starts from")
     parser.add_argument("--accuracy", action="store_true", help="only how far ours are from float")
