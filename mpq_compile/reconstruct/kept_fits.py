@@ -19,7 +19,7 @@ from mpq_compile.reconstruct.site_fit import SiteFit
 from mpq_compile.sensitivity import checkpoint
 from mpq_compile.types import QSpec
 
-_FOLDERS = ("passes", "quant", "reconstruct")
+_FOLDERS = ("passes", "quant", "reconstruct", "sensitivity")
 
 
 class KeptFits:

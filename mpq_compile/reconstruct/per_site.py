@@ -28,7 +28,9 @@ from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.kept_fits import KeptFits, fit_of, spec_name, tensors_of
 from mpq_compile.reconstruct.lockstep import MEMORY_MB
 from mpq_compile.reconstruct.moments import Moments, Positions, Reader
+from mpq_compile.reconstruct.output_fisher import row_fisher
 from mpq_compile.reconstruct.site_fit import SiteProblem
+from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.types import Candidate, Site
 from mpq_compile.workpool import Results, Work, current_pool, titled
 
@@ -92,10 +94,11 @@ def reconstruct_per_site(
     pool = current_pool()
     most = -(-len(wanted) // (_GROUPS_A_PROCESS * pool.size)) if pool.size > 1 else len(wanted)
     groups = groups_within(network, wanted, memory_mb, most)
+    graph = QuantizedGraph(network, calibration)
 
     def fitted(unit: str) -> Results:
         sites = json.loads(unit)
-        found = gathered(network, batches, sites)
+        found = gathered(network, batches, sites, row_fisher(graph, batches, sites))
         return {
             name: value
             for site in sites
@@ -155,13 +158,20 @@ def moment_bytes(network: Network, site: Site) -> float:
 
 
 def gathered(
-    network: Network, batches: Sequence[Batch], sites: Sequence[str]
+    network: Network,
+    batches: Sequence[Batch],
+    sites: Sequence[str],
+    weights: Mapping[str, Sequence[Tensor]],
 ) -> dict[str, Moments]:
-    """Return the moments of float inputs and outputs of some sites, from one pass over the data."""
+    """Return the moments of float inputs and outputs of some sites, from one pass over the data.
+
+    ``weights`` say what rows of a site count, a tensor for each batch.
+    """
     gathering = _Gathering(network, sites, len(batches))
     with torch.no_grad():
-        for batch in track(batches, "gather moments"):
-            gathering.run_batch(batch.inputs)
+        for i, batch in enumerate(track(batches, "gather moments")):
+            counts = {site: parts[i] for site, parts in weights.items()}
+            gathering.run_batch(batch.inputs, counts)
     return gathering.moments
 
 
@@ -216,10 +226,11 @@ class _Gathering(fx.Interpreter):
         self._biases = {site: network.bias(site) for site in sites}
         self.moments = {site: Moments() for site in sites}
         self._left: set[str] = set()
+        self._counts: Mapping[str, Tensor] = {}
 
-    def run_batch(self, inputs: Sequence[Tensor]) -> None:
+    def run_batch(self, inputs: Sequence[Tensor], counts: Mapping[str, Tensor]) -> None:
         """Add a batch; what comes after the last of the sites is not computed."""
-        self._left = set(self._site_of)
+        self._left, self._counts = set(self._site_of), counts
         self.run(*inputs)
 
     def run_node(self, node: fx.Node) -> object:
@@ -232,7 +243,11 @@ class _Gathering(fx.Interpreter):
         x: Tensor = self.env[node.args[0]]
         y: Tensor = super().run_node(node)
         reader, shape = self._readers[site], tuple(y.shape)
-        inputs = reader.inputs(x, shape, self._draws[site](shape))
+        positions = self._draws[site](shape)
+        inputs = reader.inputs(x, shape, positions)
         targets = reader.rows @ inputs + self._biases[site].reshape(reader.groups, -1, 1)
-        self.moments[site].add(inputs, targets, len(y))
+        counts = self._counts.get(site)
+        self.moments[site].add(
+            inputs, targets, len(y), None if counts is None else counts[positions]
+        )
         return y

@@ -156,7 +156,7 @@ def test_an_overflow_is_named() -> None:
 
 def test_moments_are_counted_and_bound() -> None:
     setting = Setting()
-    found = gathered(setting.network, setting.batches, setting.sites)
+    found = gathered(setting.network, setting.batches, setting.sites, {})
     sizes = {site.id: moment_bytes(setting.network, site) for site in setting.network.sites}
     for site, moments in found.items():
         held = (moments.squares, moments.crosses, moments.inputs, moments.targets)
