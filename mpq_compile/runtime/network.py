@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,18 +89,36 @@ class CompiledNetwork:
             )
         return known
 
-    def __call__(self, *inputs: Any, in_place: bool = False) -> Any:
+    def __call__(self, *inputs: Any, in_place: bool = False, **named: Any) -> Any:
         """Run the network; a single output comes alone, several as the model returns them.
 
         Args:
             inputs: What the model takes.
             in_place: Change inputs that the model returns with rows written into them (the cache
                 of a decoder) instead of copies of them. What is returned then is what was passed.
+            named: Inputs by the names that the model's ``forward`` has, behind those by place.
+
+        Raises:
+            MpqError: There is no input, one is missing, or a name is unknown.
         """
-        if not inputs:
+        given = self._in_order(inputs, named) if named else list(inputs)
+        if not given:
             raise MpqError("no input", expected=f"{len(self.manifest.inputs)} tensors")
-        outputs = self.executor.run(list(inputs), in_place)
-        return _as_returned(outputs, self.manifest.out_spec, _torch(inputs[0]))
+        outputs = self.executor.run(given, in_place)
+        return _as_returned(outputs, self.manifest.out_spec, _torch(given[0]))
+
+    def _in_order(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+        # Artifacts of before names were kept have numbers.
+        names = [entry.get("name", f"input{i}") for i, entry in enumerate(self.manifest.inputs)]
+        wanted = names[len(inputs) :]
+        if set(wanted) != set(named):
+            raise MpqError(
+                "the inputs are not those of the network",
+                expected=", ".join(names),
+                found=", ".join([*names[: len(inputs)], *named]),
+                remedy="leave out what the network was built without, and pass all others",
+            )
+        return [*inputs, *(named[name] for name in wanted)]
 
     @property
     def run_compiled_shapes(self) -> Callable[[Sequence[Any]], list[Any]]:
