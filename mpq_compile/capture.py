@@ -149,11 +149,12 @@ def _check_float32(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def _load(path: Path) -> ExportedProgram:
     if path.suffix != ".pt2" or not path.is_file():
+        absent = "a folder" if path.is_dir() else "no such file"
         raise CaptureError(
             "cannot read the model",
             where=str(path),
             expected="an existing .pt2 file, written by torch.export.save, or a .onnx file",
-            found="no such file" if not path.is_file() else f"suffix {path.suffix!r}",
+            found=absent if not path.is_file() else f"suffix {path.suffix!r}",
             remedy="export the model with torch.export, or name file.py:factory",
         )
     try:

@@ -102,6 +102,9 @@ def test_refused_model_names(place: Path, tmp_path: Path) -> None:
     for name in ("none.py:make", "none.pt2", "net.onnx", f"{place}/data.npz:make"):
         with pytest.raises(CaptureError):
             read_model(name)
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(CaptureError, match="found: a folder"):
+        read_model(f"{tmp_path}/net.onnx")
     with pytest.raises(CaptureError, match="FACTORY"):
         read_model(f"{place}/net.py")
     (tmp_path / "bad.py").write_text("def make(:\n", encoding="utf-8")
