@@ -51,6 +51,12 @@ class CapturedGraph:
     met: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, FixedSite] = field(default_factory=dict)
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the flat inputs, as ``forward`` has them."""
+        nodes = self.module.graph.nodes
+        return tuple(str(node.target) for node in nodes if node.op == "placeholder")
+
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
     """Return positional arguments: a tensor alone becomes a tuple of one."""
