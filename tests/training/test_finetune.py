@@ -207,6 +207,8 @@ def test_labels(loss: str) -> None:
     found = session()
     with pytest.raises(mpq.CalibrationError, match="nothing to compare labels with"):
         trained(found, uniform(found), loss=loss, epochs=1)
+    with pytest.raises(mpq.CalibrationError, match="labels do not match"):
+        trained(found, uniform(found), loss=loss, epochs=1, loader=[(X, Y + 1)])
     assert trained(found, uniform(found), loss=loss, epochs=1, loader=[(X, Y)]).steps == 8
 
 
