@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,9 @@ from mpq_compile.onnx_import.fixed import FixedSite
 from mpq_compile.onnx_import.model import import_onnx
 
 log = logging.getLogger(__name__)
+
+# How torch.export says that an output is of a class that it cannot take apart.
+_ODD_OUTPUT = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,12 @@ class CapturedGraph:
     dynamic_batch: bool
     met: Mapping[str, int] = field(default_factory=dict)
     fixed: Mapping[str, FixedSite] = field(default_factory=dict)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the flat inputs, as ``forward`` has them."""
+        nodes = self.module.graph.nodes
+        return tuple(str(node.target) for node in nodes if node.op == "placeholder")
 
 
 def as_inputs(example_inputs: Any) -> tuple[Any, ...]:
@@ -149,11 +159,12 @@ def _check_float32(model: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 def _load(path: Path) -> ExportedProgram:
     if path.suffix != ".pt2" or not path.is_file():
+        absent = "a folder" if path.is_dir() else "no such file"
         raise CaptureError(
             "cannot read the model",
             where=str(path),
             expected="an existing .pt2 file, written by torch.export.save, or a .onnx file",
-            found="no such file" if not path.is_file() else f"suffix {path.suffix!r}",
+            found=absent if not path.is_file() else f"suffix {path.suffix!r}",
             remedy="export the model with torch.export, or name file.py:factory",
         )
     try:
@@ -186,6 +197,9 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedP
     except MpqError:
         raise  # an imported network says itself what it cannot do
     except Exception as error:  # export raises whatever the model raises
+        odd = _ODD_OUTPUT.search(str(error))
+        if odd is not None:
+            raise _no_tensors(odd[1].rpartition(".")[2], type(model).__name__) from error
         raise CaptureError(
             "torch.export cannot trace the model with these inputs",
             where=type(model).__name__,
@@ -193,6 +207,18 @@ def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedP
             found=f"{type(error).__name__}: {str(error).strip()[:600]}",
             remedy="check the input shapes; replace data-dependent branches by torch operations",
         ) from error
+
+
+def _no_tensors(found: str, where: str | None = None) -> CaptureError:
+    cache = "; a decoder of Hugging Face returns no cache once model.config.use_cache = False"
+    return CaptureError(
+        "the model returns something else than tensors",
+        where=where,
+        expected="tensors, or tuples, lists and dicts of tensors",
+        found=found,
+        remedy="return tensors only, or wrap the model in a module that does"
+        + (cache if found.endswith("Cache") else ""),
+    )
 
 
 @contextmanager
@@ -348,10 +374,5 @@ def _run(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]
             remedy="check the shapes and dtypes of the example inputs",
         ) from error
     if not all(isinstance(value, Tensor) for value in outputs):
-        raise CaptureError(
-            "the model returns something else than tensors",
-            expected="tensors, or tuples, lists and dicts of tensors",
-            found=", ".join(type(value).__name__ for value in outputs),
-            remedy="return tensors only",
-        )
+        raise _no_tensors(", ".join(type(value).__name__ for value in outputs))
     return outputs

@@ -104,13 +104,14 @@ def write_artifact(
     library = build_library(lowered, tier, threads, folder / LIBRARY)
     index = write_weights(folder / WEIGHTS, lowered.arrays)
     (folder / PLAN).write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
-    inputs = zip(lowered.input_shapes, lowered.input_dtypes, strict=True)
+    names = network.captured.input_names
+    inputs = zip(names, lowered.input_shapes, lowered.input_dtypes, strict=True)
     outputs = zip(lowered.output_shapes, lowered.output_dtypes, strict=True)
     manifest = Manifest(
         tier=tier.name,
         threads=threads,
         arena=library.arena,
-        inputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in inputs],
+        inputs=[{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in inputs],
         outputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in outputs],
         updates=lowered.updates,
         out_spec=pytree.treespec_dumps(network.captured.out_spec),

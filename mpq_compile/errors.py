@@ -99,9 +99,9 @@ class TimeRanOutError(DeviceError):
     """The time allowed for measuring ended before everything was measured."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a remedy that suggests the known name nearest to ``name``."""
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return a remedy that suggests the known name nearest to ``name``, which may be no text."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     listing = "one of " + ", ".join(names) if names else "nothing is registered"
     return f"did you mean {close[0]!r}? ({listing})" if close else listing

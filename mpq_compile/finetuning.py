@@ -27,6 +27,7 @@ from mpq_compile.session import Session
 from mpq_compile.training.defaults import BATCH_SIZE, EPOCHS, RATE
 from mpq_compile.training.epochs import Epochs, read_epochs
 from mpq_compile.training.loss import Loss, check_loss
+from mpq_compile.training.positive import check_count
 from mpq_compile.training.state import TrainingState
 from mpq_compile.training.student import Student
 from mpq_compile.training.train import Schedule, judge, train
@@ -114,10 +115,14 @@ def finetune(
             or for 256 of a data set or a folder of images.
 
     Raises:
-        PlanError: The plan does not fit the model, or the checkpoint is of another run.
+        PlanError: The plan does not fit the model, the checkpoint is of another run, or
+            ``epochs``, ``batch_size`` or ``rate`` is not positive.
         CalibrationError: No data, no labels where they are needed, or a loss that is not finite.
     """
+    # What is asked for is checked before anything that takes time.
     check_loss(loss)
+    check_count("batch_size", batch_size)
+    schedule = Schedule(epochs=epochs, rate=rate)
     if isinstance(loader, Iterator):
         loader = list(loader)  # it is read twice
     session = Session(
@@ -132,7 +137,6 @@ def finetune(
     )
     assignment = complete_assignment(session.network, plan.assignment)
     data = read_epochs(loader, session.network, batch_size, seed, samples)
-    schedule = Schedule(epochs=epochs, rate=rate)
     path = None if checkpoint is None else Path(checkpoint)
     found = finetune_session(session, assignment, data, schedule, loss, path)
     session.keep(assignment, found.calibration)

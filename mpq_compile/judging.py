@@ -30,6 +30,7 @@ from mpq_compile.digest import content_digest
 from mpq_compile.errors import PlanError, nearest
 from mpq_compile.memo import Memo, evaluations_dir
 from mpq_compile.runtime.fingerprint import kernel_hash
+from mpq_compile.sensitivity.labels import class_index
 from mpq_compile.sensitivity.sqnr import noise_to_signal
 
 if TYPE_CHECKING:
@@ -229,9 +230,12 @@ def _leaves(network: nn.Module, batch: Batch) -> Outputs:
 
 def _accuracy(scores: Sequence[Tensor], batches: Sequence[Batch]) -> float:
     labels = [batch.labels for batch in batches if batch.labels is not None]
-    rows = zip(scores, labels, strict=True)
-    right = torch.cat([(_top1(score) == label).flatten() for score, label in rows])
-    return 100.0 * float(right.double().mean())
+    right = []
+    for score, label in zip(scores, labels, strict=True):
+        classes = _classes(score).reshape(*score.shape[:2], -1)
+        index = class_index(label, classes.shape)
+        right.append((classes.argmax(1, keepdim=True) == index).flatten())
+    return 100.0 * float(torch.cat(right).double().mean())
 
 
 def _disagreement(outputs: Sequence[Outputs], references: Sequence[Outputs]) -> float:

@@ -41,7 +41,8 @@ def plan(
     """Choose the bits of every site: least loss within ``budget`` on ``target``.
 
     Args:
-        model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
+        model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` or ``.onnx`` file. A module
+            is taken as in eval mode, whatever mode it is in, and keeps that mode.
         example_inputs: Tensor or tuple of tensors of the deployed shapes.
         calibration: Iterable of input batches, or of (inputs, labels), tensors or arrays; or the
             path of a ``.npz`` file or of a folder of images, an :class:`ImageFolder`, a DataLoader,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, TypedDict
 
 from mpq_compile.errors import CalibrationError
@@ -83,20 +85,20 @@ class Recipe:
         ROUNDINGS.load(self.rounding)
         check_weights(self.sensitivity_on)
         check_balance(self.equalize, self.migration)
-        if self.samples is not None and self.samples < 1:
+        if self.samples is not None and not _within(self.samples, Integral, 1, math.inf):
             raise CalibrationError(
                 "no samples are asked for",
                 where="samples",
-                expected="1 or more",
-                found=self.samples,
+                expected="a whole number, 1 or more",
+                found=repr(self.samples),
                 remedy="correct the number, or leave it out",
             )
-        if self.held_out is not None and not 0 <= self.held_out <= 0.5:
+        if self.held_out is not None and not _within(self.held_out, Real, 0, 0.5):
             raise CalibrationError(
                 "no such share of the data can be held out",
                 where="held_out",
                 expected="0 to 0.5",
-                found=self.held_out,
+                found=repr(self.held_out),
                 remedy="correct the share, or leave it out",
             )
 
@@ -133,6 +135,11 @@ class Recipe:
         if "held_out" in recorded:
             recorded["held_out"] = float(recorded["held_out"])
         return cls(**{f.name: recorded[f.name] for f in fields(cls) if f.name in recorded})
+
+
+def _within(value: Any, kind: type[Any], low: float, high: float) -> bool:
+    """Tell whether a user's value is a number of a kind, and within bounds."""
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 
 # What was done before an option was there, where that is not its default.

@@ -16,6 +16,7 @@ from mpq_compile.search.options import SearchOptions
 from mpq_compile.search.policy import Policy
 from mpq_compile.session import Session
 from mpq_compile.training.epochs import Epochs, read_epochs
+from mpq_compile.training.positive import check_count
 from mpq_compile.training.state import TrainingState
 from mpq_compile.types import Budget
 
@@ -70,8 +71,10 @@ def search_policy(
         CalibrationError: Labels are missing or wrong, there are too few samples, or the search
             diverged.
         InfeasibleBudgetError: The cheapest assignment is above the budget.
-        PlanError: The budget bounds something else, or the checkpoint is of another search.
+        PlanError: The budget bounds something else, the checkpoint is of another search, or
+            ``epochs`` or ``batch_size`` is not positive.
     """
+    check_count("batch_size", batch_size)
     options = SearchOptions(
         method=method, bops=_bops(Budget.of(budget)), price=price, loss=loss, epochs=epochs
     )

@@ -46,6 +46,28 @@ def test_the_model_is_not_changed() -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_a_model_in_training_is_taken_as_in_eval_mode() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout()).train()
+    (found,) = capture(model, X).module(X)
+    torch.testing.assert_close(found, model.eval()(X))
+
+
+class Cache:
+    """What ``torch.export`` does not know."""
+
+
+class Caching(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Cache]:
+        return x * 2, Cache()
+
+
+def test_an_output_that_is_no_tensor_is_named() -> None:
+    with pytest.raises(CaptureError, match="something else than tensors") as caught:
+        capture(Caching(), X)
+    assert (caught.value.where, caught.value.found) == ("Caching", "Cache")
+    assert "use_cache = False" in str(caught.value.remedy)
+
+
 def test_outputs_are_flat_and_their_tree_is_kept() -> None:
     graph = capture(TwoInputs(), CASES["two_inputs"].inputs(2))
     outputs = graph.module(*CASES["two_inputs"].inputs(2))

@@ -100,6 +100,8 @@ def test_accuracy_needs_labels() -> None:
     with pytest.raises(mpq.PlanError, match="needs labels"):
         frontier(evaluate="accuracy")
     labels = model()(X).argmax(1)
+    with pytest.raises(mpq.CalibrationError, match="labels do not match"):
+        frontier(evaluate="accuracy", points=3, calibration=[(X, labels + 100)])
     found = frontier(evaluate="accuracy", points=3, calibration=[(X, labels)])
     assert found.float_score == 100.0
     assert found.evaluated[-1].score == pytest.approx(100.0 - found.evaluated[-1].drop)

@@ -156,6 +156,18 @@ def test_a_prompt(name: str, attention: str) -> None:
     assert quantized.manifest.notes == []
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_decoder_as_it_comes(name: str) -> None:
+    model, _ = make(name, "sdpa")
+    with pytest.raises(CaptureError, match="found: DynamicCache") as caught:
+        capture(model, tokens(0, 8))
+    assert "model.config.use_cache = False" in str(caught.value.remedy)
+    model.config.use_cache = False
+    graph = capture(model, tokens(0, 8))
+    with torch.no_grad():
+        assert near(graph.module(tokens(1, 8))[0], model(tokens(1, 8)).logits)
+
+
 @pytest.mark.parametrize("name,attention", [("llama", "eager"), ("gpt2", "sdpa")])
 def test_a_step(name: str, attention: str) -> None:
     model, heads = make(name, attention)

@@ -33,7 +33,8 @@ def read_model(name: str) -> tuple[Any, Any]:
 def _exported(path: Path) -> Path:
     if path.suffix in _FILES and path.is_file():
         return path
-    found = "no such file" if path.suffix in _FILES else repr(str(path))
+    absent = "a folder" if path.is_dir() else "no such file"
+    found = absent if path.suffix in _FILES else repr(str(path))
     remedy = f"name the factory: {path}:FACTORY" if path.suffix == ".py" else "correct the name"
     raise CaptureError(
         "no model of this name", where=str(path), expected=_EXPECTED, found=found, remedy=remedy

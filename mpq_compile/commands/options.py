@@ -26,8 +26,8 @@ _MODEL = typer.Argument(
 _DATA_FILE = typer.Option(
     "--data",
     metavar="X.npz|FOLDER",
-    help="Samples: arrays batch-first, in the order of the model's inputs, labels optional; or "
-    "images, folders in it are classes.",
+    help="Samples: arrays batch-first, named like the model's inputs or in their order, labels "
+    "optional; or images, folders in it are classes.",
 )
 Model = Annotated[str, _MODEL]
 OptionalModel = Annotated[str | None, _MODEL]

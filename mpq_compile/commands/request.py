@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from mpq_compile.commands.image_options import read_folder, refuse_for_arrays
 from mpq_compile.commands.model import read_model
 from mpq_compile.cost.targets import resolve_target
 from mpq_compile.data.images import ImageFolder
-from mpq_compile.data.npz import read_npz, refuse_float64
+from mpq_compile.data.npz import in_order, read_npz, refuse_float64
 from mpq_compile.data.samples import Samples
 from mpq_compile.errors import CaptureError, PlanError
 from mpq_compile.registry import METRICS, SOLVERS
@@ -29,12 +30,12 @@ class Loaded:
         model: ``nn.Module``, ``ExportedProgram``, or the path of a ``.pt2`` file.
         example_inputs: Those of the factory or of the exported program (None), else the first
             sample of the data.
-        calibration: One batch of inputs, with labels where the data has them; or a folder.
+        calibration: Arrays, with labels where the data has them; or a folder.
     """
 
     model: Any
     example_inputs: Any
-    calibration: Sequence[Any] | ImageFolder
+    calibration: Samples | ImageFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +147,35 @@ def _with_images(model: str, folder: ImageFolder) -> Loaded:
 
 
 def _with_arrays(samples: Samples, model: Any, example: Any) -> Loaded:
+    from torch import nn
+
+    # Exported programs have example inputs that say what shapes they were exported for.
+    if example is None and isinstance(model, nn.Module):
+        example = _first_sample(samples, model.forward)
+    return Loaded(model=model, example_inputs=example, calibration=samples)
+
+
+def _first_sample(samples: Samples, forward: Callable[..., Any]) -> tuple[Any, ...]:
+    """Return the first sample of each array, in the order of the arguments."""
     import torch
 
-    inputs = tuple(torch.from_numpy(array) for array in samples.inputs.values())
-    # A path is a .pt2 file: its own example inputs say what shapes it was exported for.
-    if example is None and not isinstance(model, Path):
-        example = tuple(value[:1] for value in inputs)
-    if samples.labels is None:
-        return Loaded(model=model, example_inputs=example, calibration=[inputs])
-    labels = torch.from_numpy(samples.labels)
-    return Loaded(model=model, example_inputs=example, calibration=[(inputs, labels)])
+    parameters = _positional(forward)
+    if parameters is not None:
+        needed = sum(parameter.default is parameter.empty for parameter in parameters)
+        samples = in_order(samples, [parameter.name for parameter in parameters], needed)
+    return tuple(torch.from_numpy(array[:1]) for array in samples.inputs.values())
+
+
+def _positional(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """Return the parameters that take arguments by their place; None where they are not known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # compiled code, such as TorchScript
+        return None
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    named = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter for parameter in parameters if parameter.kind in named]
 
 
 def read_budget(**bounds: float | None) -> Budget:

@@ -17,7 +17,7 @@ from mpq_compile.commands.groups import grouped
 from mpq_compile.commands.image_options import read_folder, refuse_for_arrays
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.data.images import read_images
-from mpq_compile.data.npz import read_npz
+from mpq_compile.data.npz import in_order, read_npz
 from mpq_compile.data.samples import Samples
 from mpq_compile.data.wanted import Wanted
 from mpq_compile.runtime.rpc_address import is_address
@@ -49,8 +49,9 @@ def run(
         found = read_images(folder, _wanted(network.manifest.inputs, samples))
     else:
         refuse_for_arrays(data, images)
-        found = read_npz(data).first(samples)
+        given = read_npz(data).first(samples)
         network = load(artifact, _device(target))
+        found = in_order(given, _names(network.manifest.inputs))
     outputs, calls_ms = _run_all(network, found)
     if output is not None:
         # A stream: to a path without suffix NumPy would add one.
@@ -62,11 +63,16 @@ def run(
 def _wanted(inputs: Sequence[Mapping[str, Any]], samples: int | None) -> Wanted:
     """Return what an artifact wants of a folder of images."""
     return Wanted(
-        names=tuple(f"input{index}" for index in range(len(inputs))),
+        names=_names(inputs),
         shapes=tuple(tuple(entry["shape"]) for entry in inputs),
         dtypes=tuple(entry["dtype"] for entry in inputs),
         samples=samples,
     )
+
+
+def _names(inputs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the inputs' names; artifacts of before they were kept have numbers."""
+    return tuple(entry.get("name", f"input{index}") for index, entry in enumerate(inputs))
 
 
 def _device(target: str | None) -> Device | None:

@@ -106,9 +106,8 @@ def opened(calibration: Any, wanted: Wanted) -> tuple[Reading, Iterable[Any]]:
 def wanted_by(network: Network, samples: int | None = None, seed: int = 0) -> Wanted:
     """Return what a network wants of a source of data."""
     examples = network.captured.example_inputs
-    nodes = [node for node in network.captured.module.graph.nodes if node.op == "placeholder"]
     return Wanted(
-        names=tuple(str(node.target) for node in nodes),
+        names=network.captured.input_names,
         shapes=tuple(tuple(example.shape) for example in examples),
         dtypes=tuple(str(example.dtype).removeprefix("torch.") for example in examples),
         samples=samples,

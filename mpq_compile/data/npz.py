@@ -1,10 +1,11 @@
-"""Samples in a ``.npz`` file. Imports no torch."""
+"""Samples in a ``.npz`` file, as the inputs of a model. Imports no torch."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,18 @@ _BROKEN = (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFi
 
 
 def accepts(data: Any) -> bool:
-    """Tell whether ``data`` is a path, of no folder."""
-    return isinstance(data, (str, Path)) and not Path(data).is_dir()
+    """Tell whether ``data`` is a path, of no folder, or what was read from one."""
+    return isinstance(data, Samples) or (isinstance(data, (str, Path)) and not Path(data).is_dir())
 
 
 def read(data: Any, wanted: Wanted) -> Reading:
-    """Return the file as one batch: inputs in the order of the file, ``labels`` apart."""
-    samples = read_npz(Path(data))
+    """Return the file as one batch: inputs in the order of the model's, ``labels`` apart."""
+    samples = data if isinstance(data, Samples) else read_npz(Path(data))
     refuse_float64(samples)
+    samples = in_order(samples, wanted.names)
     inputs = tuple(samples.inputs.values())
     item = inputs if samples.labels is None else (inputs, samples.labels)
-    return Reading(items=iter([item]), what=str(data))
+    return Reading(items=iter([item]), what=str(samples.path))
 
 
 def read_npz(path: Path) -> Samples:
@@ -65,6 +67,42 @@ def refuse_float64(samples: Samples) -> None:
                 found="float64",
                 remedy=f"save {name}.astype(np.float32)",
             )
+
+
+def in_order(samples: Samples, names: Sequence[str], least: int | None = None) -> Samples:
+    """Return samples with an array for each input of a model, in the model's order.
+
+    Arrays go to inputs by name where all of them have the inputs' names, and else in the order of
+    the file.
+
+    Args:
+        samples: As they were read.
+        names: Of the inputs, as the model's ``forward`` has them.
+        least: How many of the inputs must be there, the first ones; None for all.
+
+    Raises:
+        CalibrationError: Too many or too few arrays, or one that has the name of an input and
+            stands in another's place.
+    """
+    arrays = samples.inputs
+    if not (len(names) if least is None else least) <= len(arrays) <= len(names):
+        raise _misfit("the arrays are not those of the model's inputs", samples, names)
+    wanted = names[: len(arrays)]
+    if set(wanted) == set(arrays):
+        return replace(samples, inputs={name: arrays[name] for name in wanted})
+    if any(name in names and name != place for name, place in zip(arrays, wanted, strict=True)):
+        raise _misfit("an array stands in another input's place", samples, names)
+    return samples
+
+
+def _misfit(message: str, samples: Samples, names: Sequence[str]) -> CalibrationError:
+    return CalibrationError(
+        message,
+        where=str(samples.path),
+        expected=f"arrays {', '.join(names)}, optionally {LABELS!r}",
+        found=", ".join(samples.inputs),
+        remedy="name the arrays like the parameters of forward, and leave all others out",
+    )
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -94,19 +94,13 @@ def _load(path: Path) -> ModelProto:
             "cannot read the model",
             where=str(path),
             expected="an existing .onnx file",
-            found="no such file",
+            found="a folder" if path.is_dir() else "no such file",
             remedy="correct the path",
         )
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
     except DecodeError as error:
-        raise CaptureError(
-            "the file is damaged or no ONNX model",
-            where=str(path),
-            expected="a ModelProto, as torch.onnx.export and onnx.save write it",
-            found=str(error),
-            remedy="export the model again",
-        ) from error
+        raise _no_model(path, error) from error
     except (OSError, ValueError, checker.ValidationError) as error:
         raise CaptureError(
             "external data of the model cannot be read",
@@ -115,6 +109,20 @@ def _load(path: Path) -> ModelProto:
             found=f"{type(error).__name__}: {str(error).strip()[:300]}",
             remedy="copy them to the folder of the .onnx file, or save the model in one file",
         ) from error
+    # An empty file, and now and then another one, reads as a message without fields.
+    if not model.HasField("graph"):
+        raise _no_model(path, f"{path.stat().st_size} bytes without a graph")
+    return model
+
+
+def _no_model(path: Path, found: object) -> CaptureError:
+    return CaptureError(
+        "the file is damaged or no ONNX model",
+        where=str(path),
+        expected="a ModelProto, as torch.onnx.export and onnx.save write it",
+        found=found,
+        remedy="correct the path, or export the model again",
+    )
 
 
 @contextmanager
@@ -128,7 +136,7 @@ def _explained(message: str, path: Path) -> Iterator[None]:
             where=str(path),
             expected=f"a valid model of opset {OPSET} or lower",
             found=f"{type(error).__name__}: {str(error).strip()[:400]}",
-            remedy="export the model again, with an opset from 13 to 23",
+            remedy=f"export the model again, with opset {OPSET} or lower",
         ) from error
 
 

@@ -193,8 +193,8 @@ PROPOSED = ("mse", "mse2", "mse4", "mse16", "minmax")
 
 def check_observer(name: str, others: tuple[str, ...] = ()) -> None:
     """Raise ``CalibrationError`` for a name that is neither an observer nor one of ``others``."""
-    if name not in OBSERVERS and name not in others:
-        known = (*others, *OBSERVERS)
+    known = (*others, *OBSERVERS)
+    if name not in known:
         raise CalibrationError(
             f"unknown observer {name!r}",
             expected=", ".join(known),

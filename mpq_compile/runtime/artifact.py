@@ -37,7 +37,8 @@ class Manifest:
         threads: Threads the kernels use.
         arena: Bytes of the buffer in which the network computes; None where Relax's virtual
             machine runs it.
-        inputs, outputs: ``{"shape": […], "dtype": …}`` of each tensor.
+        inputs, outputs: ``{"shape": […], "dtype": …}`` of each tensor; of inputs also ``"name"``,
+            that of the model's ``forward``.
         updates: Numbers of outputs that are inputs, changed in place, to those inputs' numbers.
         out_spec: JSON of the tree of outputs, or "" for a tuple.
         dynamic_batch: True where other batches run as slices of the compiled one.

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
 
 from mpq_compile.calibrate import Batch
 from mpq_compile.errors import CalibrationError
@@ -22,6 +21,7 @@ from mpq_compile.search.policy import POLICY_VERSION, Policy
 from mpq_compile.search.run import Run
 from mpq_compile.sensitivity.base import Choices, QuantizedGraph
 from mpq_compile.sensitivity.heads import Head, find_heads
+from mpq_compile.sensitivity.labels import class_index
 from mpq_compile.sensitivity.slices import Slice, size_of
 from mpq_compile.training.epochs import Epochs
 from mpq_compile.training.loss import Loss
@@ -124,26 +124,8 @@ def _checked_heads(
     classified = [head for head in heads if head.classes is not None]
     if options.loss != "distillation" and len(classified) == 1:
         outputs = graph.float_values(batches[0])["output"]
-        _check_labels(batches, classified[0].scores(outputs).shape)
+        _, *shape = classified[0].scores(outputs).shape
+        for index, batch in enumerate(batches):
+            assert batch.labels is not None
+            class_index(batch.labels, (size_of(batch), *shape), f"batch {index}")
     return heads
-
-
-def _check_labels(batches: Sequence[Batch], shape: Sequence[int]) -> None:
-    _, classes, positions = shape
-    for index, batch in enumerate(batches):
-        labels = batch.labels
-        assert labels is not None
-        if _are_classes(labels, classes) and labels.numel() == size_of(batch) * positions:
-            continue
-        raise CalibrationError(
-            "labels do not match the class scores",
-            where=f"batch {index}",
-            expected=f"{positions} integers from 0 to {classes - 1} for each sample",
-            found=f"{labels.dtype} {list(labels.shape)}, {labels.min()} to {labels.max()}",
-            remedy="number the classes as the network's outputs are",
-        )
-
-
-def _are_classes(labels: Tensor, classes: int) -> bool:
-    whole = not labels.is_floating_point()
-    return whole and bool(((labels >= 0) & (labels < classes)).all())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from mpq_compile.errors import PlanError
 from mpq_compile.registry import SEARCHES
 from mpq_compile.training.loss import check_loss
+from mpq_compile.training.positive import check_count, check_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,6 @@ class SearchOptions:
                 found="neither" if self.bops is None else "both",
                 remedy="give budget=Budget(bops=...)",
             )
-        for name in ("epochs", "weight_rate", "logit_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise PlanError(
-                    f"{name} must be positive",
-                    expected="a finite number above 0",
-                    found=repr(getattr(self, name)),
-                    remedy="correct the number, or leave it out",
-                )
+        check_count("epochs", self.epochs)
+        check_rate("weight_rate", self.weight_rate)
+        check_rate("logit_rate", self.logit_rate)

@@ -22,6 +22,7 @@ from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.sensitivity.base import Choices
 from mpq_compile.sensitivity.heads import Head
+from mpq_compile.sensitivity.labels import class_index
 from mpq_compile.sensitivity.quadratic import Quadratic
 from mpq_compile.sensitivity.slices import Slice
 from mpq_compile.types import SensitivityTable
@@ -79,14 +80,6 @@ def _label_weights(
             found="regressions only",
             remedy=_REMEDY,
         )
-    size, _, positions = scores[first].shape
-    if labels.numel() != size * positions:
-        raise CalibrationError(
-            "labels do not match the class scores",
-            expected=f"{positions} labels for each sample",
-            found=str(list(labels.shape)),
-            remedy="give one integer label for each position of the first output with classes",
-        )
-    index = labels.reshape(size, 1, positions).long()
-    weights[first].scatter_(1, index, 1.0 / positions**0.5)
+    shape = scores[first].shape
+    weights[first].scatter_(1, class_index(labels, shape), 1.0 / shape[2] ** 0.5)
     return [weights]

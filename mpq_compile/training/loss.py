@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from mpq_compile.calibrate import Batch
 from mpq_compile.errors import CalibrationError, PlanError, nearest
 from mpq_compile.sensitivity.heads import Head
+from mpq_compile.sensitivity.labels import class_index
 
 _TINY = 1e-30
 LOSSES = ("distillation", "labels", "both")
@@ -80,8 +81,7 @@ class Loss:
                 remedy="add labels to the data, or use loss='distillation', which needs none",
             )
         scores = heads[0].scores(found)
-        labels = batch.labels.reshape(len(scores), 1, -1).long()
-        return -scores.gather(1, labels).mean()
+        return -scores.gather(1, class_index(batch.labels, scores.shape)).mean()
 
 
 def _relative_error(found: Tensor, exact: Tensor) -> Tensor:

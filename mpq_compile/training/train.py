@@ -22,6 +22,7 @@ from mpq_compile.progress import counted
 from mpq_compile.training.epochs import Epochs
 from mpq_compile.training.learned import LearnedRange, LearnedWeight
 from mpq_compile.training.loss import Loss
+from mpq_compile.training.positive import check_count, check_rate
 from mpq_compile.training.state import MEAN, TrainingState
 from mpq_compile.training.student import Student
 
@@ -44,10 +45,17 @@ class Schedule:
         epochs: Passes over the data.
         rate: Largest move of a weight in a step, in codes. One number does for all layers,
             whatever their scale: Adam's step does not depend on the size of a gradient [derived].
+
+    Raises:
+        PlanError: A number is not positive, or not finite.
     """
 
     epochs: int
     rate: float
+
+    def __post_init__(self) -> None:
+        check_count("epochs", self.epochs)
+        check_rate("rate", self.rate)
 
     def at(self, step: int, total: int) -> float:
         """Return the share of ``rate`` at a step."""

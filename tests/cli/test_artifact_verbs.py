@@ -193,14 +193,19 @@ def test_run_imports_no_torch(fresh: Mpq, artifact: Path, place: Path) -> None:
     assert result.json["samples"] == 16
 
 
-@pytest.mark.parametrize("arrays", [{"x": (4, 3, 9, 8)}, {"x": (4, 3, 8, 8), "y": (4, 2)}])
-def test_run_refuses_wrong_shapes(
-    mpq: Mpq, artifact: Path, tmp_path: Path, arrays: dict[str, tuple[int, ...]]
-) -> None:
-    np.savez(tmp_path / "x.npz", **{k: np.zeros(s, np.float32) for k, s in arrays.items()})  # type: ignore[arg-type]
+def test_run_refuses_wrong_shapes(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 3, 9, 8), np.float32))
     result = mpq("run", artifact, "--data", tmp_path / "x.npz", "--json")
     assert result.code == 2
     assert "[1, 3, 8, 8]" in result.json["expected"]
+
+
+def test_run_refuses_more_arrays_than_inputs(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
+    images = np.zeros((4, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "x.npz", z=images, x=images)
+    result = mpq("run", artifact, "--data", tmp_path / "x.npz", "--json")
+    assert (result.code, result.json["error"]) == (2, "CalibrationError")
+    assert "arrays x," in result.json["expected"] and result.json["found"] == "z, x"
 
 
 def test_run_refuses_nan(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from verbs import Mpq
 
 
@@ -30,3 +31,15 @@ def test_a_loss_that_is_not_known(mpq: Mpq, job: tuple[str, ...], tmp_path: Path
     )
     assert result.code == 2
     assert "'labels'" in result.json["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--epochs", "0"), ("--batch-size", "0"), ("--rate", "0"), ("--rate", "nan")],
+)
+def test_numbers_that_are_not_positive(
+    mpq: Mpq, job: tuple[str, ...], plan_file: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    result = mpq("finetune", *job, "--plan", plan_file, "-o", tmp_path / "a", option, value)
+    assert result.code == 2
+    assert option.removeprefix("--") in result.err

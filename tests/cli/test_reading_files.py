@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from verbs import Mpq
 
 from mpq_compile.commands.model import read_model
+from mpq_compile.commands.options import Images
 from mpq_compile.commands.reading import read_plan
-from mpq_compile.commands.request import read_budget, read_candidates, read_constraints
+from mpq_compile.commands.request import load, read_budget, read_candidates, read_constraints
 from mpq_compile.data.npz import read_npz
 from mpq_compile.errors import CalibrationError, CaptureError, PlanError
 
@@ -79,6 +81,58 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
         read_npz(path)
 
 
+TWO = """
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(2, 3)
+
+    def forward(self, left, right, scale=None):
+        return self.a(left) + self.b(right)
+"""
+
+
+@pytest.mark.parametrize("names", [("right", "left"), ("left", "right"), ("first", "second")])
+def test_arrays_go_to_arguments_by_name_or_by_order(
+    mpq: Mpq, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    widths = {"left": 4, "first": 4, "right": 2, "second": 2}
+    shapes = {name: (8, widths[name]) for name in names}
+    model, path = two_inputs(tmp_path, shapes), tmp_path / "x.npz"
+    loaded = load(model, path, Images())
+    assert [value.shape[1] for value in loaded.example_inputs] == [4, 2]
+    result = mpq(
+        *("compile", model, "--data", path, "--candidates", "w8a8", "--no-verify", "--no-tune"),
+        *("-o", tmp_path / "a"),
+    )
+    assert result.code == 0
+    np.savez(path, **{name: np.zeros(shapes[name], np.float32) for name in reversed(names)})  # type: ignore[arg-type]
+    assert mpq("run", tmp_path / "a", "--data", path).code == (0 if "left" in names else 2)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("left",), ("rigth", "left"), ("left", "scale"), ("left", "right", "scale", "more")],
+)
+def test_arrays_that_do_not_tell_the_arguments(tmp_path: Path, names: tuple[str, ...]) -> None:
+    model = two_inputs(tmp_path, dict.fromkeys(names, (8, 4)))
+    with pytest.raises(CalibrationError) as caught:
+        load(model, tmp_path / "x.npz", Images())
+    assert "left, right" in str(caught.value.expected)
+    assert caught.value.found == ", ".join(names)
+
+
+def two_inputs(folder: Path, shapes: dict[str, tuple[int, int]]) -> str:
+    """Write a model of two arguments, and arrays; return the model's name."""
+    (folder / "two.py").write_text(TWO, encoding="utf-8")
+    arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    np.savez(folder / "x.npz", **arrays)  # type: ignore[arg-type]
+    return f"{folder}/two.py:Two"
+
+
 def test_the_model_may_bring_its_inputs(place: Path) -> None:
     model, example = read_model(f"{place}/net.py:make_with_inputs")
     assert type(model).__name__ == "Net"
@@ -102,6 +156,9 @@ def test_refused_model_names(place: Path, tmp_path: Path) -> None:
     for name in ("none.py:make", "none.pt2", "net.onnx", f"{place}/data.npz:make"):
         with pytest.raises(CaptureError):
             read_model(name)
+    (tmp_path / "net.onnx").mkdir()
+    with pytest.raises(CaptureError, match="found: a folder"):
+        read_model(f"{tmp_path}/net.onnx")
     with pytest.raises(CaptureError, match="FACTORY"):
         read_model(f"{place}/net.py")
     (tmp_path / "bad.py").write_text("def make(:\n", encoding="utf-8")

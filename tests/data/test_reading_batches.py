@@ -83,6 +83,38 @@ def test_a_file_gives_inputs_in_order_and_labels(tmp_path: Path) -> None:
         assert batches[0].labels is not None and batches[0].labels.tolist() == list(range(32))
 
 
+FACTS = np.ones((40, 5), np.float32)
+
+
+def test_arrays_of_a_file_go_to_inputs_by_name(tmp_path: Path) -> None:
+    path = npz(tmp_path, facts=FACTS, labels=Y.numpy(), pixels=X.numpy())
+    (first, _) = read_data(path, two_inputs()).batches
+    assert torch.equal(first.inputs[0], X[:32]) and first.inputs[1].shape == (32, 5)
+    assert first.labels is not None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("facts",),
+        ("pixels", "facts", "more"),
+        ("facts", "pixel"),  # a name that is misspelt leaves the other in its place
+        ("any", "pixels"),
+    ],
+)
+def test_arrays_that_do_not_tell_the_inputs(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(CalibrationError) as caught:
+        read_data(npz(tmp_path, **dict.fromkeys(names, FACTS)), two_inputs())
+    assert "pixels, facts" in str(caught.value.expected)
+    assert caught.value.found == ", ".join(names)
+
+
+def test_an_array_too_many_for_one_input(tmp_path: Path) -> None:
+    for surplus in ({"z": X.numpy(), "input": X.numpy()}, {"input": X.numpy(), "y": Y.numpy()}):
+        with pytest.raises(CalibrationError, match="not those of the model's inputs"):
+            read_data(npz(tmp_path, **surplus), network())
+
+
 def test_a_file_of_numpys_default_type_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"x\.astype\(np\.float32\)"):
         read_data(npz(tmp_path, x=X.numpy().astype(np.float64)), network())

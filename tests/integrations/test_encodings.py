@@ -125,6 +125,14 @@ def refused(model: nn.Module, x: Tensor, body: Any, folder: Path) -> mpq.MpqErro
         (lambda b: b["parameters"].update(sha256="0" * 64), "damaged or missing"),
         (lambda b: b.update(version=2), "no encodings"),
         (lambda b: b["param_encodings"][3].update(scale=[[1.0], [1.0, 2.0]]), "no array"),
+        (lambda b: b["param_encodings"].append(b["param_encodings"][0]), "stands twice"),
+        (lambda b: b["activation_encodings"].append(b["activation_encodings"][0]), "stands twice"),
+        *(
+            (lambda b, s=scale: b["param_encodings"][0]["scale"].__setitem__(0, s), "not positive")
+            for scale in (0.0, -0.1, 1e-60, float("inf"), float("nan"))
+        ),
+        (lambda b: b["param_encodings"][3]["scale"][0].__setitem__(0, -1.0), "not positive"),
+        (lambda b: b["activation_encodings"][0].update(scale=float("inf")), "not positive"),
     ],
 )
 def test_errors_say_where(

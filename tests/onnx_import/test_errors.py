@@ -14,6 +14,7 @@ from onnx_files import export, small
 
 from mpq_compile.capture import capture
 from mpq_compile.errors import CaptureError, UnsupportedOpError
+from mpq_compile.onnx_import.source import OPSET
 
 
 def file_of(path: Path, nodes: Sequence[NodeProto], shape: Sequence[object] = (1, 4)) -> Path:
@@ -33,6 +34,31 @@ PRODUCT = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
 def test_no_such_file() -> None:
     with pytest.raises(CaptureError, match="no such file"):
         capture("absent.onnx")
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_a_folder(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"net{suffix}"
+    path.mkdir()
+    with pytest.raises(CaptureError, match="found: a folder"):
+        capture(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no model at all", b"\x08\x01"])
+def test_a_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(content)
+    with pytest.raises(CaptureError, match="no ONNX model") as caught:
+        capture(path)
+    assert "opset" not in str(caught.value)
+
+
+def test_what_is_expected_of_an_opset_is_what_the_remedy_says(tmp_path: Path) -> None:
+    node = helper.make_node("NoSuchOperator", ["x"], ["y"])
+    with pytest.raises(CaptureError, match="not valid ONNX") as caught:
+        capture(file_of(tmp_path / "net.onnx", [node]))
+    for text in (caught.value.expected, caught.value.remedy):
+        assert f"opset {OPSET} or lower" in str(text)
 
 
 def test_a_damaged_file(tmp_path: Path) -> None:

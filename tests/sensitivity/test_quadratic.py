@@ -133,7 +133,8 @@ def test_taylor_refuses_a_regression() -> None:
     assert "kl" in str(caught.value.remedy)
 
 
-def test_taylor_refuses_labels_of_another_shape() -> None:
-    net = setting(Chain(), (torch.randn(6, 5),), torch.zeros(6, 2).long())
+@pytest.mark.parametrize("labels", [torch.zeros(6, 2).long(), torch.full((6,), 4)])
+def test_taylor_refuses_labels_that_are_no_classes(labels: Tensor) -> None:
+    net = setting(Chain(), (torch.randn(6, 5),), labels)
     with pytest.raises(CalibrationError, match="labels do not match"):
         net.measure(TaylorMetric(), ["w8a8"])

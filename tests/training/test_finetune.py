@@ -207,6 +207,8 @@ def test_labels(loss: str) -> None:
     found = session()
     with pytest.raises(mpq.CalibrationError, match="nothing to compare labels with"):
         trained(found, uniform(found), loss=loss, epochs=1)
+    with pytest.raises(mpq.CalibrationError, match="labels do not match"):
+        trained(found, uniform(found), loss=loss, epochs=1, loader=[(X, Y + 1)])
     assert trained(found, uniform(found), loss=loss, epochs=1, loader=[(X, Y)]).steps == 8
 
 
@@ -239,3 +241,18 @@ def test_names_that_are_not_known() -> None:
     with pytest.raises(mpq.PlanError, match="unknown loss 'labls'") as caught:
         mpq.finetune(plan, [X], model(), X[:1], loss="labls")
     assert "'labels'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("epochs", value) for value in (0, -1, 1.5, "2")),
+        *(("batch_size", value) for value in (0, -8, 2.5)),
+        *(("rate", value) for value in (0, -1e-3, float("inf"), float("nan"), "fast")),
+    ],
+)
+def test_numbers_that_are_not_positive(name: str, value: Any) -> None:
+    plan = mpq.plan(model(), X[:1], [X], target="bit_serial", candidates=["w8a8"])
+    with pytest.raises(mpq.PlanError, match=f"{name} must be positive") as caught:
+        mpq.finetune(plan, [X], model(), X[:1], **{name: value})
+    assert (caught.value.where, caught.value.found) == (name, repr(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,11 +49,12 @@ def from_encodings(
         target, allow_float, tuned: As for :func:`mpq_compile.assign`.
 
     Raises:
-        PlanError: The encodings are malformed, or of another network: a site or tensor is unknown
-            or missing, or a shape differs.
+        PlanError: The encodings are malformed, or of another network: a site or tensor is unknown,
+            missing or there twice, a shape differs, or a scale is not finite and positive.
         CalibrationError: A tensor that the network stores as codes has no encoding.
     """
     name, body, tensors = read_encodings(encodings)
+    _refuse_repeated(body, name)
     session = Session(
         model,
         example_inputs,
@@ -68,6 +70,22 @@ def from_encodings(
     session.keep(assignment, _calibration(network, body, tensors, name))
     plan = session.bare_plan(assignment)
     return session.build(replace(plan, notes=[f"scales, zero points and weights are of {name}"]))
+
+
+def _refuse_repeated(body: Mapping[str, Any], name: str) -> None:
+    """Raise ``PlanError`` where two entries speak of one site, or of one tensor at one width."""
+    sites = [entry["name"] for entry in body[_SITES]]
+    tensors = [f"{entry['name']} at {entry['bitwidth']} bits" for entry in body[_TENSORS]]
+    for kind, found in ((_SITES, sites), (_TENSORS, tensors)):
+        repeated = [one for one, count in Counter(found).items() if count > 1]
+        if repeated:
+            raise PlanError(
+                "an entry of the encodings stands twice",
+                where=f"{name}: {kind}",
+                expected="one entry each",
+                found=f"several for {', '.join(repeated[:5])}",
+                remedy="remove all but one, or export the encodings again",
+            )
 
 
 def _with_constants(network: Network, tensors: Mapping[str, Tensor], name: str) -> Network:
@@ -140,7 +158,7 @@ def _weight(
             found=f"{entry['bitwidth']} and {entry.get('block_size')}",
             remedy="correct one of them",
         )
-    scale = _scale(entry["scale"], where)
+    scale = _scale(entry["scale"], f"{where}: scale")
     blocks = () if spec.group_size is None else (real[0].numel() // spec.group_size,)
     _check_shape(scale, (len(real), *blocks), f"{where}: scale")
     codes = tensors.get(f"codes/{site}")
@@ -154,15 +172,26 @@ def _weight(
 
 def _scale(values: Any, where: str) -> Tensor:
     try:
-        return torch.tensor(values, dtype=torch.float32)
+        scale = torch.tensor(values, dtype=torch.float32)
     except (TypeError, ValueError) as error:
         raise PlanError(
             "scales are no array",
-            where=f"{where}: scale",
+            where=where,
             expected="numbers, or lists of as many numbers each",
             found=str(error)[:200],
             remedy="correct the list",
         ) from error
+    # As float32: what is positive in the file may be rounded to zero, or be out of its range.
+    wrong = scale[~(scale.isfinite() & (scale > 0))]
+    if len(wrong):
+        raise PlanError(
+            "a scale is not positive",
+            where=where,
+            expected="finite numbers above 0",
+            found=f"{wrong[0].item():g}",
+            remedy="correct the scale, or export the encodings again",
+        )
+    return scale
 
 
 def _ranges(
@@ -174,6 +203,7 @@ def _ranges(
         node, bits = entry["name"], entry["bitwidth"]
         if node not in known:
             raise _unknown("tensor", node, known, name)
+        _scale(entry["scale"], f"{name}: {node}: scale")
         found[node, bits] = QParams(
             spec=QSpec(bits=bits, signed=False, symmetric=False),
             scale=entry["scale"],
