@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from mpq_compile.errors import CalibrationError, MpqError, PlanError, nearest
 from mpq_compile.integrations.backend_options import BackendOptions
 from mpq_compile.integrations.bound_graph import BoundGraph
 from mpq_compile.integrations.buffers import buffers_kept
+from mpq_compile.integrations.free_batch import fixes_batch, with_one_more
 from mpq_compile.integrations.joint_plan import compile_parts, joined_plan, share_of
 from mpq_compile.integrations.model_batches import model_calls
 from mpq_compile.integrations.part import Part, find_network, gathered, shapes_of
@@ -29,6 +31,8 @@ from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.search.policy import Policy
 from mpq_compile.session import Session
 from mpq_compile.types import Plan, Site
+
+log = logging.getLogger(__name__)
 
 NOT_SEEN = "no calibration batch reached it"
 _LOCK = RLock()
@@ -147,8 +151,8 @@ class Compilation:
 
     def finish(self, recording: Recording) -> None:
         """Plan and build the parts that were recorded, all together."""
+        parts = self._gathered(recording)
         with _LOCK, torch.inference_mode(False), torch.enable_grad():
-            parts = gathered(recording.seen.get(self, {}))
             met: dict[str, int] = {}
             for part in parts:
                 find_network(part, met, self.options)
@@ -168,6 +172,29 @@ class Compilation:
         for part in parts:
             if part.reason and part.has_weights:
                 _warn(part.bound, part.reason)
+
+    def _gathered(self, recording: Recording) -> list[Part]:
+        """Return the parts, with the batch free where that is Dynamo's choice.
+
+        It writes a size into a graph until it has seen another one: where all calls had the same
+        number of samples, the first one runs with one more.
+        """
+        graphs = recording.seen.get(self, {})
+        parts = gathered(graphs)
+        longer = with_one_more(recording.calls[self]) if any(map(fixes_batch, parts)) else None
+        if longer is None:
+            return parts
+        known = set(graphs)
+        recording.probing = True
+        with buffers_kept(self.model), recorded(recording):
+            try:
+                longer.run(*longer.args, **longer.kwargs)
+            except Exception as error:  # of any kind, from a model that fixes the batch itself
+                log.debug("another batch refused: %s", error)
+        for bound in set(graphs) - known:
+            if not any(part.stands_for(bound, graphs[bound].example) for part in parts):
+                del graphs[bound]  # no call went there
+        return gathered(graphs)
 
     def _sessions(self, parts: Sequence[Part]) -> list[Session]:
         quantizable = [part for part in parts if part.network is not None]

@@ -159,7 +159,7 @@ def gathered(graphs: Mapping[BoundGraph, Seen]) -> list[Part]:
             part = Part(bound=bound, example=seen.example, batches=[])
             parts.append(part)
         # Sizes that are arguments leave the batch free; those that were traced may not.
-        elif bound.graph.positions("size") and not part.bound.graph.positions("size"):
+        elif len(bound.graph.positions("size")) > len(part.bound.graph.positions("size")):
             part.bound = bound
         part.batches.extend(seen.batches)
         if seen.writes:

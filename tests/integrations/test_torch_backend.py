@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,43 @@ def test_it_equals_the_artifact_at_any_batch(
         x = images(count, seed=count)
         assert torch.equal(compiled(x), artifact(x))
     assert [len(part.shapes) for part in mpq.explain(compiled).parts] == [1]
+
+
+@pytest.mark.parametrize("by_context", [False, True])
+def test_the_batch_is_free_where_all_calls_had_the_same(
+    plain: nn.Module, by_context: bool
+) -> None:
+    """Dynamo writes the first batch into its graph; the network takes others all the same."""
+    first, *_ = batches = list(DATA[0].split(8))
+    expected = mpq.assign(plain, first, batches, "w4a8", rounding="nearest", tuned=False)
+    compiled = compiled_by(plain, None if by_context else batches, assignment="w4a8")
+    with mpq.calibrating(compiled) if by_context else nullcontext():
+        for batch in batches if by_context else [first]:
+            compiled(batch)
+    for count in (8, 5, 1):
+        x = images(count, seed=count)
+        assert torch.equal(compiled(x), expected(x))
+    assert [part.shapes for part in mpq.explain(compiled).parts] == [[[[8, 3, 8, 8]]]]
+
+
+class Fixed(nn.Module):
+    """Four samples at a time, whatever it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[4, 2, 4] → [4, 8]."""
+        return self.head(x.reshape(4, 8)).relu()
+
+
+def test_a_batch_that_the_model_fixes_is_kept() -> None:
+    model, x = built(Fixed), torch.rand(4, 2, 4)
+    compiled = compiled_by(model, [x], assignment="w8a8")
+    assert (compiled(x) - model(x)).norm() < 0.05 * model(x).norm()
+    [part] = mpq.explain(compiled).parts
+    assert part.shapes == [[[4, 2, 4]]] and not part.dynamic_batch
 
 
 def test_a_plan_fits_both_ways(
