@@ -111,7 +111,7 @@ class Part:
         graph, own = bound.graph, self.bound.graph
         inputs = len(graph.positions("input")), len(own.positions("input"))
         return (
-            graph.signature == own.signature
+            bound.signature == self.bound.signature
             and bound.names == self.bound.names
             and (inputs[0] == inputs[1])
         )
@@ -186,7 +186,7 @@ def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
     alike: dict[tuple[Any, ...], list[BoundGraph]] = {}
     for bound in graphs:
         if bound.named:
-            alike.setdefault((bound.graph.signature, bound.names), []).append(bound)
+            alike.setdefault((bound.signature, bound.names), []).append(bound)
     for group in alike.values():
         columns = zip(*(bound.constants for bound in group), strict=True)
         replaced = {

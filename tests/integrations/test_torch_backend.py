@@ -70,6 +70,51 @@ def test_the_batch_is_free_where_all_calls_had_the_same(
     assert [part.shapes for part in mpq.explain(compiled).parts] == [[[[8, 3, 8, 8]]]]
 
 
+class Branching(nn.Module):
+    """A branch that depends on the mean over all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, 3]."""
+        x = self.conv(x).relu()
+        if x.mean() > 0:
+            x = 2 * x
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_crosses_samples_is_a_network_of_its_own_batch() -> None:
+    model = built(Branching)
+    compiled = compiled_by(model, assignment="w8a8")
+    for count in (2, 5):
+        x = images(count, seed=count)
+        assert (compiled(x) - model(x)).norm() < 0.05 * model(x).norm()
+    first, second = mpq.explain(compiled).parts
+    assert first.status == second.status == "compiled"
+    assert first.shapes == [[[2, 3, 8, 8]], [[5, 3, 8, 8]]] and not first.dynamic_batch
+    assert second.dynamic_batch
+
+
+def test_floats_of_modules_that_dynamo_passes_as_arguments(plain: nn.Module) -> None:
+    """With dynamic=True a batch norm's eps and momentum are arguments: their values count."""
+    model = copy.deepcopy(plain)
+    assert isinstance(model.norm, nn.BatchNorm2d)
+    expected = mpq.assign(model, X, DATA, "w8a8", rounding="nearest", tuned=False)
+    asked = {**QUICK, "calibration": DATA, "assignment": "w8a8"}
+    compiled = torch.compile(model, backend="mpq", dynamic=True, options=asked)
+    for count in (2, 5):
+        x = images(count, seed=count)
+        assert torch.equal(compiled(x), expected(x))
+    model.norm.eps = 0.5
+    with pytest.warns(RuntimeWarning, match="eager PyTorch"):
+        assert torch.equal(compiled(X), model(X))
+    model.norm.eps = 1e-5
+    assert torch.equal(compiled(X), expected(X))
+    assert [part.status for part in mpq.explain(compiled).parts] == ["compiled", "eager"]
+
+
 class Fixed(nn.Module):
     """Four samples at a time, whatever it is called with."""
 
