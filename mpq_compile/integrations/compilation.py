@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,10 +18,10 @@ from mpq_compile.errors import CalibrationError, MpqError, PlanError, nearest
 from mpq_compile.integrations.backend_options import BackendOptions
 from mpq_compile.integrations.bound_graph import BoundGraph
 from mpq_compile.integrations.buffers import buffers_kept
-from mpq_compile.integrations.free_batch import fixes_batch, with_one_more
+from mpq_compile.integrations.free_batch import parts_of
 from mpq_compile.integrations.joint_plan import compile_parts, joined_plan, share_of
-from mpq_compile.integrations.model_batches import model_calls
-from mpq_compile.integrations.part import Part, find_network, gathered, shapes_of
+from mpq_compile.integrations.model_batches import model_calls, run_batch
+from mpq_compile.integrations.part import NOT_SEEN, Part, find_network, shapes_of
 from mpq_compile.integrations.recording import Recording, recorded
 from mpq_compile.integrations.running_call import RunningCall
 from mpq_compile.integrations.runs import Conditions, EagerRun, NetworkRun, Run, never
@@ -32,9 +31,6 @@ from mpq_compile.search.policy import Policy
 from mpq_compile.session import Session
 from mpq_compile.types import Plan, Site
 
-log = logging.getLogger(__name__)
-
-NOT_SEEN = "no calibration batch reached it"
 _LOCK = RLock()
 
 
@@ -138,7 +134,7 @@ class Compilation:
             recording.probing = False
             for args, kwargs, labels in model_calls(call, self.options):
                 recording.labels = labels
-                call.run(*args, **kwargs)
+                run_batch(call, args, kwargs, count)
                 count += 1
         if not count:
             raise CalibrationError(
@@ -151,7 +147,7 @@ class Compilation:
 
     def finish(self, recording: Recording) -> None:
         """Plan and build the parts that were recorded, all together."""
-        parts = self._gathered(recording)
+        parts = parts_of(recording, self, self.model)
         with _LOCK, torch.inference_mode(False), torch.enable_grad():
             met: dict[str, int] = {}
             for part in parts:
@@ -173,29 +169,6 @@ class Compilation:
             if part.reason and part.has_weights:
                 _warn(part.bound, part.reason)
 
-    def _gathered(self, recording: Recording) -> list[Part]:
-        """Return the parts, with the batch free where that is Dynamo's choice.
-
-        It writes a size into a graph until it has seen another one: where all calls had the same
-        number of samples, the first one runs with one more.
-        """
-        graphs = recording.seen.get(self, {})
-        parts = gathered(graphs)
-        longer = with_one_more(recording.calls[self]) if any(map(fixes_batch, parts)) else None
-        if longer is None:
-            return parts
-        known = set(graphs)
-        recording.probing = True
-        with buffers_kept(self.model), recorded(recording):
-            try:
-                longer.run(*longer.args, **longer.kwargs)
-            except Exception as error:  # of any kind, from a model that fixes the batch itself
-                log.debug("another batch refused: %s", error)
-        for bound in set(graphs) - known:
-            if not any(part.stands_for(bound, graphs[bound].example) for part in parts):
-                del graphs[bound]  # no call went there
-        return gathered(graphs)
-
     def _sessions(self, parts: Sequence[Part]) -> list[Session]:
         quantizable = [part for part in parts if part.network is not None]
         if not quantizable:
@@ -203,7 +176,8 @@ class Compilation:
                 "no part of the model can be quantized",
                 expected="a convolution or linear layer among operators that have a lowering",
                 found="; ".join(dict.fromkeys(part.reason for part in parts)) or "no graph at all",
-                remedy="allow_float=True runs operators without a rule in float beside the others",
+                remedy="; ".join(dict.fromkeys(part.remedy for part in parts if part.remedy))
+                or "compile a model with a convolution, a linear layer or an embedding",
             )
         sites = [site for part in quantizable for site in part.network.sites]  # type: ignore[union-attr]
         _check_keys(self.options.constraints or {}, sites)

@@ -234,7 +234,7 @@ def _over_all(target: Any) -> Callable[[fx.GraphModule, fx.Node], None]:
     """A reduction of the whole tensor is one over each of its dimensions."""
 
     def rule(module: fx.GraphModule, node: fx.Node) -> None:
-        value = node.args[0].meta.get("val")  # type: ignore[union-attr]
+        value = node.args[0].meta.get("val")
         if value is not None and node.kwargs.get("dtype") is None:
             replace(module, node, target, (node.args[0], list(range(value.dim()))))
 
