@@ -22,6 +22,8 @@ class BoundGraph:
     Attributes:
         graph: The graph.
         constants: What modules hold of its arguments, in order.
+        numbers: Attributes of modules among its arguments, by position.
+        signature: What it computes, whatever the sizes.
         names: Their names in the model.
         named: Whether the model has all of these names itself.
     """
@@ -33,6 +35,8 @@ class BoundGraph:
         self._positions = graph.positions("constant")
         self._inputs = graph.positions("input")
         self.constants: tuple[Tensor, ...] = tuple(args[i] for i in self._positions)
+        self.numbers = {i: float(args[i]) for i in graph.positions("number")}
+        self.signature = graph.signature(self.numbers)
         self.names = tuple(
             names_of.get(id(tensor), graph.arguments[i].name)
             for i, tensor in zip(self._positions, self.constants, strict=True)
@@ -55,7 +59,9 @@ class BoundGraph:
 
     def holds(self, args: Sequence[Any]) -> bool:
         """Tell whether the arguments of a call have these constants, apart from state."""
-        return all(args[position] is tensor for position, tensor in self.fixed.items())
+        return all(args[i] is tensor for i, tensor in self.fixed.items()) and all(
+            float(args[i]) == number for i, number in self.numbers.items()
+        )
 
     def is_current(self) -> bool:
         """Tell whether no constant was written into, apart from state."""
@@ -73,7 +79,7 @@ class BoundGraph:
     @cached_property
     def module(self) -> fx.GraphModule:
         """A module of the inputs alone, in float; its parameters have the model's names."""
-        return self.graph.as_module(self.names, self.constants)
+        return self.graph.as_module(self.names, self.constants, self.numbers)
 
     def run_float(self, args: Sequence[Any]) -> Any:
         """Run the graph as Dynamo gave it, without gradients."""

@@ -42,8 +42,9 @@ def calibrating(compiled: Any = None) -> Iterator[None]:
         raise CalibrationError(
             "no compiled model was called while calibrating",
             expected="calls of what torch.compile(model, backend='mpq') returned",
-            found="none",
-            remedy="call it on some batches within the block",
+            found="none, or only models of which Dynamo made no graph",
+            remedy="call it on some batches within the block; TORCH_LOGS=graph_breaks says why "
+            "there is no graph",
         )
     for compilation in list(recording.seen):
         compilation.finish(recording)

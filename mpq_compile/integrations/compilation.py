@@ -18,9 +18,10 @@ from mpq_compile.errors import CalibrationError, MpqError, PlanError, nearest
 from mpq_compile.integrations.backend_options import BackendOptions
 from mpq_compile.integrations.bound_graph import BoundGraph
 from mpq_compile.integrations.buffers import buffers_kept
+from mpq_compile.integrations.free_batch import parts_of
 from mpq_compile.integrations.joint_plan import compile_parts, joined_plan, share_of
-from mpq_compile.integrations.model_batches import model_calls
-from mpq_compile.integrations.part import Part, find_network, gathered, shapes_of
+from mpq_compile.integrations.model_batches import model_calls, run_batch
+from mpq_compile.integrations.part import NOT_SEEN, Part, find_network, shapes_of
 from mpq_compile.integrations.recording import Recording, recorded
 from mpq_compile.integrations.running_call import RunningCall
 from mpq_compile.integrations.runs import Conditions, EagerRun, NetworkRun, Run, never
@@ -30,7 +31,6 @@ from mpq_compile.search.policy import Policy
 from mpq_compile.session import Session
 from mpq_compile.types import Plan, Site
 
-NOT_SEEN = "no calibration batch reached it"
 _LOCK = RLock()
 
 
@@ -134,7 +134,7 @@ class Compilation:
             recording.probing = False
             for args, kwargs, labels in model_calls(call, self.options):
                 recording.labels = labels
-                call.run(*args, **kwargs)
+                run_batch(call, args, kwargs, count)
                 count += 1
         if not count:
             raise CalibrationError(
@@ -147,8 +147,8 @@ class Compilation:
 
     def finish(self, recording: Recording) -> None:
         """Plan and build the parts that were recorded, all together."""
+        parts = parts_of(recording, self, self.model)
         with _LOCK, torch.inference_mode(False), torch.enable_grad():
-            parts = gathered(recording.seen.get(self, {}))
             met: dict[str, int] = {}
             for part in parts:
                 find_network(part, met, self.options)
@@ -176,7 +176,8 @@ class Compilation:
                 "no part of the model can be quantized",
                 expected="a convolution or linear layer among operators that have a lowering",
                 found="; ".join(dict.fromkeys(part.reason for part in parts)) or "no graph at all",
-                remedy="allow_float=True runs operators without a rule in float beside the others",
+                remedy="; ".join(dict.fromkeys(part.remedy for part in parts if part.remedy))
+                or "compile a model with a convolution, a linear layer or an embedding",
             )
         sites = [site for part in quantizable for site in part.network.sites]  # type: ignore[union-attr]
         _check_keys(self.options.constraints or {}, sites)

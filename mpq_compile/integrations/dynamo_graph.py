@@ -25,7 +25,7 @@ _STEP = re.compile(r"\._(?:modules|parameters|buffers)\['([^']*)'\]|\.(\w+)|\['?
 # Sizes may stand in these without changing what is computed; whether they do is tried out.
 _RESHAPES = frozenset({"view", "reshape", "expand", "size", "getitem", "flatten", "unflatten"})
 
-Role = Literal["constant", "input", "size", "other"]
+Role = Literal["constant", "input", "size", "number", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class Argument:
 
     Args:
         role: ``constant`` is what a module holds, ``input`` a tensor of the call, ``size`` an
-            integer that is a size of an input, ``other`` anything else.
+            integer that is a size of an input, ``number`` a float that is an attribute of a module
+            (Dynamo passes it as a tensor where it makes floats dynamic), ``other`` anything else.
         name: Path of a constant below the frame's module, or name of an input.
         size_of: For a size: position of the argument and its dimension.
         used: Whether the graph reads it.
@@ -77,7 +78,6 @@ class DynamoGraph:
         identity = torch._guards.CompileContext.current_compile_id()
         self.frame: int | None = identity.frame_id if identity else None
         self.is_last = bool(identity) and _is_last(identity)
-        self.signature = _signature(module.graph)
         self.state: set[int] = set()
 
     def positions(self, role: Role) -> tuple[int, ...]:
@@ -100,6 +100,31 @@ class DynamoGraph:
             if guard.create_fn_name() == "TENSOR_MATCH" and _name(guard.originating_source) in held:
                 guards.inner.discard(guard)
 
+    def signature(self, numbers: Mapping[int, float]) -> tuple[Any, ...]:
+        """Return what is computed, whatever the sizes: targets of all nodes with tensors, in order.
+
+        Args:
+            numbers: The arguments that are numbers, by position.
+        """
+        graph = self.module.graph
+        value_of = self._read_numbers(numbers)
+        return tuple(
+            (node.op, str(node.target), _settings(node, value_of))
+            for node in graph.nodes
+            if node.op not in ("placeholder", "output") and _named(node) not in _RESHAPES
+            if isinstance(node.meta.get("example_value"), (Tensor, tuple, list))
+        )
+
+    def _read_numbers(self, numbers: Mapping[int, float]) -> dict[fx.Node, float]:
+        """Return the nodes that read a number out of its tensor, with its value."""
+        nodes = _placeholders(self.module.graph)
+        return {
+            node: value
+            for position, value in numbers.items()
+            for node in nodes[position].users
+            if node.op == "call_method" and node.target == "item"
+        }
+
     @property
     def obstacle(self) -> str | None:
         """Why no network can stand for the graph, as far as its interface tells; else None."""
@@ -117,17 +142,20 @@ class DynamoGraph:
         """Whether a batch norm or a dropout in it runs in training mode."""
         return any(_trains(node) for node in self.module.graph.nodes)
 
-    def as_module(self, names: Sequence[str], constants: Sequence[Tensor]) -> fx.GraphModule:
+    def as_module(
+        self, names: Sequence[str], constants: Sequence[Tensor], numbers: Mapping[int, float]
+    ) -> fx.GraphModule:
         """Return a module of the inputs alone that returns the computed tensors as a tuple.
 
         Args:
             names: Dotted names of the constants in the model.
             constants: The tensors.
+            numbers: The arguments that are numbers, by position.
         """
         holder = nn.Module()
         graph, source = fx.Graph(), self.module.graph
         nodes = _placeholders(source)
-        value_of: dict[fx.Node, fx.Node] = {}
+        value_of: dict[fx.Node, Any] = dict(self._read_numbers(numbers))
         for position in self.positions("input"):
             value_of[nodes[position]] = graph.placeholder(self.arguments[position].name)
         for position, name, tensor in zip(
@@ -143,7 +171,7 @@ class DynamoGraph:
             if node.op == "output":
                 wanted = zip(_returned(node), self.outputs, strict=True)
                 graph.output(tuple(value_of[v] for v, o in wanted if o.kind == "computed"))
-            elif node.op != "placeholder":
+            elif node.op != "placeholder" and node not in value_of:
                 _share(self.module, holder, node)
                 value_of[node] = graph.node_copy(node, lambda n: value_of[n])
         return fx.GraphModule(holder, graph)
@@ -182,7 +210,9 @@ def _arguments(nodes: Sequence[fx.Node], examples: Sequence[Any]) -> tuple[Argum
         if isinstance(example, Tensor):
             held = isinstance(example, nn.Parameter) or _base(source) in modules
             steps = _steps(source)
-            if held:
+            if held and _is_number(node):
+                found.append(Argument(role="number", name=".".join(steps)))
+            elif held:
                 found.append(Argument(role="constant", name=".".join(steps) or _base(source)))
             else:
                 found.append(Argument(role="input", name="_".join([_base(source), *steps])))
@@ -191,6 +221,12 @@ def _arguments(nodes: Sequence[fx.Node], examples: Sequence[Any]) -> tuple[Argum
         else:
             found.append(Argument(role="other", name=source, used=used))
     return tuple(found)
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Tell whether an argument is a Python float that Dynamo passes as a tensor, new each time."""
+    argument = node.meta.get("grapharg")
+    return argument is not None and argument.pass_arg_as_tensor and not argument.is_tensor
 
 
 def _places(nodes: Sequence[fx.Node], examples: Sequence[Any]) -> dict[str, tuple[int, int]]:
@@ -243,19 +279,10 @@ def _outputs(graph: fx.Graph, nodes: Sequence[fx.Node]) -> tuple[Output, ...]:
     return tuple(found)
 
 
-def _signature(graph: fx.Graph) -> tuple[Any, ...]:
-    """Return what is computed, whatever the sizes: targets of all nodes with tensors, in order."""
-    return tuple(
-        (node.op, str(node.target), _settings(node))
-        for node in graph.nodes
-        if node.op not in ("placeholder", "output") and _named(node) not in _RESHAPES
-        if isinstance(node.meta.get("example_value"), (Tensor, tuple, list))
-    )
-
-
-def _settings(node: fx.Node) -> tuple[str, ...]:
+def _settings(node: fx.Node, value_of: Mapping[fx.Node, float]) -> tuple[str, ...]:
     """Return the arguments that are neither nodes nor whole numbers."""
-    plain = (*node.args, *node.kwargs.values())
+    given = (*node.args, *node.kwargs.values())
+    plain = (value_of.get(v, v) if isinstance(v, fx.Node) else v for v in given)
     return tuple(repr(v) for v in plain if isinstance(v, (float, bool, str, torch.dtype)))
 
 

@@ -89,12 +89,7 @@ def explain(compiled: Any) -> Explanation:
     """
     compilation = known_compilation(context_of(compiled))
     if compilation is None or compilation.plan is None:
-        raise PlanError(
-            "the compiled model has no plan yet",
-            expected="a model that was called, or calibrated",
-            found="none of its parts is compiled",
-            remedy="call it once with calibration data among its options, or use mpq.calibrating",
-        )
+        raise _no_plan(known=compilation is not None)
     parts = [
         *(_part(part) for part in compilation.parts),
         *(_other(bound, reason) for bound, reason in compilation.others.items()),
@@ -106,6 +101,24 @@ def explain(compiled: Any) -> Explanation:
         predicted_ms=compilation.plan.predicted.latency_ms,
         measured_ms=_total([part.measured_ms for part in quantized]),
         notes=_notes(compilation),
+    )
+
+
+def _no_plan(known: bool) -> PlanError:
+    """Return the error of a model without a plan; ``known`` where the backend got a graph of it."""
+    found, remedy = "none of its parts is compiled", ""
+    if not known:
+        found = "no graph of it: it was not called, or Dynamo made none and runs it in float"
+        remedy = (
+            "; if it was called, TORCH_LOGS=graph_breaks says why there is no graph, and "
+            "mpq.compile does without Dynamo"
+        )
+    return PlanError(
+        "the compiled model has no plan yet",
+        expected="a model that was called, or calibrated",
+        found=found,
+        remedy="call it once with calibration data among its options, or use mpq.calibrating"
+        + remedy,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from mpq_compile.data.batches import opened
 from mpq_compile.data.items import as_tensor, inputs_and_labels, labels_tensor
 from mpq_compile.data.seeding import seeded
 from mpq_compile.data.wanted import Wanted
-from mpq_compile.errors import CalibrationError
+from mpq_compile.errors import CalibrationError, MpqError
 from mpq_compile.integrations.backend_options import BackendOptions
 from mpq_compile.integrations.running_call import RunningCall
 
@@ -45,6 +45,34 @@ def model_calls(
             left = None if left is None else left - len(inputs[0])
             if left is not None and left <= 0:
                 return
+
+
+def run_batch(
+    call: RunningCall, args: Sequence[Any], kwargs: Mapping[str, Any], index: int
+) -> None:
+    """Run a call on a calibration batch.
+
+    Raises:
+        CalibrationError: The model raised an error of its own, or one of PyTorch's.
+    """
+    try:
+        call.run(*args, **kwargs)
+    except MpqError:
+        raise
+    except Exception as error:  # whatever the model raises
+        given, wanted = (
+            ", ".join(
+                str(list(v.shape)) for v in pytree.tree_leaves(values) if isinstance(v, Tensor)
+            )
+            for values in ((args, kwargs), (call.args, call.kwargs))
+        )
+        raise CalibrationError(
+            "the model does not run on a calibration batch",
+            where=f"calibration batch {index}",
+            expected=f"inputs like those of the first call: {wanted}, of any batch",
+            found=f"{given}: {type(error).__name__}: {str(error).strip()[:600]}",
+            remedy="give calibration batches of the shapes of the first call",
+        ) from error
 
 
 def _wanted(call: RunningCall, examples: list[Tensor], options: BackendOptions) -> Wanted:

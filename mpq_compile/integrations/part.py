@@ -24,6 +24,7 @@ from mpq_compile.types import Plan
 # Shapes and types of inputs; without the batch for a network that leaves it free.
 Key = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 _SAME = 1e-5
+NOT_SEEN = "no calibration batch reached it"
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class Part:
         example: Inputs of the shapes that are deployed.
         batches: Inputs to calibrate on, with labels.
         reason: Why it runs in eager PyTorch; "" where networks run it.
+        remedy: What the user can do about that; "" where nothing is known.
         network: Its canonical float graph, where it has one.
 
     Attributes:
@@ -49,6 +51,7 @@ class Part:
     example: Inputs
     batches: list[tuple[Inputs, Tensor | None]]
     reason: str = ""
+    remedy: str = ""
     network: Network | None = None
     session: Session | None = None
     plan: Plan | None = None
@@ -111,7 +114,7 @@ class Part:
         graph, own = bound.graph, self.bound.graph
         inputs = len(graph.positions("input")), len(own.positions("input"))
         return (
-            graph.signature == own.signature
+            bound.signature == self.bound.signature
             and bound.names == self.bound.names
             and (inputs[0] == inputs[1])
         )
@@ -159,11 +162,12 @@ def gathered(graphs: Mapping[BoundGraph, Seen]) -> list[Part]:
             part = Part(bound=bound, example=seen.example, batches=[])
             parts.append(part)
         # Sizes that are arguments leave the batch free; those that were traced may not.
-        elif bound.graph.positions("size") and not part.bound.graph.positions("size"):
+        elif len(bound.graph.positions("size")) > len(part.bound.graph.positions("size")):
             part.bound = bound
         part.batches.extend(seen.batches)
         if seen.writes:
             part.reason = "it writes into its inputs"
+            part.remedy = "return a new tensor in place of writing into an input"
     _set_apart_state(parts)
     return parts
 
@@ -179,6 +183,7 @@ def _set_apart_state(parts: Sequence[Part]) -> None:
             part.reason = (
                 f"it uses {state}, which calls of the model change: networks have no state"
             )
+            part.remedy = "let forward take and return what it changes, or keep that out of it"
 
 
 def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
@@ -186,7 +191,7 @@ def _note_replaced(graphs: Iterable[BoundGraph]) -> None:
     alike: dict[tuple[Any, ...], list[BoundGraph]] = {}
     for bound in graphs:
         if bound.named:
-            alike.setdefault((bound.graph.signature, bound.names), []).append(bound)
+            alike.setdefault((bound.signature, bound.names), []).append(bound)
     for group in alike.values():
         columns = zip(*(bound.constants for bound in group), strict=True)
         replaced = {
@@ -200,11 +205,12 @@ def find_network(part: Part, met: Mapping[str, int], options: BackendOptions) ->
     """Capture a part and find its sites, or note why it runs in eager PyTorch.
 
     Args:
-        part: It gets ``network`` or ``reason``.
+        part: It gets ``network``, or ``reason`` and ``remedy``.
         met: Sites of the parts before it, by path and operator.
         options: Of the backend.
     """
-    part.reason = part.reason or _obstacle(part) or ""
+    if not part.reason:
+        part.reason, part.remedy = _obstacle(part)
     if part.reason:
         return
     try:
@@ -213,7 +219,7 @@ def find_network(part: Part, met: Mapping[str, int], options: BackendOptions) ->
         kinds(network, options.allow_float)
     except CaptureError as error:
         where = f" ({error.where})" if error.where else ""
-        part.reason = f"{error.message}{where}"
+        part.reason, part.remedy = f"{error.message}{where}", error.remedy or ""
         return
     if network.sites:
         part.network = network
@@ -221,10 +227,22 @@ def find_network(part: Part, met: Mapping[str, int], options: BackendOptions) ->
         part.reason = "it has nothing to quantize"
 
 
-def _obstacle(part: Part) -> str | None:
+def _obstacle(part: Part) -> tuple[str, str]:
+    """Return why no network can stand for a part, and what helps; "" twice where one can."""
     if not part.example:
-        return "it takes no tensor"
-    return part.bound.graph.obstacle or (None if part.data() else "no calibration batch reached it")
+        return "it takes no tensor", ""
+    if obstacle := part.bound.graph.obstacle:
+        return obstacle, ""
+    if part.data():
+        return "", ""
+    if not part.batches:
+        return NOT_SEEN, "give calibration batches that come to it"
+    shapes = [", ".join(str(list(v.shape)) for v in x) for x in (part.batches[0][0], part.example)]
+    return (
+        f"no calibration batch has the shapes of the first call: {shapes[0]} instead of "
+        f"{shapes[1]} (of any batch)",
+        "give calibration batches of the shapes of the first call",
+    )
 
 
 def _agree(first: BoundGraph, second: BoundGraph, inputs: Sequence[Tensor]) -> bool:

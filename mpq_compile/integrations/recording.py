@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mpq_compile.integrations.bound_graph import BoundGraph
+from mpq_compile.integrations.running_call import RunningCall
 
 Inputs = tuple[Tensor, ...]
 
@@ -40,12 +41,14 @@ class Recording:
 
     Attributes:
         seen: By compilation, in the order in which its graphs were first called.
+        calls: The first call of each compilation.
         probing: True while calls show shapes, and are no data.
         labels: Labels of the batch that runs.
     """
 
     only: Any = None
     seen: dict[Any, dict[BoundGraph, Seen]] = field(default_factory=dict)
+    calls: dict[Any, RunningCall] = field(default_factory=dict)
     probing: bool = False
     labels: Tensor | None = None
 
@@ -53,8 +56,11 @@ class Recording:
         """Tell whether a compilation is recorded."""
         return self.only is None or self.only is compilation
 
-    def run(self, compilation: Any, bound: BoundGraph, args: Sequence[Any]) -> Any:
+    def run(
+        self, compilation: Any, bound: BoundGraph, args: Sequence[Any], call: RunningCall
+    ) -> Any:
         """Run a graph in float and keep its inputs."""
+        self.calls.setdefault(compilation, call)
         # Inference tensors could not be used outside of their mode.
         with torch.inference_mode(False):
             inputs = tuple(value.detach().clone() for value in bound.inputs_of(args))

@@ -53,6 +53,7 @@ class Conditions:
         self._tracked = tuple(t for t in self._constants if not t.is_inference())
         self._versions = sum(map(_VERSION, self._tracked))
         self._held = items(tuple(fixed))
+        self._numbers = tuple(bound.numbers.items())
         self._inputs = items(bound.graph.positions("input"))
         self._model: Callable[[], nn.Module | None] = (
             (lambda: None) if model is None else ref(model)
@@ -66,6 +67,7 @@ class Conditions:
             all(map(is_, self._held(args), self._constants))
             and sum(map(_VERSION, self._tracked)) == self._versions
             and (model is None or not model.training)
+            and (not self._numbers or all(float(args[i]) == number for i, number in self._numbers))
             and (self._first is None or shapes_of(self._inputs(args), self._first) == self._shapes)
         )
 

@@ -59,7 +59,7 @@ class GraphCall:
         bound = self._bind(args, compilation)
         bound.refuse_training(args, call.model)
         if recording is not None and recording.accepts(compilation):
-            return recording.run(compilation, bound, args)
+            return recording.run(compilation, bound, args, call)
         run = compilation.run_for(bound, args, call)
         if run.fits(args):
             self._runs.append(run)

@@ -230,6 +230,17 @@ def _matrix_transpose(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.transpose.int, (node.args[0], -2, -1))
 
 
+def _over_all(target: Any) -> Callable[[fx.GraphModule, fx.Node], None]:
+    """A reduction of the whole tensor is one over each of its dimensions."""
+
+    def rule(module: fx.GraphModule, node: fx.Node) -> None:
+        value = node.args[0].meta.get("val")
+        if value is not None and node.kwargs.get("dtype") is None:
+            replace(module, node, target, (node.args[0], list(range(value.dim()))))
+
+    return rule
+
+
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.conv2d.default: _conv2d,
     aten.conv2d.padding: _conv2d,
@@ -251,6 +262,8 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.to.device: _cast,
     aten.to.dtype_layout: _cast,
     aten._to_copy.default: _cast,
+    aten.mean.default: _over_all(aten.mean.dim),
+    aten.sum.default: _over_all(aten.sum.dim_IntList),
     aten.add.Tensor: _binary(ops.add),
     aten.sub.Tensor: _binary(ops.subtract),
     aten.mul.Tensor: _binary(ops.multiply),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,86 @@ def test_it_equals_the_artifact_at_any_batch(
         x = images(count, seed=count)
         assert torch.equal(compiled(x), artifact(x))
     assert [len(part.shapes) for part in mpq.explain(compiled).parts] == [1]
+
+
+@pytest.mark.parametrize("by_context", [False, True])
+def test_the_batch_is_free_where_all_calls_had_the_same(plain: nn.Module, by_context: bool) -> None:
+    """Dynamo writes the first batch into its graph; the network takes others all the same."""
+    first, *_ = batches = list(DATA[0].split(8))
+    expected = mpq.assign(plain, first, batches, "w4a8", rounding="nearest", tuned=False)
+    compiled = compiled_by(plain, None if by_context else batches, assignment="w4a8")
+    with mpq.calibrating(compiled) if by_context else nullcontext():
+        for batch in batches if by_context else [first]:
+            compiled(batch)
+    for count in (8, 5, 1):
+        x = images(count, seed=count)
+        assert torch.equal(compiled(x), expected(x))
+    assert [part.shapes for part in mpq.explain(compiled).parts] == [[[[8, 3, 8, 8]]]]
+
+
+class Branching(nn.Module):
+    """A branch that depends on the mean over all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, 3]."""
+        x = self.conv(x).relu()
+        if x.mean() > 0:
+            x = 2 * x
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_crosses_samples_is_a_network_of_its_own_batch() -> None:
+    model = built(Branching)
+    compiled = compiled_by(model, assignment="w8a8")
+    for count in (2, 5):
+        x = images(count, seed=count)
+        assert (compiled(x) - model(x)).norm() < 0.05 * model(x).norm()
+    first, second = mpq.explain(compiled).parts
+    assert first.status == second.status == "compiled"
+    assert first.shapes == [[[2, 3, 8, 8]], [[5, 3, 8, 8]]] and not first.dynamic_batch
+    assert second.dynamic_batch
+
+
+def test_floats_of_modules_that_dynamo_passes_as_arguments(plain: nn.Module) -> None:
+    """With dynamic=True a batch norm's eps and momentum are arguments: their values count."""
+    model = copy.deepcopy(plain)
+    assert isinstance(model.norm, nn.BatchNorm2d)
+    expected = mpq.assign(model, X, DATA, "w8a8", rounding="nearest", tuned=False)
+    asked = {**QUICK, "calibration": DATA, "assignment": "w8a8"}
+    compiled = torch.compile(model, backend="mpq", dynamic=True, options=asked)
+    for count in (2, 5):
+        x = images(count, seed=count)
+        assert torch.equal(compiled(x), expected(x))
+    model.norm.eps = 0.5
+    with pytest.warns(RuntimeWarning, match="eager PyTorch"):
+        assert torch.equal(compiled(X), model(X))
+    model.norm.eps = 1e-5
+    assert torch.equal(compiled(X), expected(X))
+    assert [part.status for part in mpq.explain(compiled).parts] == ["compiled", "eager"]
+
+
+class Fixed(nn.Module):
+    """Four samples at a time, whatever it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[4, 2, 4] → [4, 8]."""
+        return self.head(x.reshape(4, 8)).relu()
+
+
+def test_a_batch_that_the_model_fixes_is_kept() -> None:
+    model, x = built(Fixed), torch.rand(4, 2, 4)
+    compiled = compiled_by(model, [x], assignment="w8a8")
+    assert (compiled(x) - model(x)).norm() < 0.05 * model(x).norm()
+    [part] = mpq.explain(compiled).parts
+    assert part.shapes == [[[4, 2, 4]]] and not part.dynamic_batch
 
 
 def test_a_plan_fits_both_ways(
@@ -306,10 +388,68 @@ def test_a_part_that_changes_a_buffer_runs_in_eager_pytorch(how: str) -> None:
     assert all("calls of the model change" in part.reason for part in explained.eager)
 
 
-def test_a_model_without_anything_to_quantize_is_an_error() -> None:
-    compiled = compiled_by(nn.Sequential(nn.ReLU()).eval(), assignment="w8a8")
-    with pytest.raises(mpq.PlanError, match="no part of the model can be quantized"):
+class WritesInput(nn.Module):
+    """It writes into what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, 4, H - 2, W - 2]."""
+        y = self.conv(x)
+        x.add_(1)
+        return y
+
+
+class Counter(WritesInput):
+    """It counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] → [B, 4, H - 2, W - 2]."""
+        self.calls += 1
+        return self.conv(x) + self.calls
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "size", "found", "remedy"),
+    [
+        (nn.ReLU(), torch.float32, 8, "nothing to quantize", "a convolution"),
+        (nn.Conv2d(3, 4, 3), torch.float32, 12, r"\[8, 3, 12, 12\].*\[1, 3, 8, 8\]", "first call"),
+        (nn.Conv2d(3, 4, 3), torch.float64, 8, "float32", r"model.float\(\)"),
+        (nn.Conv2d(3, 4, 3), torch.bfloat16, 8, "float32", r"model.float\(\)"),
+        (WritesInput(), torch.float32, 8, "writes into its inputs", "return a new tensor"),
+        (Counter(), torch.float32, 8, "calls of the model change", "keep that out"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(2)), torch.float32, 8)
+        + ("adaptive_max_pool2d", "allow_float=True"),
+    ],
+)
+def test_the_remedy_follows_from_why_nothing_is_quantized(
+    model: nn.Module, dtype: torch.dtype, size: int, found: str, remedy: str
+) -> None:
+    compiled = compiled_by(model.to(dtype).eval(), [images(8, size).to(dtype)], assignment="w8a8")
+    with pytest.raises(mpq.PlanError, match="no part of the model can be quantized") as caught:
+        compiled(images(1).to(dtype))
+    assert re.search(found, str(caught.value.found))
+    assert re.search(remedy, str(caught.value.remedy))
+    assert ("allow_float" in str(caught.value.remedy)) == ("allow_float" in remedy)
+
+
+def test_a_batch_that_the_model_does_not_run_on_is_named(plain: nn.Module) -> None:
+    compiled = compiled_by(plain, [X, torch.rand(8, 1, 8, 8)], assignment="w8a8")
+    with pytest.raises(mpq.CalibrationError, match="calibration batch 1: the model does not run"):
         compiled(X)
+
+
+def test_a_model_that_dynamo_skips_is_explained() -> None:
+    compiled = compiled_by(nn.GRU(3, 4).eval(), [torch.rand(5, 2, 3)], assignment="w8a8")
+    compiled(torch.rand(5, 2, 3))
+    with pytest.raises(mpq.PlanError, match="Dynamo made none.*\n.*graph_breaks"):
+        mpq.explain(compiled)
 
 
 @pytest.mark.parametrize(

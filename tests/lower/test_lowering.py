@@ -269,6 +269,14 @@ class AcrossSamples(nn.Module):
         return x - x.mean(0, keepdim=True)
 
 
+class OverAll(AcrossSamples):
+    """A reduction of the whole tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        return x - x.mean() + x.sum()
+
+
 class BatchLast(AcrossSamples):
     """Returns the batch in dimension 1."""
 
@@ -276,7 +284,7 @@ class BatchLast(AcrossSamples):
         return self.fc(x).transpose(0, 1)
 
 
-@pytest.mark.parametrize("model", [AcrossSamples, BatchLast])
+@pytest.mark.parametrize("model", [AcrossSamples, OverAll, BatchLast])
 def test_only_the_compiled_batch_runs_where_samples_are_not_apart(model: type) -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 6)

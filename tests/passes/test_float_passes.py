@@ -318,6 +318,15 @@ def test_factors_of_a_sum_become_products(function) -> None:
     assert_same(model, module, [IMAGE])
 
 
+@pytest.mark.parametrize("name", ["mean", "sum"])
+def test_a_reduction_of_everything_names_its_axes(name: str) -> None:
+    model = Function(lambda x: x - getattr(x, name)())
+    module = after(captured(model, IMAGE).module, Canonicalize())
+    target = {"mean": aten.mean.dim, "sum": aten.sum.dim_IntList}[name]
+    assert only(module, target).args[1] == [0, 1, 2, 3]
+    assert_same(model, module, [IMAGE])
+
+
 def test_stack_is_a_concatenation() -> None:
     model = Function(lambda x: torch.stack([x, -x, x], dim=-1))
     module = after(captured(model, IMAGE).module, Canonicalize())
