@@ -34,6 +34,8 @@ from mpq_compile.sensitivity.slices import cut, size_of, value_bytes
 log = logging.getLogger(__name__)
 
 _SAMPLES, _LABELS, _MEMORY_MB = 256, 2, 1024.0
+# Batches that cannot be cut may take this much, where there is a way without.
+_MOST_MB = 4096.0
 
 
 def diagonal_fisher(
@@ -90,20 +92,38 @@ def row_fisher(
     network = graph.network
     names = {network.node_of[site]: site for site in sites if _has_rows(network, site)}
     sizes = [size_of(batch) for batch in batches]
+    if not network.captured.dynamic_batch and _needed_mb(network, sizes) > _MOST_MB:
+        log.info("all rows count alike: a batch is too large to be differentiated at once")
+        return {}
     found: dict[str, list[Tensor]] = {}
     try:
         for size, slopes in _slopes(graph, batches, list(names), 1, seed, sum(sizes)):
             for name, slope in slopes.items():
                 if len(slope) % size == 0 and slope.shape[1:] == network.shapes[name][0][1:]:
                     power = slope.square().mean(-1).reshape(size, -1)
-                    mean = power.mean(1, keepdim=True)
-                    rows = torch.where(mean > 0, power / mean, 1.0)
-                    found.setdefault(names[name], []).append(rows)
+                    found.setdefault(names[name], []).append(_shares(power))
     except CalibrationError as error:
         log.info("all rows count alike: %s", error.message)
         return {}
-    split = {site: torch.cat(parts).split(sizes) for site, parts in found.items()}
-    return {site: [part.flatten() for part in parts] for site, parts in split.items()}
+    rows = {site: torch.cat(parts) for site, parts in found.items()}
+    return {
+        site: [part.flatten() for part in every.split(sizes)]
+        for site, every in rows.items()
+        if len(every) == sum(sizes)
+    }
+
+
+def _shares(power: Tensor) -> Tensor:
+    """Return [samples, rows] over the mean of each sample; ones where that tells nothing.
+
+    What is finite may have a slope that is not, as a root at zero has.
+    """
+    mean = power.mean(1, keepdim=True)
+    return torch.where(mean.isfinite() & (mean > 0), power / mean, 1.0)
+
+
+def _needed_mb(network: Network, sizes: Sequence[int]) -> float:
+    return 2 * value_bytes(network) * max(sizes) / 1e6
 
 
 def _has_rows(network: Network, site: str) -> bool:

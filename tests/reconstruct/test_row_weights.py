@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mpq_compile.calibrate import Batch, calibrate, read_batches
 from mpq_compile.capture import capture
 from mpq_compile.passes.network import prepare
-from mpq_compile.reconstruct import gptq
+from mpq_compile.reconstruct import gptq, output_fisher
 from mpq_compile.reconstruct.moments import Moments
 from mpq_compile.reconstruct.output_fisher import row_fisher
 from mpq_compile.reconstruct.rounding import with_rounding
@@ -128,6 +128,36 @@ def test_an_output_that_tells_nothing_leaves_all_rows_alike() -> None:
     calibration = calibrate(graph.network, batches)
     found = with_rounding(graph.network, calibration, batches, assignment, "gptq")
     assert len(found.weights) == 2
+
+
+def test_a_slope_that_is_not_finite_weighs_nothing() -> None:
+    """The root of a difference that is zero for one token has an infinite slope there."""
+
+    class Rooted(Pooled):
+        def forward(self, ids: Tensor) -> Tensor:
+            hidden = self.head(torch.relu(self.inner(self.embed(ids))))
+            return (hidden - hidden.amin(1, keepdim=True)).sqrt().mean(1)
+
+    torch.manual_seed(0)
+    graph, batches = graph_of(Rooted(), [sentences()])
+    found = row_fisher(graph, batches, sites(graph))
+    rows = torch.cat([parts[0].reshape(64, TOKENS) for parts in found.values()])
+    assert (rows == 1).all(1).any() and torch.allclose(rows.mean(1), torch.ones(len(rows)))
+
+
+def test_a_batch_that_cannot_be_cut_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fixed(Pooled):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids.reshape(8, TOKENS))
+
+    torch.manual_seed(0)
+    network = prepare(capture(Fixed().eval(), sentences(8)))
+    assert not network.captured.dynamic_batch
+    batches = read_batches(list(sentences().split(8)), network)
+    graph = QuantizedGraph(network, calibrate(network, batches))
+    assert set(row_fisher(graph, batches, sites(graph))) == set(sites(graph))
+    monkeypatch.setattr(output_fisher, "_MOST_MB", 1e-3)
+    assert row_fisher(graph, batches, sites(graph)) == {}
 
 
 def test_codes_are_those_of_what_is_not_masked(monkeypatch: pytest.MonkeyPatch) -> None:
