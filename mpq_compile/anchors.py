@@ -67,7 +67,7 @@ def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
 
 def _occasions(measured: Mapping[str, Measurement]) -> dict[str, int]:
     """Number the occasions on which anchors were measured, the earliest first."""
-    moments = {name: datetime.fromisoformat(value.time) for name, value in measured.items()}
+    moments = {name: value.moment for name, value in measured.items()}
     runs: dict[str, int] = {}
     last: datetime | None = None
     for name in sorted(moments, key=moments.__getitem__):

@@ -58,6 +58,8 @@ def measure(
     accepts = _accepts_usual(store, device) if again and not store.read_only else accept_any
     known = store.get_many(by_key)
     left = [key for key in by_key if key not in known or not accepts(known[key])]
+    # Runs of a short time must not spend it on measuring again while others have no measurement.
+    left.sort(key=known.__contains__)
     if left:
         _refuse_read_only(store, by_key, known)
         job = _Job(by_key, precision or Precision(), accepts, budget_s)

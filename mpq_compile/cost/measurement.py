@@ -97,6 +97,11 @@ class Measurement:
             return None
         return (self.high_us - self.low_us) / (2 * self.median_us)
 
+    @property
+    def moment(self) -> datetime:
+        """When it ended."""
+        return datetime.fromisoformat(self.time)
+
     def supersedes(self, other: Measurement) -> bool:
         """Tell whether this one replaces the other of the same key: the newer does.
 
@@ -106,7 +111,7 @@ class Measurement:
 
     def _rank(self) -> tuple[Any, ...]:
         values = (getattr(self, name) for name in VALUE_FIELDS if name != "time")
-        return (_moment(self.time), *(-1.0 if v is None else v for v in values))
+        return (self.moment, *(-1.0 if v is None else v for v in values))
 
 
 _OPTIONAL = (

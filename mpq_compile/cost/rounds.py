@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 
 from mpq_compile.cost.bench import Bench
 from mpq_compile.cost.drift import Usual
@@ -34,9 +35,9 @@ class Precision:
         relative: Half of the 95 % interval of its median, as a share of the median.
         least, most: Rounds that count.
         kernel_s: Seconds after which a kernel needs ``least`` rounds only.
-        repeats: Rounds of one chunk that are repeated because the reference is off. After that
-            what was sampled is taken as it is; where less than ``least`` of it is near the usual,
-            it is marked as not settled.
+        repeats: Rounds of a kernel that are repeated because the reference is off, those of
+            earlier runs among them. After that what was sampled is taken as it is; where less than
+            ``least`` of it is near the usual, it is marked as not settled.
     """
 
     relative: float = 0.015
@@ -83,13 +84,15 @@ def time_in_rounds(
     """
     reference = bench.reference  # built before the device is held
     with bench.device.lock():
-        known = bench.at_store(lambda store: store.get_many(runs))
-        known = {key: found for key, found in known.items() if accepts(found)}
+        stored = bench.at_store(lambda store: store.get_many(runs))
+        known = {key: found for key, found in stored.items() if accepts(found)}
         left = {key: run for key, run in runs.items() if key not in known}
         if not left:
             return known
         samples = bench.at_store(lambda store: store.samples(left))
-        taken = Taken(usual=reference.usual, precision=precision, samples=samples)
+        taken = Taken(
+            usual=reference.usual, precision=precision, samples=samples, replaced=stored
+        )
         _take_rounds(left, bench, taken, until)
         found = taken.results()
         rows = [*found.items(), (reference.key, reference.usual.measurement())]
@@ -97,39 +100,48 @@ def time_in_rounds(
     return known | found
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Taken:
-    """The samples of some kernels, those of earlier processes among them."""
+    """The samples of some kernels, those of earlier processes among them.
+
+    Args:
+        usual: Of the reference.
+        precision: When a kernel has been timed enough.
+        samples: Of each kernel, the oldest first; rounds are added to them.
+        replaced: Measurements that are not good enough: repeats count from there on.
+    """
 
     usual: Usual
     precision: Precision
     samples: Mapping[MeasurementKey, list[Sample]]
-    off: int = field(default=0, init=False)
-
-    @property
-    def is_hopeless(self) -> bool:
-        """True where the reference does not settle."""
-        return self.off >= self.precision.repeats
+    replaced: Mapping[MeasurementKey, Measurement]
 
     def uncertain(self) -> list[MeasurementKey]:
-        """Return the kernels that need more rounds; none where the reference does not settle."""
-        if self.is_hopeless:
-            return []
-        return [key for key in self.samples if not self._is_certain(key)]
+        """Return the kernels that need more rounds."""
+        return [key for key in self.samples if not self._is_done(key)]
 
     def add(self, number: int, round_: Round) -> None:
         """Take a round into account."""
-        self.off += not round_.kept
         for key, us in round_.times_us.items():
             self.samples[key].append(round_.sample(number, us))
 
     def results(self) -> dict[MeasurementKey, Measurement]:
         """Return what is certain; and, where the reference does not settle, the rest as it is."""
-        return {
-            key: self._summary(key)
-            for key in self.samples
-            if self._is_certain(key) or self.is_hopeless
-        }
+        return {key: self._summary(key) for key in self.samples if self._is_done(key)}
+
+    def _is_done(self, key: MeasurementKey) -> bool:
+        return self._is_certain(key) or self._is_hopeless(key)
+
+    def _is_hopeless(self, key: MeasurementKey) -> bool:
+        """Tell whether the reference does not settle around this kernel.
+
+        Rounds of earlier runs count: many short runs are no better than a long one.
+        """
+        off = [sample for sample in self.samples[key] if not sample.kept]
+        if key in self.replaced:
+            since = self.replaced[key].moment
+            off = [sample for sample in off if datetime.fromisoformat(sample.time) > since]
+        return len(off) >= self.precision.repeats
 
     def _summary(self, key: MeasurementKey) -> Measurement:
         every, good = self.samples[key], self._good(key)

@@ -48,6 +48,7 @@ class Round:
             after_us=self.after_us,
             clock_mhz=self.clock_mhz,
             load=self.load,
+            time=self.time,
             kept=self.kept,
         )
 
@@ -62,6 +63,7 @@ class Sample:
     after_us: float
     clock_mhz: float | None
     load: float | None
+    time: str
     kept: bool
 
 
@@ -93,7 +95,7 @@ def read(
 ) -> dict[MeasurementKey, list[Sample]]:
     """Return the samples of each key, the oldest first."""
     query = (
-        "SELECT round, us, before_us, after_us, clock_mhz, load, kept"
+        "SELECT round, us, before_us, after_us, clock_mhz, load, time, kept"
         " FROM series JOIN samples ON series = series.id JOIN rounds ON round = rounds.id"
         f" WHERE {_WHERE} ORDER BY round"
     )
@@ -127,6 +129,7 @@ def _sample(
     after_us: float,
     clock_mhz: float | None,
     load: float | None,
+    time: str,
     kept: int,
 ) -> Sample:
     return Sample(
@@ -136,5 +139,6 @@ def _sample(
         after_us=after_us,
         clock_mhz=clock_mhz,
         load=load,
+        time=time,
         kept=bool(kept),
     )

@@ -140,6 +140,52 @@ def test_time_runs_out_between_rounds_and_nothing_is_lost(path: Path) -> None:
     assert found.count == len(before)
 
 
+def slowed(path: Path) -> Scripted:
+    """Return a device that is slower than the database knows it, for good."""
+    measured(path, Scripted(), Precision(relative=0.0, least=100, most=100))
+    return Scripted(lambda task: 2 * steady(task))
+
+
+def run_short(path: Path, left: list[Task], device: LocalDevice) -> bool:
+    """Measure for as short a time as there is; tell whether nothing is left."""
+    try:
+        with Store(path) as store:
+            measure(left, store, device, budget_s=1e-9, again=True)
+    except TimeRanOutError:
+        return False
+    return True
+
+
+def test_short_runs_wait_for_a_slow_device_no_longer_than_a_long_one(path: Path) -> None:
+    slow = slowed(path)
+    other = dataclasses.replace(ONE[0], operator="other")
+    done = [run_short(path, [other], slow) for _ in range(3)]
+    assert done == [False, False, True]  # seven rounds each, twenty at most are repeated
+    with Store(path) as store:
+        found = store.get(key_of(other, slow))
+    assert found is not None
+    assert (found.settled, found.count, found.repeated) == (False, 20, 20)
+    assert found.reference_us == pytest.approx(40.0)
+
+
+def test_short_runs_measure_what_is_missing_before_what_was_unsettled(path: Path) -> None:
+    slow = slowed(path)
+    many = [dataclasses.replace(task, operator="other") for task in tasks(8)]
+    assert [run_short(path, many, slow) for _ in range(6)] == [False] * 5 + [True]
+
+
+def test_repeats_of_an_unsettled_measurement_count_from_there_on(path: Path) -> None:
+    slow = slowed(path)
+    other = dataclasses.replace(ONE[0], operator="other")
+    while not run_short(path, [other], slow):
+        pass
+    with Store(path) as store:
+        measure([other], store, slow, again=True)
+        found = store.get(key_of(other, slow))
+    assert found is not None
+    assert (found.settled, found.count) == (False, 2 * Precision().repeats)
+
+
 def test_conditions_are_recorded(path: Path) -> None:
     found = measured(path, Scripted(), FEW_ROUNDS)
     conditions = Scripted().conditions()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpq_compile.cost.measurement import utc_now
 from mpq_compile.cost.samples import Sample
 from mpq_compile.cost.summary import count_outliers, is_tight, median_interval, summarize
 
@@ -57,7 +58,7 @@ def test_outliers_are_counted_on_both_sides() -> None:
 def sample(us: float, number: int) -> Sample:
     return Sample(
         round=number, us=us, before_us=20.0, after_us=21.0, clock_mhz=2000.0 + number, load=None,
-        kept=True,
+        time=utc_now(), kept=True,
     )  # fmt: skip
 
 
