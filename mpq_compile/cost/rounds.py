@@ -90,9 +90,7 @@ def time_in_rounds(
         if not left:
             return known
         samples = bench.at_store(lambda store: store.samples(left))
-        taken = Taken(
-            usual=reference.usual, precision=precision, samples=samples, replaced=stored
-        )
+        taken = Taken(usual=reference.usual, precision=precision, samples=samples, replaced=stored)
         _take_rounds(left, bench, taken, until)
         found = taken.results()
         rows = [*found.items(), (reference.key, reference.usual.measurement())]
