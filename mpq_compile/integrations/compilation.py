@@ -168,6 +168,21 @@ class Compilation:
         for part in parts:
             if part.reason and part.has_weights:
                 _warn(part.bound, part.reason)
+        self._note_outside(parts)
+
+    def _note_outside(self, parts: Sequence[Part]) -> None:
+        """Say which layers no graph holds: nothing else tells of what Dynamo leaves to Python."""
+        held = {id(tensor) for part in parts for tensor in part.bound.constants}
+        outside = [
+            name or type(module).__name__
+            for name, module in (self.model.named_modules() if self.model is not None else ())
+            if any(p.ndim > 1 and id(p) not in held for p in module.parameters(recurse=False))
+        ]
+        if outside:
+            self.note(
+                f"no graph of Dynamo's has the weights of {_listed(outside)}: where calls use "
+                "them, they do so in float; TORCH_LOGS=graph_breaks says why"
+            )
 
     def _sessions(self, parts: Sequence[Part]) -> list[Session]:
         quantizable = [part for part in parts if part.network is not None]
@@ -231,8 +246,7 @@ class Compilation:
     def _note_left_over(self, sessions: Sequence[Session], given: Mapping[str, str]) -> None:
         known = {site.id for session in sessions for site in session.network.sites}
         if left := [site for site in given if site not in known]:
-            listed = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if left[5:] else "")
-            self.note(f"no compiled part has these sites of the plan: {listed}")
+            self.note(f"no compiled part has these sites of the plan: {_listed(left)}")
 
 
 # By Dynamo's object for one call of torch.compile: it lives as long as the compiled model.
@@ -253,6 +267,10 @@ def compilation_of(call: RunningCall, options: Mapping[str, Any]) -> Compilation
 def known_compilation(context: Any) -> Compilation | None:
     """Return the compilation of one call of ``torch.compile``; None before its first call."""
     return _COMPILATIONS.get(context)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
 
 
 def _count(part: Part, met: dict[str, int]) -> None:
@@ -289,7 +307,7 @@ def _ordinary(inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
 
 
 def _warn(bound: BoundGraph, reason: str) -> None:
-    layers = ", ".join(sorted({name.rpartition(".")[0] for name in bound.names})[:3])
+    layers = ", ".join(sorted({name.rpartition(".")[0] or name for name in bound.names})[:3])
     warnings.warn(
         f"mpq: a part of the model ({layers or 'without weights'}, …) runs in eager PyTorch: "
         f"{reason}; mpq.explain(compiled) shows all parts",

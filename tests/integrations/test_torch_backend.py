@@ -452,6 +452,29 @@ def test_a_model_that_dynamo_skips_is_explained() -> None:
         mpq.explain(compiled)
 
 
+class Recurrent(nn.Module):
+    """A layer that Dynamo compiles, and two that run in Python: a GRU and what comes after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(3, 8, 3)
+        self.gru = nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu().transpose(1, 2)
+        rows, _ = self.gru(x)
+        return self.head(rows[:, -1])
+
+
+def test_layers_that_dynamo_leaves_to_python_are_named() -> None:
+    model = built(Recurrent)
+    compiled = compiled_by(model, [torch.rand(2, 3, 12)], assignment="w8a8")
+    with pytest.warns(RuntimeWarning, match="weights of gru, head: where calls use them"):
+        compiled(torch.rand(2, 3, 12))
+    assert "weights of gru, head" in str(mpq.explain(compiled))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
