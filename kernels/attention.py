@@ -80,7 +80,8 @@ def generate(workload: AttentionWorkload, tier: Tier, threads: int) -> PrimFunc:
 
 
 def _declare(plan: AttentionPlan) -> _Arguments:
-    workload, dtype = plan.workload, plan.step.input_dtype
+    workload = plan.workload
+    dtype = "uint8" if plan.integer else plan.step.input_dtype
 
     def argument(name: str, layout: Layout, kind: str) -> Any:
         return T.arg(name, T.buffer((layout.size,), kind))
@@ -162,13 +163,13 @@ class _RowBlock:
     # Operands
 
     def _stage_queries(self, area: Area, query: Area) -> None:
-        """Copy rows of q to whole steps, zeros behind them."""
+        """Copy rows of q as a step reads them, to whole steps, zeros behind them."""
         plan, depth = self.plan, self.plan.workload.depth
         lanes = 4 * plan.lanes
         with T.serial(plan.rows) as r:
             place = T.bind(area.base + r * plan.padded_depth)
             source = query.base + r * plan.workload.q.strides[2]
-            copy_span(area.buffer, place, query.buffer, source, depth, lanes)
+            copy_span(area.buffer, place, query.buffer, source, depth, lanes, plan.step.staged)
             zero = T.cast(0, area.buffer.dtype)
             fill_short(area.buffer, place + depth, zero, plan.padded_depth - depth)
 
@@ -280,7 +281,8 @@ class _RowBlock:
                 s = load(scratch.scores.buffer, scratch.scores.base + place, lanes)
                 z = T.bind(fenced_product(s - top, splat(T.float32(LOG2_E), lanes), lanes))
                 stored, summed = weigh(z, lanes)
-                store(scratch.weights.buffer, scratch.weights.base + place, lanes, stored)
+                weights = plan.step.staged(stored, lanes)
+                store(scratch.weights.buffer, scratch.weights.base + place, lanes, weights)
                 store(total, 0, lanes, load(total, 0, lanes) + summed)
             whole = reduce_lanes(load(total, 0, lanes), lambda a, b: a + b, lanes)
             if plan.integer:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import DataType
 from tvm.script import tirx as T
 
 from mpq_compile.kernels.attention_plan import Area, AttentionPlan, Scratch
 from mpq_compile.kernels.emit import copy_short, load, permute, splat, store, vector
+from mpq_compile.kernels.transpose import transposed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +40,40 @@ class HeadPacking:
             self._starts(scratch.values, scratch.value_starts, panels, plan.key_steps, False)
 
     def _keys(self, start: Any, panel: Any) -> None:
+        """Bring ``k_group`` elements of each key together, as one word; transpose the words."""
+        plan, area = self.plan, self.scratch.keys
+        group, lanes = plan.step.k_group, plan.lanes
+        if plan.workload.depth % (group * lanes):
+            self._few_words(start, panel)
+            return
+        stored = vector(self.k.dtype, lanes * group)
+        words = vector(f"uint{DataType(self.k.dtype).bits * group}", lanes)
+        rows = [self._key(start, panel * lanes + lane) for lane in range(lanes)]
+        with T.serial(plan.depth_steps // lanes) as square:
+            step = square * lanes
+            vectors = [
+                T.reinterpret(words, load(self.k, row + step * group, lanes * group))
+                for row in rows
+            ]
+            place = T.bind(area.base + (panel * plan.depth_steps + step) * plan.step_size)
+            for index, turned in enumerate(transposed(vectors, lanes)):
+                weights = self._weights(T.reinterpret(stored, turned), lanes * group)
+                store(area.buffer, place + index * plan.step_size, lanes * group, weights)
+
+    def _key(self, start: Any, key: Any) -> Any:
+        """Return where a key starts; what is beyond the last one has no weight."""
+        workload = self.plan.workload
+        if workload.keys % self.plan.lanes:
+            key = T.min(key, workload.keys - 1)
+        return T.bind(start + key * workload.k.strides[2])
+
+    def _few_words(self, start: Any, panel: Any) -> None:
         """Move ``k_group`` elements of each key at a time."""
         plan, area = self.plan, self.scratch.keys
-        workload, group = plan.workload, plan.step.k_group
-        whole, rest = divmod(workload.depth, group)
+        group = plan.step.k_group
+        whole, rest = divmod(plan.workload.depth, group)
         with T.serial(plan.lanes) as lane:
-            key = panel * plan.lanes + lane
-            if workload.keys % plan.lanes:
-                key = T.min(key, workload.keys - 1)  # what is beyond the last key has no weight
-            source = T.bind(start + key * workload.k.strides[2])
+            source = self._key(start, panel * plan.lanes + lane)
             size = plan.depth_steps * plan.step_size
             target = T.bind(area.base + panel * size + lane * group)
             if whole:
@@ -100,7 +127,7 @@ class HeadPacking:
         """Store −Σ zp · w of each lane; the weights of softmax have zero point zero."""
         plan, code = self.plan, self.scratch.code
         lanes, step = plan.lanes, plan.step
-        zero_point = T.cast(self.zero_point if keys else 0, "uint8")
+        zero_point = T.cast(self.zero_point if keys else 0, code.buffer.dtype)
         for index in range(step.k_group):
             store(code.buffer, code.base + index, 1, zero_point)
         total = T.alloc_buffer((lanes,), "int32")

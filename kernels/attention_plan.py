@@ -85,8 +85,8 @@ class AttentionPlan:
 
     @property
     def stages_queries(self) -> bool:
-        """Tell whether a step would read past the end of a query."""
-        return self.workload.depth % self.step.k_group > 0
+        """Tell whether a step reads a widened query, or past the end of one."""
+        return self.step.widens or self.workload.depth % self.step.k_group > 0
 
     @property
     def stages_mask(self) -> bool:
@@ -136,7 +136,7 @@ class Scratch:
         corrections: What is added to the sums of each row, [rows][lanes].
         factors: What scales them, float32 [rows][lanes].
         code: One element, ``k_group`` times.
-        queries: Rows of q, padded to whole steps, where a step would read past their end.
+        queries: Rows of q as a step reads them, in whole steps, where q itself does not do.
         mask: Rows of the mask, [rows][padded keys], where a vector would read past their end.
     """
 

@@ -90,10 +90,6 @@ class Vpmaddwd(DotStep):
     def weights(self, buffer: Any, offset: Any) -> Any:
         return T.cast(load(buffer, offset, 16), "int16x16")
 
-    def pixel(self, buffer: Any, offset: Any) -> Any:
-        pair = T.reinterpret("uint16", load(buffer, offset, 2))
-        return T.cast(T.reinterpret("uint8x16", T.broadcast(pair, 8)), "int16x16")
-
     def add(self, acc: Any, x: Any, w: Any) -> Any:
         return acc + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", x, w)
 
@@ -287,10 +283,6 @@ def dot_step(workload: Workload, tier: Tier) -> DotStep:
     if sums_narrow(workload, tier):
         cost = StepCost(dot=1.3, pixel=BROADCAST_256, spare=2)
         return Vpmaddubsw(lanes=8, k_group=NARROW_GROUP, cost=cost)
-    if workload.compute == "int8" and tier.dot == "vpmaddwd":
-        # The sum of a product runs beside other products; a product needs a register of its own.
-        cost = StepCost(dot=1.3, pixel=BROADCAST_256, weight=1.5, spare=2)
-        return VpmaddwdStaged(lanes=8, k_group=2, input_dtype="int16", cost=cost)
     step = step_of(workload.compute, tier, uses_bf16_dot(workload, tier))
     if isinstance(step, FloatStep) and step.input_dtype == "uint16":
         return WidenedFloatStep(
@@ -356,7 +348,9 @@ def _integer_step(tier: Tier) -> DotStep:
     if tier.dot in ("amx", "vpdpbusd"):
         return Vpdpbusd(lanes=16, k_group=4, cost=StepCost())
     if tier.dot == "vpmaddwd":
-        return Vpmaddwd(lanes=8, k_group=2, cost=StepCost(dot=2, pixel=2, weight=2, spare=2))
+        # The sum of a product runs beside other products; a product needs a register of its own.
+        cost = StepCost(dot=1.3, pixel=BROADCAST_256, weight=1.5, spare=2)
+        return VpmaddwdStaged(lanes=8, k_group=2, input_dtype="int16", cost=cost)
     if tier.dot == "usmmla":
         return Usdot(lanes=4, k_group=4, cost=StepCost())
     if tier.dot == "sdot":

@@ -131,7 +131,7 @@ def _blocks(
             vectors = [load(x, start + (row + i) * columns + column, block) for i in range(block)]
             if narrower:
                 vectors = [convert(vector, block) for vector in vectors]
-            vectors = _transposed(vectors, block)
+            vectors = transposed(vectors, block)
             if not narrower:
                 vectors = [convert(vector, block) for vector in vectors]
             for i, vector in enumerate(vectors):
@@ -140,7 +140,7 @@ def _blocks(
     shared_range(batch * across, threads, body)
 
 
-def _transposed(vectors: list[Any], block: int) -> list[Any]:
+def transposed(vectors: list[Any], block: int) -> list[Any]:
     """Transpose a square of ``block`` vectors: log2(block) rounds of pairwise interleaving.
 
     Interleaving vector i with vector i + block/2 moves one bit of the element's address from the
