@@ -102,12 +102,17 @@ def _named(outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"output{index}": array for index, array in enumerate(outputs)}
 
 
-def top1_percent(scores: np.ndarray, labels: np.ndarray | None) -> float | None:
-    """Return the share of right classes; None without labels or where the shapes do not fit."""
-    if labels is None or scores.ndim < 2:
-        return None
-    found = scores.argmax(1)
-    return float((found == labels).mean() * 100) if found.shape == labels.shape else None
+def top1_percent(scores: np.ndarray, labels: np.ndarray | None) -> tuple[float | None, str]:
+    """Return the share of right classes, or None and the reason; no reason without labels."""
+    if labels is None:
+        return None, ""
+    found = scores.argmax(1) if scores.ndim > 1 else scores
+    if scores.ndim < 2 or found.shape != labels.shape:
+        return None, f"scores of shape {list(scores.shape)}, labels of {list(labels.shape)}"
+    classes = scores.shape[1]
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
+        return None, f"labels from {labels.min()} to {labels.max()}, scores of {classes} classes"
+    return float((found == labels).mean() * 100), ""
 
 
 def _outcome(
@@ -121,7 +126,7 @@ def _outcome(
     latency = statistics.median(calls_ms[1:] or calls_ms)
     round_trip = is_address(network.device.name)
     batch = network.manifest.inputs[0]["shape"][0]
-    accuracy = top1_percent(outputs[0], data.labels)
+    accuracy, why_not = top1_percent(outputs[0], data.labels)
     shapes: list[dict[str, Any]] = [
         {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
         for name, array in _named(outputs).items()
@@ -132,6 +137,8 @@ def _outcome(
             console.print(f"{entry['name']}: {entry['dtype']}{entry['shape']}")
         if accuracy is not None:
             console.print(f"top-1: {accuracy:.2f} % of {data.count} samples")
+        elif why_not:
+            console.print(f"no top-1: {why_not}")
         name = "round trip (arrays sent and fetched)" if round_trip else "latency"
         console.print(f"{name}: {latency:.4g} ms, the median of {len(calls_ms)} calls of {batch}")
         if round_trip:

@@ -166,6 +166,18 @@ def test_run(mpq: Mpq, artifact: Path, place: Path, tmp_path: Path) -> None:
     assert "top-1" in mpq("run", artifact, "--data", place / "data.npz").out
 
 
+def test_labels_of_other_classes_give_no_top1(
+    mpq: Mpq, artifact: Path, place: Path, tmp_path: Path
+) -> None:
+    arrays = dict(np.load(place / "data.npz"))
+    arrays["labels"] = np.arange(len(arrays["labels"]))
+    np.savez(tmp_path / "other.npz", **arrays)
+    result = mpq("run", artifact, "--data", tmp_path / "other.npz")
+    assert "no top-1: labels from 0 to 15, scores of 4 classes" in result.out
+    result = mpq("run", artifact, "--data", tmp_path / "other.npz", "--json")
+    assert (result.code, result.json["top1_percent"]) == (0, None)
+
+
 def test_export(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "native"
     result = mpq("export", artifact, "--native", folder, "--json")
