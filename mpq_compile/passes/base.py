@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -117,6 +117,16 @@ def replace(
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
     return new
+
+
+def call(module: fx.GraphModule, before: fx.Node, target: object, *args: Any) -> fx.Node:
+    """Emit a call before a node; its value is known where those of its arguments are."""
+    with module.graph.inserting_before(before):
+        node = module.graph.call_function(target, args)
+    if all(arg.meta.get("val") is not None for arg in node.all_input_nodes):
+        values = fx.map_arg(args, lambda arg: arg.meta["val"])
+        node.meta["val"] = target(*values)  # type: ignore[operator]
+    return node
 
 
 class ValueRecorder(fx.Interpreter):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mpq_compile.passes import composite_layers
 from mpq_compile.passes.base import argument, constant, is_call, replace
 from mpq_compile.passes.remove_identity import end_is_whole
 
@@ -178,4 +179,5 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.sub.Tensor: _with_number,
     aten.mul.Tensor: _with_number,
     aten.div.Tensor: _with_number,
+    **composite_layers.RULES,
 }

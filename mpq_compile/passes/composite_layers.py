@@ -1,0 +1,198 @@
+"""Layers that are a few known operators: paddings that repeat values, gates, norms, Einsum.
+
+Moves and concatenations keep codes as they are, so that these paddings are exact on integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mpq_compile.passes.base import add_constant, argument, call, constant, replace
+from mpq_compile.passes.einsum import expand_einsum
+
+aten = torch.ops.aten
+
+Rule = Callable[[fx.GraphModule, fx.Node], None]
+
+
+def _shape(node: Any) -> list[Any] | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return list(value.shape) if isinstance(value, Tensor) else None
+
+
+# Paddings
+
+
+def _pad(module: fx.GraphModule, node: fx.Node) -> None:
+    """``torch.nn.functional.pad`` as it is exported: sizes, mode and value."""
+    mode = argument(node, 2, "mode", "constant")
+    if mode == "constant":
+        value = argument(node, 3, "value") or 0
+        replace(module, node, aten.constant_pad_nd.default, (*node.args[:2], value))
+    else:
+        _pad_by_values(module, node, str(mode))
+
+
+def _pad_by_values(module: fx.GraphModule, node: fx.Node, mode: str) -> None:
+    """Join each padded dimension, the last one first, with pieces of itself."""
+    x: Any = node.args[0]
+    pads: Any = node.args[1]
+    shape = _shape(x)
+    if shape is None or mode not in ("reflect", "circular", "replicate") or min(pads) < 0:
+        return  # the operator stays as it is
+    sizes = [(-1 - index, shape[-1 - index]) for index in range(len(pads) // 2)]
+    if any(not isinstance(size, int) for _, size in sizes):
+        return
+    for index, (back, size) in enumerate(sizes):
+        edge = _Edge(module=module, node=node, axis=len(shape) + back, size=size, mode=mode)
+        before, after = pads[2 * index : 2 * index + 2]
+        parts = [edge.before(x, before), x, edge.behind(x, after)]
+        parts = [part for part in parts if part is not None]
+        x = x if len(parts) == 1 else call(module, node, aten.cat.default, parts, edge.axis)
+    node.replace_all_uses_with(x)
+    module.graph.erase_node(node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Edge:
+    """What is put before and behind a dimension of ``size`` values."""
+
+    module: fx.GraphModule
+    node: fx.Node
+    axis: int
+    size: int
+    mode: str
+
+    def before(self, x: fx.Node, count: int) -> fx.Node | None:
+        start = {"reflect": 1, "circular": self.size - count, "replicate": 0}[self.mode]
+        return self._piece(x, start, count) if count else None
+
+    def behind(self, x: fx.Node, count: int) -> fx.Node | None:
+        last = self.size - 1
+        start = {"reflect": last - count, "circular": 0, "replicate": last}[self.mode]
+        return self._piece(x, start, count) if count else None
+
+    def _piece(self, x: fx.Node, start: int, count: int) -> fx.Node:
+        length = 1 if self.mode == "replicate" else count
+        piece = self._call(aten.slice.Tensor, x, self.axis, start, start + length)
+        if self.mode == "reflect":
+            return self._call(aten.flip.default, piece, [self.axis])
+        if length == count:
+            return piece
+        return self._call(aten.cat.default, [piece] * count, self.axis)
+
+    def _call(self, target: Any, *args: Any) -> fx.Node:
+        return call(self.module, self.node, target, *args)
+
+
+# Activations
+
+
+def _glu(module: fx.GraphModule, node: fx.Node) -> None:
+    """One half times the sigmoid of the other."""
+    x = node.args[0]
+    axis: Any = argument(node, 1, "dim", -1)
+    shape = _shape(x)
+    if shape is None or not isinstance(shape[axis], int):
+        return
+    half = shape[axis] // 2
+    value = call(module, node, aten.slice.Tensor, x, axis, 0, half)
+    gate = call(module, node, aten.slice.Tensor, x, axis, half, 2 * half)
+    opened = call(module, node, aten.sigmoid.default, gate)
+    replace(module, node, aten.mul.Tensor, (value, opened))
+
+
+def _prelu(module: fx.GraphModule, node: fx.Node) -> None:
+    """relu(x) + slope · min(x, 0), with a slope for each channel; with one, a leaky ReLU."""
+    x: Any = node.args[0]
+    slopes: Any = node.args[1]
+    slope, shape = constant(module, slopes), _shape(x)
+    if slope is None or shape is None:
+        return
+    if slope.numel() == 1 or len(shape) < 2:
+        replace(module, node, aten.leaky_relu.default, (x, float(slope)))
+        return
+    across = slope.reshape(-1, *[1] * (len(shape) - 2))
+    weight = add_constant(module, node, f"{slopes.target}_across", across)
+    weight.meta["val"] = across
+    above = call(module, node, aten.relu.default, x)
+    below = call(module, node, aten.clamp.default, x, None, 0.0)
+    scaled = call(module, node, aten.mul.Tensor, below, weight)
+    replace(module, node, aten.add.Tensor, (above, scaled))
+
+
+def _rrelu(module: fx.GraphModule, node: fx.Node) -> None:
+    """In inference the slope is the middle of its range."""
+    lower: Any = argument(node, 1, "lower", 1 / 8)
+    upper: Any = argument(node, 2, "upper", 1 / 3)
+    if not argument(node, 3, "training", False):
+        replace(module, node, aten.leaky_relu.default, (node.args[0], (lower + upper) / 2))
+
+
+def _celu(module: fx.GraphModule, node: fx.Node) -> None:
+    """An ELU whose input below zero is divided by α as well."""
+    alpha: Any = argument(node, 1, "alpha", 1.0)
+    replace(module, node, aten.elu.default, (node.args[0], alpha, 1.0, 1 / alpha))
+
+
+def _greater(module: fx.GraphModule, node: fx.Node, compare: Any) -> None:
+    """The first where it compares so, else the second."""
+    a, b = node.args[:2]
+    shapes = [_shape(n) for n in (a, b)]
+    if None not in shapes and shapes[0] == shapes[1]:
+        condition = call(module, node, compare, a, b)
+        replace(module, node, aten.where.self, (condition, a, b))
+
+
+# Norms and layouts
+
+
+def _instance_norm(module: fx.GraphModule, node: fx.Node) -> None:
+    """A group norm of one channel each, or a batch norm where it goes by running statistics."""
+    x, weight, bias, mean, variance, by_input, momentum, epsilon, fast = node.args
+    shape = _shape(x)
+    if not by_input:
+        running = (x, weight, bias, mean, variance, False, momentum, epsilon, fast)
+        replace(module, node, aten.batch_norm.default, running)
+    elif shape is not None:
+        replace(module, node, aten.group_norm.default, (x, shape[1], weight, bias, epsilon, fast))
+
+
+def _pixel_unshuffle(module: fx.GraphModule, node: fx.Node) -> None:
+    """[B, C, H·r, W·r] → [B, C·r², H, W]."""
+    x = node.args[0]
+    factor: Any = node.args[1]
+    shape = _shape(x)
+    if shape is None or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
+        return
+    _, channels, height, width = shape
+    height, width = height // factor, width // factor
+    split = [-1, channels, height, factor, width, factor]
+    parts = call(module, node, aten.reshape.default, x, split)
+    turned = call(module, node, aten.permute.default, parts, [0, 1, 3, 5, 2, 4])
+    flat = [-1, channels * factor**2, height, width]
+    replace(module, node, aten.reshape.default, (turned, flat))
+
+
+RULES: dict[Any, Rule] = {
+    aten.pad.default: _pad,
+    aten.reflection_pad1d.default: partial(_pad_by_values, mode="reflect"),
+    aten.reflection_pad2d.default: partial(_pad_by_values, mode="reflect"),
+    aten.replication_pad1d.default: partial(_pad_by_values, mode="replicate"),
+    aten.replication_pad2d.default: partial(_pad_by_values, mode="replicate"),
+    aten.glu.default: _glu,
+    aten.prelu.default: _prelu,
+    aten.rrelu.default: _rrelu,
+    aten.celu.default: _celu,
+    aten.maximum.default: partial(_greater, compare=aten.ge.Tensor),
+    aten.minimum.default: partial(_greater, compare=aten.le.Tensor),
+    aten.instance_norm.default: _instance_norm,
+    aten.pixel_unshuffle.default: _pixel_unshuffle,
+    aten.einsum.default: expand_einsum,
+}
