@@ -5,6 +5,8 @@ Moves and concatenations keep codes as they are, so that these paddings are exac
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -150,6 +152,98 @@ def _greater(module: fx.GraphModule, node: fx.Node, compare: Any) -> None:
         replace(module, node, aten.where.self, (condition, a, b))
 
 
+# Reductions
+
+
+def _only_values(node: fx.Node) -> list[fx.Node] | None:
+    """Return the readers of the first of several results; None where another one is read."""
+    picks = list(node.users)
+    return picks if all(pick.args[1] == 0 for pick in picks) else None
+
+
+def _greatest(module: fx.GraphModule, node: fx.Node, least: bool) -> None:
+    """The greatest over dimensions, along one after the other; of what is negative the least."""
+    x: Any = node.args[0]
+    axes: Any = argument(node, 1, "dim", ())
+    shape = _shape(x)
+    if shape is None:
+        return
+    rank = len(shape)
+    axes = [axes] if isinstance(axes, int) else axes or range(rank)
+    keepdim = argument(node, 2, "keepdim", False)
+    if least:
+        x = call(module, node, aten.neg.default, x)
+    for axis in sorted((axis % rank for axis in axes), reverse=True):
+        several = call(module, node, aten.max.dim, x, axis, keepdim)
+        x = call(module, node, operator.getitem, several, 0)
+    if least:
+        x = call(module, node, aten.neg.default, x)
+    node.replace_all_uses_with(x)
+    module.graph.erase_node(node)
+
+
+def _adaptive_max_pool(module: fx.GraphModule, node: fx.Node, target: Any) -> None:
+    """A max pooling of windows that do not overlap, where the sizes are multiples."""
+    picks, shape = _only_values(node), _shape(node.args[0])
+    asked: Any = node.args[1]
+    if picks is None or shape is None:
+        return
+    sizes = shape[-len(asked) :]
+    if any(not isinstance(n, int) or n % out for n, out in zip(sizes, asked, strict=True)):
+        return
+    window = [n // out for n, out in zip(sizes, asked, strict=True)]
+    for pick in picks:
+        replace(module, pick, target, (node.args[0], window, window))
+    module.graph.erase_node(node)
+
+
+def _spread(module: fx.GraphModule, node: fx.Node, root: bool) -> None:
+    """Variance over dimensions, or its root."""
+    x: Any = node.args[0]
+    axes: Any = argument(node, 1, "dim")
+    unbiased = node.target in (aten.std.dim, aten.var.dim)
+    correction: Any = argument(node, 2, "unbiased", True) if unbiased else 1
+    correction = node.kwargs.get("correction", correction)
+    keepdim = argument(node, 3, "keepdim", False) if unbiased else node.kwargs.get("keepdim", False)
+    shape = _shape(x)
+    if shape is None:
+        return
+    axes = list(range(len(shape))) if not axes else [axes] if isinstance(axes, int) else list(axes)
+    if any(not isinstance(shape[axis], int) for axis in axes):
+        return
+    count = math.prod(shape[axis] for axis in axes)
+    mean = call(module, node, aten.mean.dim, x, axes, True)
+    apart = call(module, node, aten.sub.Tensor, x, mean)
+    squares = call(module, node, aten.mul.Tensor, apart, apart)
+    variance = call(module, node, aten.mean.dim, squares, axes, bool(keepdim))
+    correction = 1 if correction is None else float(correction)
+    share = count / (count - correction) if count > correction else math.nan
+    if not root:
+        replace(module, node, aten.mul.Tensor, (variance, share))
+        return
+    scaled = call(module, node, aten.mul.Tensor, variance, share)
+    replace(module, node, aten.sqrt.default, (scaled,))
+
+
+def _cosine_similarity(module: fx.GraphModule, node: fx.Node) -> None:
+    """Σ a·b over the product of both norms, each at least ε."""
+    axis, least = argument(node, 2, "dim", 1), argument(node, 3, "eps", 1e-8)
+    a, b = node.args[:2]
+    products = call(module, node, aten.mul.Tensor, a, b)
+    norms = [
+        call(
+            module,
+            node,
+            aten.clamp.default,
+            call(module, node, aten.linalg_vector_norm.default, x, 2, [axis]),
+            least,
+        )
+        for x in (a, b)
+    ]
+    total = call(module, node, aten.sum.dim_IntList, products, [axis])
+    replace(module, node, aten.div.Tensor, (total, call(module, node, aten.mul.Tensor, *norms)))
+
+
 # Norms and layouts
 
 
@@ -180,6 +274,74 @@ def _pixel_unshuffle(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.reshape.default, (turned, flat))
 
 
+def _channel_shuffle(module: fx.GraphModule, node: fx.Node) -> None:
+    """Channels of groups in turns."""
+    x = node.args[0]
+    groups: Any = node.args[1]
+    shape = _shape(x)
+    if shape is None or not all(isinstance(n, int) for n in shape[1:]):
+        return
+    _, channels, *rest = shape
+    parts = call(module, node, aten.reshape.default, x, [-1, groups, channels // groups, *rest])
+    order = [0, 2, 1, *range(3, len(shape) + 1)]
+    turned = call(module, node, aten.permute.default, parts, order)
+    replace(module, node, aten.reshape.default, (turned, [-1, channels, *rest]))
+
+
+def _movedim(module: fx.GraphModule, node: fx.Node) -> None:
+    """A permutation."""
+    shape = _shape(node.args[0])
+    if shape is None:
+        return
+    rank = len(shape)
+    pairs = [[n] if isinstance(n, int) else list(n) for n in node.args[1:3]]
+    source, target = ([axis % rank for axis in axes] for axes in pairs)
+    left = iter(axis for axis in range(rank) if axis not in source)
+    moved = dict(zip(target, source, strict=True))
+    order = [moved[axis] if axis in moved else next(left) for axis in range(rank)]
+    replace(module, node, aten.permute.default, (node.args[0], order))
+
+
+def _repeat(module: fx.GraphModule, node: fx.Node) -> None:
+    """Copies side by side along each dimension."""
+    x: Any = node.args[0]
+    counts: Any = node.args[1]
+    shape = _shape(x)
+    if shape is None or len(counts) != len(shape):
+        return
+    if not all(isinstance(count, int) and count > 0 for count in counts):
+        return
+    for axis, count in enumerate(counts):
+        if count > 1:
+            x = call(module, node, aten.cat.default, [x] * count, axis)
+    node.replace_all_uses_with(x)
+    module.graph.erase_node(node)
+
+
+def _repeat_interleave(module: fx.GraphModule, node: fx.Node) -> None:
+    """Each value several times, one after the other."""
+    x = node.args[0]
+    count: Any = node.args[1]
+    axis: Any = argument(node, 2, "dim")
+    shape = _shape(x)
+    if shape is None or axis is None or not isinstance(shape[axis], int):
+        return
+    axis %= len(shape)
+    sizes = [n if isinstance(n, int) else -1 for n in shape]
+    if sizes.count(-1) > 1:
+        return
+    apart = call(module, node, aten.unsqueeze.default, x, axis + 1)
+    wide = [-1] * (len(shape) + 1)
+    wide[axis + 1] = count
+    copies = call(module, node, aten.expand.default, apart, wide)
+    sizes[axis] = shape[axis] * count
+    replace(module, node, aten.reshape.default, (copies, sizes))
+
+
+def _square(module: fx.GraphModule, node: fx.Node) -> None:
+    replace(module, node, aten.pow.Tensor_Scalar, (node.args[0], 2))
+
+
 RULES: dict[Any, Rule] = {
     aten.pad.default: _pad,
     aten.reflection_pad1d.default: partial(_pad_by_values, mode="reflect"),
@@ -195,4 +357,19 @@ RULES: dict[Any, Rule] = {
     aten.instance_norm.default: _instance_norm,
     aten.pixel_unshuffle.default: _pixel_unshuffle,
     aten.einsum.default: expand_einsum,
+    aten.amax.default: partial(_greatest, least=False),
+    aten.amin.default: partial(_greatest, least=True),
+    aten.adaptive_max_pool1d.default: partial(_adaptive_max_pool, target=aten.max_pool1d.default),
+    aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, target=aten.max_pool2d.default),
+    aten.std.dim: partial(_spread, root=True),
+    aten.std.correction: partial(_spread, root=True),
+    aten.var.dim: partial(_spread, root=False),
+    aten.var.correction: partial(_spread, root=False),
+    aten.cosine_similarity.default: _cosine_similarity,
+    aten.channel_shuffle.default: _channel_shuffle,
+    aten.movedim.int: _movedim,
+    aten.movedim.intlist: _movedim,
+    aten.repeat.default: _repeat,
+    aten.repeat_interleave.self_int: _repeat_interleave,
+    aten.square.default: _square,
 }

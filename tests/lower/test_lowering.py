@@ -190,7 +190,7 @@ class Picked(Unsupported):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.a(x))
-        return self.b(torch.max(x, 2, keepdim=True).values)
+        return self.b(torch.topk(x, 3, 2).values)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ class Picked(Unsupported):
     [
         (Unsupported, "aten.cumprod.default", "torch.cumprod(x, 3)"),
         (Bilinear, "aten.atan.default", "torch.atan("),
-        (Picked, "aten.max.dim", "torch.max(x, 2, keepdim=True)"),
+        (Picked, "aten.topk.default", "torch.topk(x, 3, 2)"),
     ],
 )
 def test_an_unsupported_operator_is_named(model: type, operator: str, line: str) -> None:
@@ -216,7 +216,7 @@ def test_an_unsupported_operator_is_named(model: type, operator: str, line: str)
     [
         (Unsupported, {"aten.cumprod.default"}),
         (Bilinear, {"aten.atan.default", "aten.upsample_bilinear2d.vec"}),
-        (Picked, {"aten.max.dim"}),
+        (Picked, {"aten.topk.default"}),
     ],
 )
 def test_an_unsupported_operator_runs_in_float_where_allowed(

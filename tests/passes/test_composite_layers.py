@@ -73,6 +73,23 @@ def image_layers() -> dict[str, nn.Module]:
             with_statistics(nn.InstanceNorm2d(6, track_running_stats=True))
         ),
         "pixel_unshuffle": Between(nn.PixelUnshuffle(2), channels=24),
+        "channel_shuffle": Between(nn.ChannelShuffle(3)),
+        "movedim": Between(lambda x: x.movedim((1, -1), (3, 1)), channels=8),
+        "repeat": Between(lambda x: x.repeat(1, 2, 1, 3), channels=12),
+        "repeat_interleave": Between(lambda x: x.repeat_interleave(2, 1), channels=12),
+        "square": Between(torch.square),
+        "adaptive_max_pool": Between(nn.AdaptiveMaxPool2d((1, 4))),
+        "amax": Between(lambda x: x.amax((2, 3), keepdim=True)),
+        "amin": Between(lambda x: x.amin(-1, keepdim=True)),
+        "max_values": Between(lambda x: torch.max(x, 2, keepdim=True)[0]),
+        "std": Between(lambda x: x.std((2, 3), keepdim=True)),
+        "std_correction": Between(lambda x: x.std(1, correction=0, keepdim=True), channels=1),
+        "var": Between(lambda x: x.var((2, 3), unbiased=False, keepdim=True)),
+        "cosine": Between(lambda x: F.cosine_similarity(x, x.flip(1), 2)[:, :, None]),
+        "log_sigmoid": Between(nn.LogSigmoid()),
+        "shrink": Between(nn.Sequential(nn.Softshrink(0.2), nn.Hardshrink(0.1))),
+        "threshold": Between(nn.Threshold(0.1, 0.05)),
+        "logs": Between(lambda x: torch.log1p(x.abs()) + torch.log(x.abs() + 1) + torch.erf(x)),
     }
 
 
@@ -90,6 +107,7 @@ def series_layers() -> dict[str, nn.Module]:
         "glu": Along(nn.GLU(1), channels=3),
         "instance_norm": Along(nn.InstanceNorm1d(6)),
         "prelu": Along(prelu_of_channels()),
+        "adaptive_max_pool": Along(nn.AdaptiveMaxPool1d(5)),
     }
 
 
@@ -109,8 +127,15 @@ def test_series(name: str) -> None:
     kinds(network)
 
 
-@pytest.mark.parametrize("name", ["reflect", "replicate", "circular", "prelu_of_channels", "glu"])
+CODES = (
+    "reflect", "replicate", "circular", "prelu_of_channels", "glu", "repeat", "repeat_interleave",
+    "channel_shuffle", "adaptive_max_pool", "shrink",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CODES)
 def test_the_batch_is_free_and_the_device_equals_the_oracle(name: str) -> None:
+    torch.manual_seed(9)
     model, x = image_layers()[name].eval(), torch.randn(16, 3, 8, 8)
     network = mpq.assign(model, x[:1], [x], "w8a8", rounding="nearest", tuned=False)
     assert network.manifest.dynamic_batch
@@ -124,6 +149,29 @@ def test_a_padding_moves_codes() -> None:
     """Nothing between the two convolutions computes: what repeats values is exact."""
     network = prepared(image_layers()["reflect"], torch.randn(1, 3, 8, 8))
     assert set(calls(network.module)) == {"site_conv2d", "slice", "flip", "cat"}
+
+
+class Points(nn.Module):
+    """As PointNet: the greatest over points, of which nobody asks for the place, then a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(10)
+        self.first, self.last = nn.Conv1d(3, 16, 1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.max(self.first(x).relu(), 2)[0]).argmax(1)
+
+
+def test_points_have_a_class() -> None:
+    torch.manual_seed(11)
+    model, x = Points().eval(), torch.randn(64, 3, 12)
+    network = mpq.assign(model, x[:1], [x], "w8a8", rounding="nearest", tuned=False)
+    with torch.no_grad():
+        found, expected = network(x), model(x)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, network.reference(x))
+    assert (found == expected).float().mean() > 0.9
 
 
 class Sum(nn.Module):
