@@ -390,6 +390,56 @@ class Tied(nn.Module):
         return self.last(F.relu(self.shared(F.relu(self.shared(x)))))
 
 
+class Edges(nn.Module):
+    """Paddings that repeat values, channels and pixels that change places, values repeated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mirrored = nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect")
+        self.around = nn.Conv2d(6, 6, 3, padding=(2, 1), padding_mode="circular")
+        self.repeated = nn.Conv2d(6, 6, 3, padding=1, padding_mode="replicate")
+        self.shuffle, self.apart = nn.ChannelShuffle(3), nn.PixelUnshuffle(2)
+        self.last = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.mirrored(x))
+        x = self.shuffle(F.relu(self.around(x)))
+        y = self.repeated(x).repeat_interleave(2, 2).repeat(1, 1, 1, 2)
+        return self.last(self.apart(y)), F.adaptive_max_pool2d(y, (1, 2))
+
+
+class Gates(nn.Module):
+    """Activations that stand for others, or have a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 12, 3), nn.Conv2d(6, 8, 1)
+        self.slopes, self.third = nn.PReLU(8), nn.Conv2d(8, 6, 1)
+        self.fourth = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.glu(self.first(x), 1)
+        x = self.slopes(self.second(F.celu(x, 0.7)))
+        x = F.hardshrink(F.softshrink(self.third(x), 0.05), 0.1)
+        return self.fourth(F.logsigmoid(F.threshold(x, 0.1, 0.05)))
+
+
+class Reductions(nn.Module):
+    """Greatest, least and spread over dimensions, and Einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.weight = nn.Parameter(torch.randn(8, 2, 4))
+        self.norm = nn.InstanceNorm2d(8, affine=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.norm(self.first(x))
+        summed = torch.einsum("bchw,cde->bhwde", x.relu(), self.weight)
+        pooled = x.amax((2, 3)) - x.flatten(2).min(2).values + x.std((2, 3))
+        return summed, self.last(torch.maximum(pooled, pooled.flip(1)))
+
+
 IMAGE = ((3, 9, 10),)
 CASES: Mapping[str, NetCase] = {
     "convolutions": NetCase(make=Convolutions, shapes=((3, 15, 14),)),
@@ -408,5 +458,8 @@ CASES: Mapping[str, NetCase] = {
     "resized": NetCase(make=Resized, shapes=((3, 5, 4),)),
     "two_inputs": NetCase(make=TwoInputs, shapes=((3, 9, 9), (5,))),
     "mobile": NetCase(make=Mobile, shapes=((3, 12, 12),)),
+    "edges": NetCase(make=Edges, shapes=((3, 7, 8),)),
+    "gates": NetCase(make=Gates, shapes=((3, 6, 7),)),
+    "reductions": NetCase(make=Reductions, shapes=((3, 6, 7),), exact=False),
     "tied": NetCase(make=Tied, shapes=((8,),)),
 }

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from mpq_compile.errors import CaptureError
 
@@ -123,10 +124,18 @@ def call(module: fx.GraphModule, before: fx.Node, target: object, *args: Any) ->
     """Emit a call before a node; its value is known where those of its arguments are."""
     with module.graph.inserting_before(before):
         node = module.graph.call_function(target, args)
-    if all(arg.meta.get("val") is not None for arg in node.all_input_nodes):
-        values = fx.map_arg(args, lambda arg: arg.meta["val"])
-        node.meta["val"] = target(*values)  # type: ignore[operator]
+    values = [arg.meta.get("val") for arg in node.all_input_nodes]
+    if all(value is not None for value in values):
+        modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
+        node.meta["val"] = target(*fx.map_arg(args, lambda arg: _as_fake(arg, modes)))  # type: ignore[operator]
     return node
+
+
+def _as_fake(node: fx.Node, modes: Sequence[FakeTensorMode]) -> Any:
+    """Return a node's value as what it is computed with: without data where others have none."""
+    value = node.meta["val"]
+    real = isinstance(value, Tensor) and not isinstance(value, FakeTensor)
+    return modes[0].from_tensor(value) if real and modes else value
 
 
 class ValueRecorder(fx.Interpreter):

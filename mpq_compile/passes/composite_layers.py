@@ -182,6 +182,21 @@ def _greatest(module: fx.GraphModule, node: fx.Node, least: bool) -> None:
     module.graph.erase_node(node)
 
 
+def _least_values(module: fx.GraphModule, node: fx.Node) -> None:
+    """The least along a dimension, where nobody asks where it stands."""
+    picks = _only_values(node)
+    if picks is None or not isinstance(node.args[1], int):
+        return
+    with module.graph.inserting_before(node):
+        args = (node.args[0], [node.args[1]], argument(node, 2, "keepdim", False))
+        least = module.graph.call_function(aten.amin.default, args)
+    for pick in picks:
+        pick.replace_all_uses_with(least)
+        module.graph.erase_node(pick)
+    module.graph.erase_node(node)
+    _greatest(module, least, least=True)
+
+
 def _adaptive_max_pool(module: fx.GraphModule, node: fx.Node, target: Any) -> None:
     """A max pooling of windows that do not overlap, where the sizes are multiples."""
     picks, shape = _only_values(node), _shape(node.args[0])
@@ -359,6 +374,7 @@ RULES: dict[Any, Rule] = {
     aten.einsum.default: expand_einsum,
     aten.amax.default: partial(_greatest, least=False),
     aten.amin.default: partial(_greatest, least=True),
+    aten.min.dim: _least_values,
     aten.adaptive_max_pool1d.default: partial(_adaptive_max_pool, target=aten.max_pool1d.default),
     aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, target=aten.max_pool2d.default),
     aten.std.dim: partial(_spread, root=True),

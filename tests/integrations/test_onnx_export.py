@@ -169,6 +169,29 @@ def test_a_network_that_was_built(tmp_path: Path) -> None:
         mpq.export_onnx(net, path, biases="int23")
 
 
+class Places(nn.Module):
+    """Where the greatest and the least stand, along a dimension and among all values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.layer(x)
+        return y.argmax(1), y.argmin(-1, keepdim=True), torch.max(y, 1).indices
+
+
+def test_places_are_whole_numbers() -> None:
+    torch.manual_seed(5)
+    x = torch.randn(64, 8)
+    graph = materialized(Places().eval(), (x,), "w8a8")
+    with torch.no_grad():
+        expected = graph.module(x)
+    for found, places in zip(run(Export(graph).model(), (x,)), expected, strict=True):
+        assert found.dtype == places.numpy().dtype and found.shape == tuple(places.shape)
+        assert (found == places.numpy()).mean() > 0.95
+
+
 def test_an_operator_without_a_form_is_named() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

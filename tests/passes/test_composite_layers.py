@@ -82,6 +82,7 @@ def image_layers() -> dict[str, nn.Module]:
         "amax": Between(lambda x: x.amax((2, 3), keepdim=True)),
         "amin": Between(lambda x: x.amin(-1, keepdim=True)),
         "max_values": Between(lambda x: torch.max(x, 2, keepdim=True)[0]),
+        "min_values": Between(lambda x: x.min(3, keepdim=True).values),
         "std": Between(lambda x: x.std((2, 3), keepdim=True)),
         "std_correction": Between(lambda x: x.std(1, correction=0, keepdim=True), channels=1),
         "var": Between(lambda x: x.var((2, 3), unbiased=False, keepdim=True)),

@@ -43,8 +43,67 @@ def _leaky_relu(writer: Writer, _: Sizes, call: Call) -> str:
 
 
 def _elu(writer: Writer, _: Sizes, call: Call) -> str:
-    alpha = float(call.argument(1, "alpha", 1.0))
-    return writer.op("Elu", call.x.name, into=call.name, alpha=alpha)
+    """scale · elu(input_scale · x), where the input is scaled below zero only."""
+    alpha, scale, input_scale = (
+        float(call.argument(1 + index, name, 1.0))
+        for index, name in enumerate(("alpha", "scale", "input_scale"))
+    )
+    if scale == input_scale == 1.0:
+        return writer.op("Elu", call.x.name, into=call.name, alpha=alpha)
+    below = writer.clip(call.x.name, -inf, 0.0, into=f"{call.name}_below")
+    scaled = writer.op("Mul", below, writer.scalar(input_scale), into=f"{call.name}_scaled")
+    bent = writer.op("Elu", scaled, into=f"{call.name}_bent", alpha=alpha)
+    above = writer.op("Relu", call.x.name, into=f"{call.name}_above")
+    whole = writer.op("Add", above, bent, into=call.name)
+    return writer.op("Mul", whole, writer.scalar(scale), into=f"{call.name}_whole")
+
+
+def _log1p(writer: Writer, _: Sizes, call: Call) -> str:
+    more = writer.op("Add", call.x.name, writer.scalar(1.0), into=f"{call.name}_more")
+    return writer.op("Log", more, into=call.name)
+
+
+def _log_sigmoid(writer: Writer, _: Sizes, call: Call) -> str:
+    negated = writer.op("Neg", call.x.name, into=f"{call.name}_negated")
+    soft = writer.op("Softplus", negated, into=f"{call.name}_soft")
+    return writer.op("Neg", soft, into=call.name)
+
+
+def _shrink(soft: bool) -> Rule:
+    def rule(writer: Writer, _: Sizes, call: Call) -> str:
+        least = float(call.argument(1, "lambd", 0.5))
+        bias = least if soft else 0.0
+        return writer.op("Shrink", call.x.name, into=call.name, lambd=least, bias=bias)
+
+    return rule
+
+
+def _threshold(writer: Writer, _: Sizes, call: Call) -> str:
+    above, other = (writer.scalar(float(value)) for value in call.args[1:3])
+    passes = writer.op("Greater", call.x.name, above, into=f"{call.name}_passes")
+    return writer.op("Where", passes, call.x.name, other, into=call.name)
+
+
+def _greatest(writer: Writer, _: Sizes, call: Call) -> list[str]:
+    """The greatest along a dimension, and where it stands."""
+    axis, kept = int(call.argument(1, "dim")), int(bool(call.argument(2, "keepdim", False)))
+    values = writer.op("ReduceMax", call.x.name, writer.sizes(axis), into=call.name, keepdims=kept)
+    places = writer.op("ArgMax", call.x.name, into=f"{call.name}_at", axis=axis, keepdims=kept)
+    return [values, places]
+
+
+def _place(kind: str) -> Rule:
+    """Where the greatest or least stands: along a dimension, or among all values."""
+
+    def rule(writer: Writer, _: Sizes, call: Call) -> str:
+        axis, x = call.argument(1, "dim"), call.x.name
+        kept = int(bool(call.argument(2, "keepdim", False)))
+        if axis is None:
+            x = writer.op("Reshape", x, writer.sizes(-1), into=f"{call.name}_flat")
+            axis, kept = 0, 0
+        return writer.op(kind, x, into=call.name, axis=int(axis), keepdims=kept)
+
+    return rule
 
 
 def _softplus(writer: Writer, _: Sizes, call: Call) -> str:
@@ -234,6 +293,11 @@ UNARY: Mapping[Any, Rule] = {
     aten.gelu.default: _gelu,
     aten.leaky_relu.default: _leaky_relu,
     aten.elu.default: _elu,
+    aten.log1p.default: _log1p,
+    aten.log_sigmoid.default: _log_sigmoid,
+    aten.softshrink.default: _shrink(soft=True),
+    aten.hardshrink.default: _shrink(soft=False),
+    aten.threshold.default: _threshold,
 }
 FLOATS: Mapping[Any, Rule] = {
     **UNARY,
@@ -258,6 +322,9 @@ FLOATS: Mapping[Any, Rule] = {
     aten.group_norm.default: _group_norm,
     aten.mean.dim: _reduce("ReduceMean"),
     aten.sum.dim_IntList: _reduce("ReduceSum"),
+    aten.max.dim: _greatest,
+    aten.argmax.default: _place("ArgMax"),
+    aten.argmin.default: _place("ArgMin"),
     aten.amax.default: _reduce("ReduceMax"),
     aten.amin.default: _reduce("ReduceMin"),
     aten.linalg_vector_norm.default: _vector_norm,
