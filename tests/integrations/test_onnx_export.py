@@ -169,6 +169,27 @@ def test_a_network_that_was_built(tmp_path: Path) -> None:
         mpq.export_onnx(net, path, biases="int23")
 
 
+class Differences(nn.Module):
+    """Differences of tensors of one shape: behind sites, and behind what is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.c = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.c(F.relu(self.a(x) - self.b(x)))
+        return F.relu(y) - torch.sigmoid(y)
+
+
+@pytest.mark.parametrize("candidate", ["w8a8", "fp32"])
+def test_differences_are_no_sums(candidate: str) -> None:
+    torch.manual_seed(6)
+    x = torch.randn(16, 3, 6, 6)
+    off = compare(materialized(Differences().eval(), (x,), candidate), (x,))
+    assert (off <= 1).mean() >= 0.999
+
+
 class Places(nn.Module):
     """Where the greatest and the least stand, along a dimension and among all values."""
 

@@ -9,7 +9,8 @@ from torch import fx
 
 from mpq_compile.integrations.qdq.sites import Graph
 from mpq_compile.integrations.qdq.writer import Writer
-from mpq_compile.passes.base import argument, constant
+from mpq_compile.passes import ops
+from mpq_compile.passes.base import argument, constant, is_call
 from mpq_compile.quant.multipliers import scale_of
 from mpq_compile.types import QParams, QSpec
 
@@ -27,7 +28,7 @@ def convert(graph: Graph, node: fx.Node) -> str:
 
 
 def add(graph: Graph, node: fx.Node) -> str:
-    return _binary(graph, node, "Add")
+    return _binary(graph, node, "Sub" if is_call(graph.origin(node), ops.subtract) else "Add")
 
 
 def multiply(graph: Graph, node: fx.Node) -> str:
