@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -274,6 +275,7 @@ def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedG
     for node in module.graph.nodes:
         if is_in_place(node):
             node.target = functional(node.target)
+    _drop_nothing(module)
     module.recompile()
     outputs = _run(module, tensors)
     return CapturedGraph(
@@ -333,6 +335,28 @@ def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
         for name, value in list(owner.named_parameters(recurse=False)):
             setattr(owner, name, nn.Parameter(value.detach(), requires_grad=False))
     return module
+
+
+_DROPOUTS = (
+    torch.ops.aten.dropout.default,
+    torch.ops.aten.feature_dropout.default,
+    torch.ops.aten.alpha_dropout.default,
+    torch.ops.aten.feature_alpha_dropout.default,
+)
+
+
+def _drop_nothing(module: fx.GraphModule) -> None:
+    """Switch off what ``forward`` drops in eval mode, too: a deployed network is no draw."""
+    dropping = [n for n in module.graph.nodes if n.target in _DROPOUTS and n.args[2:] == (True,)]
+    for node in dropping:
+        node.args = (*node.args[:2], False)
+    if dropping:
+        warnings.warn(
+            f"mpq: {source_line(dropping[0])}: dropout that is active in eval mode is left out; "
+            "pass training=self.training to torch.nn.functional.dropout",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:

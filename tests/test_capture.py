@@ -99,6 +99,25 @@ def test_the_batch_is_free_where_forward_takes_any_number_of_inputs(count: int) 
     assert graph.module(*(torch.randn(5, 4) for _ in range(count)))[0].shape == (5, 3)
 
 
+class AlwaysDrops(nn.Module):
+    """Drops in eval mode as well, for nobody said otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(F.dropout(x))
+
+
+def test_dropout_in_eval_mode_is_left_out_and_said() -> None:
+    model, x = AlwaysDrops().eval(), torch.randn(2, 4)
+    with pytest.warns(RuntimeWarning, match=r"F.dropout\(x\).*training=self.training"):
+        graph = capture(model, x)
+    assert graph.dynamic_batch
+    assert torch.equal(graph.module(x)[0], model.layer(x))
+
+
 class FixedBatch(Small):
     """Names its batch size."""
 
