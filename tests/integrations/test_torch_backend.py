@@ -424,7 +424,7 @@ class Counter(WritesInput):
         (nn.Conv2d(3, 4, 3), torch.bfloat16, 8, "float32", r"model.float\(\)"),
         (WritesInput(), torch.float32, 8, "writes into its inputs", "return a new tensor"),
         (Counter(), torch.float32, 8, "calls of the model change", "keep that out"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(2)), torch.float32, 8)
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveMaxPool2d(4)), torch.float32, 8)
         + ("adaptive_max_pool2d", "allow_float=True"),
     ],
 )
