@@ -20,6 +20,7 @@ from torch.fx.graph import CodeGen
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
+from mpq_compile.dropout import switch_off_dropout
 from mpq_compile.errors import CaptureError, MpqError
 from mpq_compile.in_place import functional, is_in_place, writes_into_alias, written_by
 from mpq_compile.onnx_import.fixed import FixedSite
@@ -275,7 +276,13 @@ def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedG
     for node in module.graph.nodes:
         if is_in_place(node):
             node.target = functional(node.target)
-    _drop_nothing(module)
+    if dropping := switch_off_dropout(module.graph):
+        warnings.warn(
+            f"mpq: {source_line(dropping[0])}: dropout that is active in eval mode is left out; "
+            "pass training=self.training to torch.nn.functional.dropout",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     module.recompile()
     outputs = _run(module, tensors)
     return CapturedGraph(
@@ -335,28 +342,6 @@ def _without_gradients(module: fx.GraphModule) -> fx.GraphModule:
         for name, value in list(owner.named_parameters(recurse=False)):
             setattr(owner, name, nn.Parameter(value.detach(), requires_grad=False))
     return module
-
-
-_DROPOUTS = (
-    torch.ops.aten.dropout.default,
-    torch.ops.aten.feature_dropout.default,
-    torch.ops.aten.alpha_dropout.default,
-    torch.ops.aten.feature_alpha_dropout.default,
-)
-
-
-def _drop_nothing(module: fx.GraphModule) -> None:
-    """Switch off what ``forward`` drops in eval mode, too: a deployed network is no draw."""
-    dropping = [n for n in module.graph.nodes if n.target in _DROPOUTS and n.args[2:] == (True,)]
-    for node in dropping:
-        node.args = (*node.args[:2], False)
-    if dropping:
-        warnings.warn(
-            f"mpq: {source_line(dropping[0])}: dropout that is active in eval mode is left out; "
-            "pass training=self.training to torch.nn.functional.dropout",
-            RuntimeWarning,
-            stacklevel=2,
-        )
 
 
 def _batch_is_free(module: fx.GraphModule) -> bool:
