@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import warnings
@@ -248,7 +247,7 @@ def _export_dynamic(
     for dim in (Dim("batch"), Dim.AUTO) if len(tensors) > 1 else (Dim.AUTO,):
         shapes = pytree.tree_map(lambda t, dim=dim: {0: dim}, inputs)
         try:
-            program = _export(model, doubled, _by_parameter(model, shapes))
+            program = _export(model, doubled, shapes)
         except CaptureError as error:
             log.debug("free batch refused: %s", error)
             continue
@@ -256,15 +255,6 @@ def _export_dynamic(
         # A size that the model asks for as a number, as len() does, is a symbol fixed to it.
         return program if not any(is_concrete_int(n.meta["val"].shape[0]) for n in users) else None
     return None
-
-
-def _by_parameter(model: nn.Module, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what holds of the inputs by parameter of ``forward``: ``*args`` is one of them."""
-    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return shapes
-    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return shapes if len(shapes) <= named else (*shapes[:named], tuple(shapes[named:]))
 
 
 def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:

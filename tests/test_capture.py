@@ -81,24 +81,6 @@ def test_the_batch_is_free_where_the_model_allows_it() -> None:
     assert graph.module(torch.randn(7, 3, 5, 5))[0].shape[0] == 7
 
 
-class AnyInputs(nn.Module):
-    """Takes as many tensors as it is given, as wrappers do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 3)
-
-    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
-        return sum((self.layer(x) for x in others), self.layer(first))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_batch_is_free_where_forward_takes_any_number_of_inputs(count: int) -> None:
-    graph = capture(AnyInputs().eval(), tuple(torch.randn(1, 4) for _ in range(count)))
-    assert graph.dynamic_batch
-    assert graph.module(*(torch.randn(5, 4) for _ in range(count)))[0].shape == (5, 3)
-
-
 class AlwaysDrops(nn.Module):
     """Drops in eval mode as well, for nobody said otherwise."""
 
