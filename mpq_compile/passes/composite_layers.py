@@ -117,7 +117,7 @@ def _prelu(module: fx.GraphModule, node: fx.Node) -> None:
     slope, shape = constant(module, slopes), _shape(x)
     if slope is None or shape is None:
         return
-    if slope.numel() == 1 or len(shape) < 2:
+    if slope.numel() == 1:
         replace(module, node, aten.leaky_relu.default, (x, float(slope)))
         return
     across = slope.reshape(-1, *[1] * (len(shape) - 2))
