@@ -7,9 +7,10 @@
 Each contender takes int64 ids [1, tokens] and gives a unit vector, in a process of its own; rounds
 visit all of them in an order drawn anew, with a pause before each (as ``peers.py`` does). The
 cosine is the mean over sentences that no quantizer saw, to the float network's embedding; "linear
-MB" are the stored weights of linear layers with their scales. Ours are the uniform assignment
-w8a8, and a mixed plan of at most half its linear weights, rounded by ``gptq``; with ``--steps``
-``mpq.finetune`` trains it, without labels, on sentences of the words that calibration has.
+MB" are the stored weights of linear layers with their scales. Ours are the uniform assignments
+w8a8 and w8a8d (a scale for each row, found at run time), and a mixed plan of at most half of the
+linear weights of w8a8, rounded by ``gptq``; with ``--steps`` ``mpq.finetune`` trains it, without
+labels, on sentences of the words that calibration has.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ UNIFORM = "w8a8"
 # Texts that sensitivities are measured on, and samples of a step of training: most of the time of
 # a step goes into weights, however many samples it has.
 PLANNED, BATCH = 24, 32
-GOALS = (Goal(ours="ours w8a8", at_least=1.3),)
+UNIFORMS = (UNIFORM, "w8a8d")
+GOALS = tuple(Goal(ours=f"ours {name}", at_least=1.3) for name in UNIFORMS)
 
 
 def linear_bytes(session: Session, assignment: Mapping[str, str]) -> float:
@@ -97,7 +99,7 @@ def built(task: SentenceTask, steps: int, rate: float, rounding: str) -> dict[st
     plan = mixed_plan(session)
     planned_s = time.monotonic() - began
     given = task.module, task.example, task.calibration
-    uniform = mpq.assign(*given, UNIFORM)
+    uniform = {name: mpq.assign(*given, name) for name in UNIFORMS}
     began = time.monotonic()
     if steps:
         mixed = mpq.finetune(
@@ -113,7 +115,7 @@ def built(task: SentenceTask, steps: int, rate: float, rounding: str) -> dict[st
         mixed = mpq.compile(*given, plan=plan, verify=False)
     built_s = time.monotonic() - began
     found = {}
-    for name, net in {"w8a8": uniform, "mixed": mixed}.items():
+    for name, net in {**uniform, "mixed": mixed}.items():
         net.save(task.folder / name)
         apart = cosines([net(x) for x in task.compared], task.float_outputs())
         found[f"ours {name}"] = {
@@ -158,7 +160,7 @@ def contenders() -> list[Contender]:
             ours=True,
             options=(("name", name),),
         )
-        for name in ("w8a8", "mixed")
+        for name in (*UNIFORMS, "mixed")
     ]
     dynamic = Contender(
         name="ONNX Runtime int8 dynamic",

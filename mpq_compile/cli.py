@@ -34,6 +34,7 @@ from mpq_compile.commands import (
     solve,
     stability,
     targets,
+    trace,
     verify,
 )
 from mpq_compile.commands.failures import INTERRUPTED, failure, interrupted
@@ -63,6 +64,7 @@ app.command("search")(search.search)
 app.command("compile")(compile.compile_model)
 app.command("finetune")(finetune.finetune)
 app.command("verify")(verify.verify)
+app.command("trace")(trace.trace)
 app.command("run")(run.run)
 app.command("report")(report.report)
 app.command("explain")(explain.explain)

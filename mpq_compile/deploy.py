@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch.utils import _pytree as pytree
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from mpq_compile.errors import LoweringError, PlanError, nearest
 from mpq_compile.kernels.choice import ChoiceOf, modelled
 from mpq_compile.kernels.tier import Tier
+from mpq_compile.lower.interface import Step
 from mpq_compile.passes.base import target_name
 from mpq_compile.passes.materialize import materialize
 from mpq_compile.passes.materialized import Materialized
@@ -111,6 +113,7 @@ def write_artifact(
         tier=tier.name,
         threads=threads,
         arena=library.arena,
+        steps=_by_site(library.steps, materialized),
         inputs=[{"name": n, "shape": list(shape), "dtype": dtype} for n, shape, dtype in inputs],
         outputs=[{"shape": list(shape), "dtype": dtype} for shape, dtype in outputs],
         updates=lowered.updates,
@@ -128,6 +131,12 @@ def write_artifact(
     )
     seal(folder, manifest)
     return materialized
+
+
+def _by_site(steps: Sequence[Step], materialized: Materialized) -> list[Step]:
+    """Name the steps that compute a site by it."""
+    sites = {name: record.site.id for name, record in materialized.records.items()}
+    return [replace(step, name=sites.get(step.name, step.name)) for step in steps]
 
 
 def _untried(device: Device) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from mpq_compile.cost.latency import Z95, LatencyModel, Observation
+from mpq_compile.errors import MpqError
 from mpq_compile.runtime.history import Comparison, History, write_history
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.session import Session
 from mpq_compile.types import Plan, Verification
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -28,9 +32,14 @@ class Recording:
         self._rows.append(_round(plan, seen))
 
     def kept_in(self, network: CompiledNetwork) -> CompiledNetwork:
-        """Write what was recorded beside the network's artifact; return the network."""
+        """Write what was recorded beside the network's artifact, and what each of its kernels
+        takes where that can be measured; return the network."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         write_history(network.folder, History(comparisons=tuple(self._rows), time=time))
+        try:
+            network.trace()
+        except MpqError as error:
+            log.info("kernels were not traced: %s", error.message)
         return network
 
 

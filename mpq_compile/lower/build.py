@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from mpq_compile.errors import LoweringError
 from mpq_compile.kernels.plain_loops import unscheduled
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.entry import build_entry
+from mpq_compile.lower.interface import Step
 from mpq_compile.lower.linker import linker
 from mpq_compile.lower.lowering import Lowered
+from mpq_compile.lower.naming import node_of
 from mpq_compile.lower.pipeline import lower_pipeline
 from mpq_compile.lower.program import NotAProgram, read_program
 from mpq_compile.lower.reference import with_reference
@@ -35,10 +38,12 @@ class Library:
         unscheduled: Names of functions that no schedule fits: they run as TVM generated them.
         arena: Bytes that ``main(inputs…, parameters, arena, outputs…)`` needs for what it computes
             on the way; None where Relax's virtual machine runs the network.
+        steps: The kernels that it calls, in order; none where the virtual machine calls them.
     """
 
     unscheduled: list[str]
     arena: int | None
+    steps: Sequence[Step] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class _Built:
     """A module that this process built, and its library."""
 
     module: Any
-    settings: tuple[Tier, int]
+    settings: tuple[Any, ...]
     content: bytes
     library: Library
 
@@ -64,7 +69,8 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Lib
         LoweringError: TVM or the linker refuses.
     """
     digest = tvm_ffi.structural_hash(lowered.module)
-    built, settings = _BUILT.get(digest), (tier, threads)
+    # Modules that differ in names alone are equal, but their steps are not.
+    built, settings = _BUILT.get(digest), (tier, threads, _names(lowered.module))
     if built is not None and _fits(built, lowered.module, settings):
         path.write_bytes(built.content)
         return built.library
@@ -77,8 +83,13 @@ def build_library(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Lib
     return library
 
 
-def _fits(built: _Built, module: Any, settings: tuple[Tier, int]) -> bool:
+def _fits(built: _Built, module: Any, settings: tuple[Any, ...]) -> bool:
     return built.settings == settings and tvm_ffi.structural_equal(built.module, module)
+
+
+def _names(module: Any) -> tuple[str, ...]:
+    blocks = module["main"].body.blocks
+    return tuple(binding.var.name for block in blocks for binding in block.bindings)
 
 
 def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
@@ -86,7 +97,7 @@ def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
     link = linker(tier)
     try:
         module = lower_pipeline(lowered.module, tier, threads)
-        executable, arena = _executable(module, target, tier, threads)
+        executable, arena, steps = _executable(module, target, tier, threads)
         executable.export_library(str(path), fcompile=link)
     except Exception as error:
         raise LoweringError(
@@ -95,18 +106,26 @@ def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
             found=f"{type(error).__name__}: {_ends(str(error).strip())}",
             remedy="a C compiler must be installed for linking; `mpq doctor` checks it",
         ) from error
-    return Library(unscheduled=unscheduled(module, _LARGE), arena=arena)
+    return Library(unscheduled=unscheduled(module, _LARGE), arena=arena, steps=steps)
 
 
-def _executable(module: Any, target: Any, tier: Tier, threads: int) -> tuple[Any, int | None]:
+def _executable(
+    module: Any, target: Any, tier: Tier, threads: int
+) -> tuple[Any, int | None, Sequence[Step]]:
     """Build one function where the network is a list of calls, else for the virtual machine."""
     try:
-        entry = build_entry(module, read_program(module), tier, threads)
+        program = read_program(module)
+        entry = build_entry(module, program, tier, threads)
     except NotAProgram as reason:
         log.info("the virtual machine runs this network: %s", reason)
         beside = with_reference(module, tier, threads)
-        return relax.build(beside, target, exec_mode="compiled"), None
-    return tvm.compile(with_reference(entry.module, tier, threads), target=target), entry.arena
+        return relax.build(beside, target, exec_mode="compiled"), None, ()
+    steps = [
+        Step(name=node_of(call.name) or call.function, kernel=call.function, phases=phases)
+        for call, phases in zip(program.calls, entry.phases, strict=True)
+    ]
+    beside = with_reference(entry.module, tier, threads)
+    return tvm.compile(beside, target=target), entry.arena, steps
 
 
 def _ends(text: str) -> str:

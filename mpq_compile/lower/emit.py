@@ -35,6 +35,7 @@ from mpq_compile.kernels.elementwise_workload import (
 from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
+from mpq_compile.lower.naming import numbered
 from mpq_compile.lower.parameters import Recipe, describe_workload
 from mpq_compile.lower.views import View, dense
 
@@ -96,11 +97,19 @@ class Emitter:
         self.threads = threads
         self.choice_of = choice_of
         self.builder = relax.BlockBuilder()
+        # The node that is being lowered: what it emits bears its name.
+        self.node = ""
+        self._emitted = 0
         self.recipes: list[Recipe] = []
         self.arrays: dict[str, np.ndarray] = {}
         self._parameter_vars: list[Any] = []
         self._kernels: dict[str, Any] = {}
         self._views: dict[Any, Any] = {}
+
+    def emit(self, expression: Any) -> Any:
+        """Bind an expression to a variable that bears the node's name."""
+        self._emitted += 1
+        return self.builder.emit(expression, numbered(self.node, self._emitted))
 
     # Parameters
 
@@ -164,14 +173,14 @@ class Emitter:
         """
         kind = relax.TensorType((cells or math.prod(shape),), DTYPES[fmt])
         call = relax.call_tir(self._function(workload), list(arguments), kind)
-        return Value(var=self.builder.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
+        return Value(var=self.emit(call), shape=shape, fmt=fmt, nhwc=nhwc)
 
     def kernel_in_place(self, workload: Any, arguments: Sequence[Any], value: Value) -> Value:
         """Call a kernel that changes ``value``, its last argument; return it changed."""
         kind = relax.TensorType((value.size,), DTYPES[value.fmt])
         function, last = self._function(workload), len(arguments) - 1
         call = relax.op.call_tir_inplace(function, relax.Tuple(list(arguments)), last, kind)
-        return replace(value, var=self.builder.emit(call), source=None)
+        return replace(value, var=self.emit(call), source=None)
 
     def kernel_outputs(
         self, workload: Any, arguments: Sequence[Any], shape: tuple[int, ...], fmts: Sequence[str]
@@ -190,9 +199,9 @@ class Emitter:
         """Call a kernel of several results, given as (shape, format)."""
         kinds = [relax.TensorType((math.prod(shape),), DTYPES[fmt]) for shape, fmt in results]
         call = relax.call_tir(self._function(workload), list(arguments), kinds)
-        made = self.builder.emit(call)
+        made = self.emit(call)
         return [
-            Value(var=self.builder.emit(relax.TupleGetItem(made, index)), shape=shape, fmt=fmt)
+            Value(var=self.emit(relax.TupleGetItem(made, index)), shape=shape, fmt=fmt)
             for index, (shape, fmt) in enumerate(results)
         ]
 
@@ -223,8 +232,8 @@ class Emitter:
 
         ``source`` says where the moved elements lie already.
         """
-        moved = self.builder.emit(function(self._viewed(value, physical or value.shape)))
-        flat = self.builder.emit(relax.op.reshape(moved, relax.ShapeExpr([math.prod(shape)])))
+        moved = self.emit(function(self._viewed(value, physical or value.shape)))
+        flat = self.emit(relax.op.reshape(moved, relax.ShapeExpr([math.prod(shape)])))
         self._views[flat] = moved
         return replace(value, var=flat, shape=shape, source=source)
 
@@ -234,7 +243,7 @@ class Emitter:
         if view is not None and [int(n) for n in view.ty.shape] == list(physical):
             return view
         reshaped = relax.op.reshape(value.var, relax.ShapeExpr(list(physical)))
-        return self.builder.emit(reshaped)
+        return self.emit(reshaped)
 
     # Layouts
 

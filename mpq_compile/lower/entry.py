@@ -4,6 +4,9 @@
 kernels in order and meets the others at a barrier (``kernels.barrier``) after every phase. An
 output that is an input changed in place is no argument of its own. Parameters lie in one buffer,
 and what is computed on the way in the arena, at offsets that are known when the function is built.
+
+On demand it writes down when each task began and ended each phase (``lower.clock``), so that every
+artifact can say where its time goes.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from mpq_compile.kernels.barrier import FLAG_WORDS, arrive, barrier_ir, wait
 from mpq_compile.kernels.emit import llvm_functions
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.arena import Span, aligned, offsets_of, place
+from mpq_compile.lower.clock import STAMP_BYTES, stamp, stamp_ir
 from mpq_compile.lower.phases import Kernel, cut
 from mpq_compile.lower.program import Operand, Program
 
@@ -35,10 +39,12 @@ class Entry:
     Args:
         module: TIR only, for ``tvm.compile``.
         arena: Bytes of the buffer that a caller lends to ``main``.
+        phases: How many phases each call of the program has.
     """
 
     module: IRModule
     arena: int
+    phases: Sequence[int]
 
 
 def build_entry(module: IRModule, program: Program, tier: Tier, tasks: int) -> Entry:
@@ -59,9 +65,12 @@ class _Builder:
             for name, kernel in self.kernels.items()
         }
         self.target = target
-        self.flag_bytes = aligned(4 * FLAG_WORDS * tasks)
+        # The word that asks for a trace has a cache line of its own, before the tasks' flags.
+        self.flag_bytes = aligned(4 * FLAG_WORDS * (1 + tasks))
         self.values, self.scratch, used = self._places()
-        self.arena_bytes = self.flag_bytes + used
+        self.stamps_at = self.flag_bytes + aligned(used)
+        phases = sum(len(self.phases[call.function]) for call in program.calls)
+        self.arena_bytes = self.stamps_at + 2 * STAMP_BYTES * phases * tasks
         self.parameters, self.parameter_bytes = offsets_of([p.size for p in program.parameters])
 
     def _places(self) -> tuple[dict[int, int], list[list[int]], int]:
@@ -86,19 +95,23 @@ class _Builder:
         return dict(zip(kept, offsets, strict=False)), scratch, end
 
     def build(self) -> Entry:
-        with IRBuilder() as builder, prim_func(s_tir=True):
-            T.func_name("main")
-            self._declare()
-            with llvm_functions(barrier_ir(self.tier) if self.tasks > 1 else ""):
-                self._body()
-        main = builder.get().with_attr("target", self.target)
         functions = {
             variable: function
             for name, kernel in self.kernels.items()
             for variable, function in zip(self.phases[name], kernel.phases, strict=True)
         }
-        module = IRModule({**functions, ir.GlobalVar("main"): main})
-        return Entry(module=module, arena=self.arena_bytes)
+        functions[ir.GlobalVar("main")] = self._main()
+        counts = [len(self.phases[call.function]) for call in self.program.calls]
+        return Entry(module=IRModule(functions), arena=self.arena_bytes, phases=counts)
+
+    def _main(self) -> Any:
+        barrier = barrier_ir(self.tier) if self.tasks > 1 else ""
+        with IRBuilder() as builder, prim_func(s_tir=True):
+            T.func_name("main")
+            self._declare()
+            with llvm_functions(barrier), llvm_functions(stamp_ir()):
+                self._body()
+        return builder.get().with_attr("target", self.target)
 
     def _declare(self) -> None:
         def argument(name: str, cells: int, dtype: str) -> Any:
@@ -115,11 +128,11 @@ class _Builder:
     def _body(self) -> None:
         calls = list(self._calls())
         if self.tasks == 1:
-            for function, pointers in calls:
-                T.evaluate(ir.Call(function, [*pointers, T.int32(0)]))
+            for number, (function, pointers) in enumerate(calls):
+                self._share(number, function, pointers, T.int32(0))
             return
         for task in range(self.tasks):
-            T.buffer_store(self.arena, T.int32(0), [task * FLAG_WORDS])
+            T.buffer_store(self.arena, T.int32(0), [(1 + task) * FLAG_WORDS])
         with T.attr(T.int32(0), LAUNCH, 1):
             self._rounds(calls)
 
@@ -138,14 +151,25 @@ class _Builder:
         A share is a loop over tasks: where the pool has fewer threads than there are tasks, one
         thread does the work of several, and no one waits for what will not come.
         """
-        flags = self.arena.access_ptr("rw")
+        flags = self.arena.access_ptr("rw", offset=FLAG_WORDS)
         for finished, (function, pointers) in enumerate(calls, start=1):
             with T.parallel(self.tasks) as task:
-                T.evaluate(ir.Call(function, [*pointers, task]))
+                self._share(finished - 1, function, pointers, task)
                 arrive(flags, task, finished)
             if finished < len(calls):
                 with T.parallel(self.tasks) as task:
                     wait(flags, self.tasks, finished)
+
+    def _share(self, number: int, function: ir.GlobalVar, pointers: list[Any], task: Any) -> None:
+        """Emit a task's share of a phase, between two looks at the clock for whoever traces."""
+        self._stamp(number, task, 0)
+        T.evaluate(ir.Call(function, [*pointers, task]))
+        self._stamp(number, task, 1)
+
+    def _stamp(self, number: int, task: Any, end: int) -> None:
+        place = (number * self.tasks + task) * 2 + end
+        words = self.stamps_at // 4 + place * (STAMP_BYTES // 4)
+        stamp(self.arena.access_ptr("r"), self.arena.access_ptr("w", offset=words))
 
     def _pointer(self, operand: Operand, access: str) -> Any:
         if operand.space == "input":

@@ -19,6 +19,7 @@ from tvm import IRModule, ir, relax
 from tvm.relax.frontend.torch import from_exported_program
 
 from mpq_compile.errors import UnsupportedOpError
+from mpq_compile.lower.naming import numbered
 
 
 class _OneOp(torch.nn.Module):
@@ -113,8 +114,21 @@ def embed(
     main = tvm_ffi.structural_map(
         op_module["main"], (ir.GlobalVar, lambda old: renamed.get(old, old))
     )
+    main = _with_names(main, name)
     function = builder.add_func(main.without_attr("global_symbol"), f"{name}_float")
     return builder.emit(relax.Call(function, list(args)), name)
+
+
+def _with_names(main: relax.Function, name: str) -> relax.Function:
+    """Name the variables of a function, which are the network's once it is inlined."""
+    fresh: dict[Any, Any] = {}
+
+    def named(old: Any) -> Any:
+        if old not in fresh:
+            fresh[old] = type(old)(numbered(name, len(fresh)), old.ty)
+        return fresh[old]
+
+    return tvm_ffi.structural_map(main, ((relax.Var, relax.DataflowVar), named))
 
 
 def _input_slots(leaves: Sequence[Any]) -> list[int]:

@@ -127,6 +127,7 @@ class Lowering:
                 return [self.emitter.logical(self.value(out)).var for out in node.args[0]]
             # A rule may have lowered a user together with its node.
             pending = node not in self.values and node.name not in self.integers
+            self.emitter.node = node.name
             if node.op == "call_function" and pending:
                 self.values[node] = self._lower(node)
         raise AssertionError("a graph ends with its output")

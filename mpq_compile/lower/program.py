@@ -21,8 +21,12 @@ class Operand:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call of one PrimFunc: operands, then the values it writes."""
+    """A call of one PrimFunc: operands, then the values it writes.
 
+    ``name`` is that of the variable which is bound to it (``lower.naming``).
+    """
+
+    name: str
     function: str
     operands: Sequence[Operand]
     results: Sequence[Operand]
@@ -86,6 +90,7 @@ class _Reader:
     values: list[Tensor] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     updated: set[int] = field(default_factory=set)
+    name: str = ""
 
     def read(self) -> Program:
         *inputs, parameters = self.main.params
@@ -99,6 +104,7 @@ class _Reader:
         )
         for block in self.main.body.blocks:
             for binding in block.bindings:
+                self.name = binding.var.name
                 self.known[binding.var] = self._value(binding.value)
         return Program(
             calls=self.calls,
@@ -142,15 +148,21 @@ class _Reader:
         several = isinstance(call.ty, ir.TupleType)
         results = tuple(self._new(ty) for ty in (call.ty.fields if several else [call.ty]))
         function = call.args[0].name_hint
-        self.calls.append(Call(function=function, operands=operands, results=results))
+        self._add(function, operands, results)
         return results if several else results[0]
 
     def _in_place(self, call: Any, operands: tuple[Operand, ...]) -> Operand:
         """Add a call that changes its last operand, an input."""
         function, changed = call.args[0].name_hint, operands[-1]
-        self.calls.append(Call(function=function, operands=operands, results=()))
+        self._add(function, operands, ())
         self.updated.add(changed.index)
         return changed
+
+    def _add(
+        self, function: str, operands: tuple[Operand, ...], results: tuple[Operand, ...]
+    ) -> None:
+        call = Call(name=self.name, function=function, operands=operands, results=results)
+        self.calls.append(call)
 
     def _new(self, ty: Any) -> Operand:
         self.values.append(_tensor(ty))

@@ -52,23 +52,23 @@ def float_op(lowering: Lowering, node: fx.Node) -> Value | list[Value]:
     for source in ordered:
         value = lowering.emitter.logical(lowering.value(source))
         shape = relax.ShapeExpr(list(value.shape))
-        operands.append(lowering.emitter.builder.emit(relax.op.reshape(value.var, shape)))
+        operands.append(lowering.emitter.emit(relax.op.reshape(value.var, shape)))
     module = import_float_op(node.target, args, kwargs, [examples[n] for n in ordered])
     result = embed(lowering.emitter.builder, module, node.name, operands)
     return _flattened(lowering, node, result)
 
 
 def _flattened(lowering: Lowering, node: fx.Node, result: Any) -> Value | list[Value]:
-    builder = lowering.emitter.builder
+    emit = lowering.emitter.emit
     if node.name in lowering.shapes:
         shape, dtype = lowering.shapes[node.name]
         flat = relax.ShapeExpr([int(np.prod(shape))])
-        var = builder.emit(relax.op.reshape(result, flat))
+        var = emit(relax.op.reshape(result, flat))
         return Value(var=var, shape=shape, fmt=STORAGE[dtype])
     picks = {user.args[1]: user for user in node.users if user.target is operator.getitem}
     values: list[Any] = [None] * (max(picks) + 1)
     for index, user in picks.items():
-        item = builder.emit(relax.TupleGetItem(result, index))
+        item = emit(relax.TupleGetItem(result, index))
         values[index] = _flattened(lowering, user, item)
     return values
 

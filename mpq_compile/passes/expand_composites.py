@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from mpq_compile.passes import composite_layers
-from mpq_compile.passes.base import argument, constant, is_call, replace
+from mpq_compile.passes.base import argument, call, constant, is_call, replace
 from mpq_compile.passes.remove_identity import end_is_whole
 
 aten = torch.ops.aten
@@ -35,16 +35,11 @@ class ExpandComposites:
         return module
 
 
-def _call(module: fx.GraphModule, before: fx.Node, target: Any, *args: Any) -> fx.Node:
-    with module.graph.inserting_before(before):
-        return module.graph.call_function(target, args)
-
-
 def _sizes(module: fx.GraphModule, node: fx.Node, like: fx.Node) -> list[Any]:
     """Return the sizes of ``like``; one that is free is asked of the tensor when it is there."""
     sizes = like.meta["val"].shape
     return [
-        size if isinstance(size, int) else _call(module, node, aten.sym_size.int, like, axis)
+        size if isinstance(size, int) else call(module, node, aten.sym_size.int, like, axis)
         for axis, size in enumerate(sizes)
     ]
 
@@ -71,10 +66,10 @@ def _reshape_as(module: fx.GraphModule, node: fx.Node) -> None:
 def _addcmul(module: fx.GraphModule, node: fx.Node) -> None:
     """a + value · b · c."""
     a, b, c = node.args[:3]
-    product = _call(module, node, aten.mul.Tensor, b, c)
+    product = call(module, node, aten.mul.Tensor, b, c)
     value = argument(node, 3, "value", 1)
     if value != 1:
-        product = _call(module, node, aten.mul.Tensor, product, value)
+        product = call(module, node, aten.mul.Tensor, product, value)
     replace(module, node, aten.add.Tensor, (a, product))
 
 
@@ -119,9 +114,9 @@ def _slice_scatter(module: fx.GraphModule, node: fx.Node) -> None:
         return
     parts = [part]
     if first > 0:
-        parts.insert(0, _call(module, node, aten.slice.Tensor, base, axis, 0, first))
+        parts.insert(0, call(module, node, aten.slice.Tensor, base, axis, 0, first))
     if last < size:
-        parts.append(_call(module, node, aten.slice.Tensor, base, axis, last, size))
+        parts.append(call(module, node, aten.slice.Tensor, base, axis, last, size))
     replace(module, node, aten.cat.default, (parts, axis))
 
 
@@ -158,10 +153,9 @@ def _diff(module: fx.GraphModule, node: fx.Node) -> None:
     assert isinstance(x, fx.Node)
     if before is not None or after is not None:
         parts = [part for part in (before, x, after) if part is not None]
-        x = _call(module, node, aten.cat.default, parts, dim)
-    later = _call(module, node, aten.slice.Tensor, x, dim, 1)
-    sooner = _call(module, node, aten.slice.Tensor, x, dim, 0, -1)
-    later.meta["val"] = sooner.meta["val"] = node.meta["val"]
+        x = call(module, node, aten.cat.default, parts, dim)
+    later = call(module, node, aten.slice.Tensor, x, dim, 1)
+    sooner = call(module, node, aten.slice.Tensor, x, dim, 0, -1)
     differ = node.meta["val"].dtype == torch.bool
     replace(module, node, aten.ne.Tensor if differ else aten.sub.Tensor, (later, sooner))
 

@@ -11,6 +11,7 @@ from mpq_compile.report.frontier import FrontierReport
 from mpq_compile.runtime.artifact import WEIGHTS, Manifest, open_artifact, read_verification
 from mpq_compile.runtime.history import History, read_history
 from mpq_compile.runtime.network import CompiledNetwork
+from mpq_compile.runtime.trace import Trace, read_trace
 from mpq_compile.types import AuditRow, Plan, Verification
 
 Source = CompiledNetwork | Plan | str | Path
@@ -30,6 +31,7 @@ class Evidence:
         stored_bytes: Of the weights on disk.
         verification: What fresh processes measured.
         history: Whole networks that were measured on the way.
+        trace: What each of its kernels took.
         frontiers: Trade-offs of the same network.
     """
 
@@ -42,6 +44,7 @@ class Evidence:
     stored_bytes: int | None = None
     verification: Verification | None = None
     history: History | None = None
+    trace: Trace | None = None
     frontiers: Sequence[FrontierReport] = ()
 
     @property
@@ -79,6 +82,7 @@ def evidence_of(
         stored_bytes=(folder / WEIGHTS).stat().st_size,
         verification=verification,
         history=read_history(folder),
+        trace=read_trace(folder),
         frontiers=frontiers,
     )
 

@@ -13,6 +13,7 @@ from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.device import Conditions, Device
 from mpq_compile.runtime.kernel_timing import Run, Task
 from mpq_compile.runtime.timing import Timings
+from mpq_compile.runtime.trace import Trace
 
 
 class AbsentDevice:
@@ -55,6 +56,10 @@ class AbsentDevice:
     def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
         """Raise: they cannot be timed."""
         raise self._not_here("time networks")
+
+    def trace_network(self, folder: Path, calls: int) -> Trace:
+        """Raise: it cannot be traced."""
+        raise self._not_here("trace a network")
 
     def open(self, folder: Path) -> _Unopened:
         """Check an artifact; running it will raise."""

@@ -20,12 +20,15 @@ import numpy as np
 
 from mpq_compile.errors import ArtifactError
 from mpq_compile.kernels.tier import tier_named
+from mpq_compile.lower.interface import Step
 from mpq_compile.lower.parameters import Recipe, StoredSite, build_parameter
 from mpq_compile.types import AuditRow, Plan, Verification
 
 VERSION = 5
 LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
-VERIFICATION, HISTORY = "verification.json", "history.json"
+VERIFICATION, HISTORY, TRACE = "verification.json", "history.json", "trace.json"
+# What was measured of an artifact stands beside it: no part of its hash.
+_BESIDE = (MANIFEST, VERIFICATION, HISTORY, TRACE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class Manifest:
         audit: What runs at each site.
         notes: What the compiler has to say, for instance operators that run in float.
         provenance: Versions and hashes.
+        steps: The kernels that the library calls, in order; none where the virtual machine calls
+            them, or where the artifact is of before they were kept.
     """
 
     tier: str
@@ -64,6 +69,7 @@ class Manifest:
     audit: Sequence[AuditRow]
     notes: Sequence[str]
     provenance: Mapping[str, str]
+    steps: Sequence[Step] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
@@ -80,6 +86,7 @@ class Manifest:
             name: StoredSite(**{**site, "shape": tuple(site["shape"])})
             for name, site in data["sites"].items()
         }
+        fields["steps"] = [Step(**step) for step in data.get("steps", ())]
         fields["recipes"] = [Recipe(**recipe) for recipe in data["recipes"]]
         fields["updates"] = {place: index for place, index in data["updates"]}
         fields["audit"] = [AuditRow(**row) for row in data["audit"]]
@@ -121,9 +128,7 @@ def kernel_parameters(folder: Path, manifest: Manifest) -> list[np.ndarray]:
 def seal(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` with the hashes of every file of the artifact, and its own."""
     files = {
-        path.name: sha256(path)
-        for path in sorted(folder.iterdir())
-        if path.name not in (MANIFEST, VERIFICATION, HISTORY)
+        path.name: sha256(path) for path in sorted(folder.iterdir()) if path.name not in _BESIDE
     }
     body = {"format": "mpq-artifact", "version": VERSION, "files": files, **manifest.to_json()}
     body["sha256"] = _digest(body)

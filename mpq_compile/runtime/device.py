@@ -22,6 +22,7 @@ from mpq_compile.runtime.threads import thread_count
 
 if TYPE_CHECKING:
     from mpq_compile.runtime.timing import Timings
+    from mpq_compile.runtime.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,10 @@ class Device(Protocol):
         """Time artifacts in one fresh process, in turns (``runtime.timing.time_folders``)."""
         ...
 
+    def trace_network(self, folder: Path, calls: int) -> Trace:
+        """Time the kernels of an artifact in a fresh process (``runtime.trace.trace_folder``)."""
+        ...
+
 
 class LocalDevice:
     """This machine."""
@@ -156,3 +161,9 @@ class LocalDevice:
         from mpq_compile.runtime.fresh import time_in_fresh_process
 
         return time_in_fresh_process(folders, blocks)
+
+    def trace_network(self, folder: Path, calls: int) -> Trace:
+        """Time the kernels of an artifact in a fresh process, without torch."""
+        from mpq_compile.runtime.fresh import trace_in_fresh_process
+
+        return trace_in_fresh_process(folder, calls)

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from mpq_compile.errors import DeviceError
 from mpq_compile.lower.arena import offsets_of
-from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS, REFERENCE_FLAGS
+from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS, REFERENCE_FLAGS, TRACED
 from mpq_compile.runtime.native import (
+    aligned_memory,
     as_tensor,
     as_tuple,
     empty,
@@ -53,7 +55,8 @@ class Program:
         kinds = [(math.prod(output["shape"]), str(output["dtype"])) for output in outputs]
         self._made = [kind for place, kind in enumerate(kinds) if place not in updates]
         self._updates = sorted(updates.items())
-        self._lent = as_tensor(joined(parameters)), empty(arena // 4, "int32")
+        self._arena = aligned_memory(arena, "int32")
+        self._lent = as_tensor(joined(parameters)), as_tensor(self._arena)
 
     def __call__(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
         """Run the network; return the flat tensors that ``make`` made, and the changed inputs."""
@@ -62,6 +65,21 @@ class Program:
         for place, index in self._updates:
             outputs.insert(place, inputs[index])
         return outputs
+
+    def traced(self, inputs: Sequence[Any], stamps: int) -> tuple[list[Any], np.ndarray]:
+        """Run the network; return its outputs and the times that it wrote down.
+
+        Args:
+            inputs: As of a call.
+            stamps: How many times it writes, int64 ns.
+        """
+        self._arena[0] = TRACED
+        try:
+            outputs = self(inputs)
+        finally:
+            self._arena[0] = 0
+        words = stamps * np.dtype(np.int64).itemsize // self._arena.itemsize
+        return outputs, self._arena[len(self._arena) - words :].view(np.int64).copy()
 
     def reference(self, cells: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
         """Return the library's reference workload on what tasks work on, ready to be called."""
@@ -86,6 +104,10 @@ class Machine:
         """Run the network; return TVM tensors: the machine makes them itself."""
         outputs = self._main(*inputs, self._parameters)
         return [outputs] if is_tensor(outputs) else list(outputs)
+
+    def traced(self, inputs: Sequence[Any], stamps: int) -> tuple[list[Any], np.ndarray]:
+        """Raise: the machine's kernels are not timed one by one."""
+        raise DeviceError("Relax's virtual machine does not say when it calls a kernel")
 
     def reference(self, cells: np.ndarray, table: np.ndarray) -> Callable[[], Any]:
         """Return the library's reference workload on what tasks work on, ready to be called."""

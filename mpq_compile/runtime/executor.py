@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,17 @@ class Executor:
         tensors = [value if is_tensor(value) else as_tensor(value) for value in inputs]
         with self._lock:
             return self._engine(tensors, make)
+
+    def traced(self, inputs: Sequence[Any], shape: tuple[int, ...]) -> tuple[list[Any], np.ndarray]:
+        """Run on flat tensors of TVM's; return the outputs and the times that were written down.
+
+        Args:
+            inputs: TVM tensors, flat.
+            shape: [phases, tasks, 2] of all kernels: int64 ns at which each task began and ended.
+        """
+        with self._lock:
+            outputs, stamps = self._engine.traced(inputs, math.prod(shape))
+        return outputs, stamps.reshape(shape)
 
     def reference(
         self, cells: np.ndarray | None = None, table: np.ndarray | None = None

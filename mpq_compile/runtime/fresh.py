@@ -1,4 +1,4 @@
-"""Artifacts timed in a fresh process of this machine."""
+"""Artifacts timed and traced in fresh processes of this machine."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mpq_compile.errors import DeviceError
 from mpq_compile.runtime.timing import Timings, patience_s
+from mpq_compile.runtime.trace import Trace
 
 _TIMEOUT_S = 300
 
@@ -22,12 +24,25 @@ def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> Timings:
         DeviceError: The process failed, or took too long, or ``MPQ_PATIENCE`` is no time.
     """
     patience_s()  # a wrong setting is said here, not by the process
+    return Timings.from_json(_answer("timing", str(blocks), *map(str, folders)))
+
+
+def trace_in_fresh_process(folder: Path, calls: int) -> Trace:
+    """Return what a fresh process traces; see ``Device.trace_network``.
+
+    Raises:
+        ArtifactError: The artifact does not say which kernels it calls.
+        DeviceError: The process failed, or took too long.
+    """
+    return Trace.from_json(_answer("trace", str(calls), str(folder)))
+
+
+def _answer(module: str, number: str, *folders: str) -> Any:
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
-    module = "mpq_compile.runtime.timing"
-    command = [sys.executable, "-m", module, str(blocks), *map(str, folders)]
-    where = ", ".join(map(str, folders))
+    command = [sys.executable, "-m", f"mpq_compile.runtime.{module}", number, *folders]
+    where = ", ".join(folders)
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S
@@ -46,4 +61,4 @@ def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> Timings:
             found=done.stderr.strip()[-600:],
             remedy="run `mpq doctor`",
         )
-    return Timings.from_json(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])

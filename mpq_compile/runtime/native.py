@@ -40,7 +40,7 @@ def start_machine(library: Any) -> Any:
 
 def empty(cells: int, dtype: str) -> Any:
     """Return a tensor whose content is not set."""
-    return _loaded_runtime().from_dlpack(_aligned_memory(cells * np.dtype(dtype).itemsize, dtype))
+    return _loaded_runtime().from_dlpack(aligned_memory(cells * np.dtype(dtype).itemsize, dtype))
 
 
 def as_tensor(value: Any) -> Any:
@@ -64,7 +64,7 @@ def as_array(tensor: Any) -> np.ndarray:
 
 def aligned_copy(array: np.ndarray) -> np.ndarray:
     """Return a copy of a flat array that tensors can share."""
-    copy = _aligned_memory(array.nbytes, array.dtype)
+    copy = aligned_memory(array.nbytes, array.dtype)
     copy[...] = array
     return copy
 
@@ -89,7 +89,8 @@ def _aligned(array: np.ndarray) -> np.ndarray:
     return aligned_copy(array.reshape(-1)).reshape(array.shape)
 
 
-def _aligned_memory(size: int, dtype: Any) -> np.ndarray:
+def aligned_memory(size: int, dtype: Any) -> np.ndarray:
+    """Return a flat array of so many bytes that tensors can share; its content is not set."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype)

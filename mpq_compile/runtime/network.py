@@ -21,6 +21,7 @@ from mpq_compile.runtime.device import Device, LocalDevice
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native_export import export_native
 from mpq_compile.runtime.rpc_address import Address, is_address
+from mpq_compile.runtime.trace import CALLS, Trace, traceable, write_trace
 from mpq_compile.types import AuditRow, Verification
 
 
@@ -128,6 +129,22 @@ class CompiledNetwork:
         """
         executor = self.executor
         return executor.run_tensors if isinstance(executor, Executor) else executor.run
+
+    def trace(self, calls: int = CALLS) -> Trace:
+        """Time every kernel of the network on its device; the artifact keeps what was seen.
+
+        Args:
+            calls: That are timed, in a fresh process; the medians are returned.
+
+        Raises:
+            ArtifactError: Relax's virtual machine runs the network.
+            DeviceError: The device is not at hand.
+        """
+        traceable(self.folder)
+        with self.device.lock():
+            trace = self.device.trace_network(self.folder, calls)
+        write_trace(self.folder, trace)
+        return trace
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact to ``folder``, whole or not at all; return the path."""

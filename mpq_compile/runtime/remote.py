@@ -28,6 +28,7 @@ from mpq_compile.runtime.remote_network import RemoteNetwork, uploaded
 from mpq_compile.runtime.rpc_address import Address
 from mpq_compile.runtime.service import PROTOCOL, versions
 from mpq_compile.runtime.timing import Timings
+from mpq_compile.runtime.trace import Trace
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -167,6 +168,15 @@ class RpcDevice:
             return Timings.from_json(found)
 
         return self._steadily(timed)
+
+    def trace_network(self, folder: Path, calls: int) -> Trace:
+        """Upload an artifact and time its kernels there, in a fresh process."""
+
+        def traced(connection: Connection) -> Trace:
+            place = uploaded(connection, folder)
+            return Trace.from_json(connection.call("trace_network", folder=place, calls=calls))
+
+        return self._steadily(traced)
 
     def close(self) -> None:
         """Give the device back to the tracker."""

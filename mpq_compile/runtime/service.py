@@ -27,10 +27,11 @@ from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.native import torch_left_out
 from mpq_compile.runtime.processes import FreshProcesses
 from mpq_compile.runtime.timing import time_folders
+from mpq_compile.runtime.trace import trace_folder
 
 PREFIX = "mpq.device."
 # Raised whenever a function or its data change: client and server must agree.
-PROTOCOL = 1
+PROTOCOL = 2
 # Loaded networks take memory; a client that asks for an older one has it loaded again.
 _LOADED = 4
 
@@ -44,7 +45,7 @@ class Service:
 
     def __init__(self, device: Device | None = None) -> None:
         self.device = device or LocalDevice()
-        self._fresh = FreshProcesses(_timed)
+        self._fresh = FreshProcesses(_measured)
         self._lock = ExitStack()
         self._loaded: dict[str, Executor] = {}
         if self.device.tier.dot == "amx":
@@ -85,7 +86,11 @@ class Service:
 
     def time_networks(self, folders: Sequence[str], blocks: int) -> dict[str, Any]:
         """Time artifacts in one fresh process; see ``Device.time_networks``."""
-        return self._fresh.run([list(folders), blocks])
+        return self._fresh.run(["time", list(folders), blocks])
+
+    def trace_network(self, folder: str, calls: int) -> dict[str, Any]:
+        """Time the kernels of an artifact in a fresh process; see ``Device.trace_network``."""
+        return self._fresh.run(["trace", [folder], calls])
 
     def load(self, folder: str) -> None:
         """Load an artifact, or raise what says why it does not run here."""
@@ -111,9 +116,12 @@ class Service:
         return content
 
 
-def _timed(request: Sequence[Any]) -> dict[str, Any]:
-    folders, blocks = request
-    return time_folders([Path(folder) for folder in folders], blocks).to_json()
+def _measured(request: Sequence[Any]) -> dict[str, Any]:
+    what, names, number = request
+    folders = [Path(name) for name in names]
+    if what == "trace":
+        return trace_folder(folders[0], number).to_json()
+    return time_folders(folders, number).to_json()
 
 
 def versions() -> dict[str, str]:
@@ -135,6 +143,7 @@ FUNCTIONS = (
     "unlock",
     "expect",
     "time_networks",
+    "trace_network",
     "load",
     "run_network",
 )

@@ -1,4 +1,4 @@
-"""`mpq compile`, `verify`, `run` and `explain` of an artifact."""
+"""`mpq compile`, `verify`, `trace`, `run` and `explain` of an artifact."""
 
 from __future__ import annotations
 
@@ -79,6 +79,19 @@ def test_verify_measures(mpq: Mpq, artifact: Path) -> None:
     assert result.json["status"] == "rejected"
     # More may follow, on a machine that is not quiet.
     assert 2 <= result.json["processes"] <= 2 * MOST
+
+
+def test_trace_times_every_kernel(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "net"
+    shutil.copytree(artifact, copy)
+    result = mpq("trace", copy, "--calls", "5", "--json")
+    assert result.code == 0 and result.json["calls"] == 5
+    _, plan = open_artifact(copy)
+    assert {step["name"] for step in result.json["steps"]} >= set(plan.assignment)
+    assert json.loads((copy / "trace.json").read_text(encoding="utf-8"))["calls"] == 5
+    shown = mpq("trace", copy, "--calls", "5", "--slowest", "1")
+    assert sum(site in shown.out for site in plan.assignment) <= 1
+    assert "medians of 5 calls" in shown.out
 
 
 @pytest.mark.parametrize(

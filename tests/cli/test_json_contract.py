@@ -16,7 +16,7 @@ from verbs import Mpq
 ERROR_KEYS = {"error", "message", "where", "expected", "found", "remedy"}
 VERBS = (
     ["demo", "doctor", "targets", "profile", "plan", "frontier"]
-    + ["search", "compile", "verify", "run", "explain", "export", "solve", "check"]
+    + ["search", "compile", "verify", "trace", "run", "explain", "export", "solve", "check"]
     + [("targets", verb) for verb in ("list", "show", "validate")]
     + [("profile", verb) for verb in ("measure", "list", "prune", "export", "import")]
     + [("device", verb) for verb in ("list", "serve", "tracker")]

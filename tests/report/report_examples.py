@@ -8,6 +8,7 @@ from typing import Any
 
 from mpq_compile.report.evidence import Evidence
 from mpq_compile.runtime.history import Comparison, History
+from mpq_compile.runtime.trace import Trace, TracedStep
 from mpq_compile.types import PLAN_VERSION, AuditRow, Candidate, Plan, Predicted, Verification
 
 HOSTILE = "</script><img src=x onerror=alert(1)>:conv2d#0"
@@ -115,6 +116,16 @@ def history() -> History:
     return History(comparisons=(anchor, last), time="2030-01-02T03:04:05+00:00")
 
 
+def trace() -> Trace:
+    """Return what a kernel took for each site, and two of a node in float."""
+    names = [*SITES, "softmax", "softmax"]
+    steps = [
+        TracedStep(name=name, kernel=f"k_traced_{i}", time_us=11.25 + i, busy=0.5 + i / 16)
+        for i, name in enumerate(names)
+    ]
+    return Trace(steps=steps, total_us=66.25, call_us=71.5, calls=4321, threads=2)
+
+
 def evidence(**fields: Any) -> Evidence:
     """Return everything that can be known of a built and measured network."""
     audit = [
@@ -138,6 +149,7 @@ def evidence(**fields: Any) -> Evidence:
         "stored_bytes": 76_543,
         "verification": verification(),
         "history": history(),
+        "trace": trace(),
     }
     return Evidence(**{**values, **fields})
 
@@ -145,7 +157,8 @@ def evidence(**fields: Any) -> Evidence:
 def bare(**fields: Any) -> Evidence:
     """Return what is known of a plan alone."""
     nothing = {"audit": (), "notes": (), "build": {}, "stored_bytes": None}
-    return evidence(**{**nothing, "verification": None, "history": None, **fields})
+    measured = {"verification": None, "history": None, "trace": None}
+    return evidence(**{**nothing, **measured, **fields})
 
 
 def large(count: int) -> Evidence:

@@ -70,7 +70,18 @@ def test_every_number_is_there() -> None:
     origin = ["9.9.9", "cafe0123", "gptq", "7", "2030-01-02T03:04:05+00:00", "the compiler's note"]
     proof = ["0.0123 s", "Proven optimal", "about 0.025 less loss for one kB more"]
     kernels = [row.kernel for row in evidence().audit]
-    for number in (*promised, *predicted, *measured, *machine, *whole, *origin, *proof, *kernels):
+    traced = ["11.25 µs", "15.25 µs", "71.5 µs", "4,321", "75.0 %", "traced_4"]
+    for number in (
+        *promised,
+        *predicted,
+        *measured,
+        *machine,
+        *whole,
+        *origin,
+        *proof,
+        *kernels,
+        *traced,
+    ):
         assert number in text, number
     for row in plan().table:
         if row["chosen"]:
@@ -89,6 +100,13 @@ def test_what_was_not_measured_is_said() -> None:
     assert "Size, time and loss of single sites were not measured" in by_hand
     described = page_of(evidence(timed=False)).text
     assert "no network runs on local here" in described and "0.531 ms" not in described
+
+
+def test_kernels_that_were_not_traced_are_said() -> None:
+    text = page_of(evidence(trace=None)).text
+    assert "Kernels were not traced. `mpq trace`" in text
+    assert "time, measured" not in text and "not measured one by one" in text
+    assert "time, measured" in page_of(evidence()).text
 
 
 def test_a_measured_drop_is_told() -> None:

@@ -158,6 +158,14 @@ def test_networks_are_timed_there_in_turns(device: RpcDevice, network: mpq.Compi
     assert all(ms > 0 for blocks in timings.latencies_ms for block in blocks for ms in block)
 
 
+def test_the_kernels_of_a_network_are_traced_there(
+    device: RpcDevice, network: mpq.CompiledNetwork
+) -> None:
+    found = network.trace(calls=5)
+    assert (found.calls, found.threads) == (5, device.threads)
+    assert {step.name for step in found.steps} >= set(network.plan.assignment)
+
+
 def test_wrong_inputs_are_refused_here(network: mpq.CompiledNetwork) -> None:
     with pytest.raises(mpq.MpqError, match="wrong input"):
         network(torch.zeros(2, 3, 6, 6, dtype=torch.float64))

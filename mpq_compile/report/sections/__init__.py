@@ -12,6 +12,7 @@ from mpq_compile.report.blocks import Section
 from mpq_compile.report.evidence import Evidence
 from mpq_compile.report.sections.accuracy import accuracy_section
 from mpq_compile.report.sections.audit import audit_section
+from mpq_compile.report.sections.kernels import kernels_section
 from mpq_compile.report.sections.measurement import measurement_section
 from mpq_compile.report.sections.notes import notes_section
 from mpq_compile.report.sections.prediction import prediction_section
@@ -27,6 +28,7 @@ SECTIONS: tuple[Callable[[Evidence], Section], ...] = (
     tradeoff_section,
     prediction_section,
     measurement_section,
+    kernels_section,
     audit_section,
     provenance_section,
     notes_section,

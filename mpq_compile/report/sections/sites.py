@@ -19,16 +19,23 @@ from mpq_compile.report.blocks import (
 from mpq_compile.report.evidence import Evidence
 from mpq_compile.report.figures import Strip, skyline
 from mpq_compile.report.spelling import duration, number, percent, size
+from mpq_compile.runtime.trace import Trace
 from mpq_compile.types import Candidate, Plan
 
 Row = Mapping[str, Any]
+
+# What is said of times, without and with a trace.
+_LEADS = (
+    "Times are the latency model's prediction, not measured one by one.",
+    "Predicted times are the latency model's; measured ones are those of the kernels below.",
+)
 
 
 def sites_section(evidence: Evidence) -> Section:
     """Return strips over all sites, and the table of them."""
     plan = evidence.plan
     rows = {row["site"]: row for row in plan.table if row["chosen"]}
-    blocks: list[Block] = [_overview(plan, rows), Facts(rows=_totals(plan, rows))]
+    blocks: list[Block] = [_overview(plan, rows, evidence.trace), Facts(rows=_totals(plan, rows))]
     if not rows:
         blocks.append(
             Missing(text="Size, time and loss of single sites were not measured for this plan.")
@@ -39,7 +46,7 @@ def sites_section(evidence: Evidence) -> Section:
         name="Sites",
         title="Sites",
         lead="Every place in the network whose bits were chosen, in the order of the network. "
-        "Times are the latency model's prediction, not measured one by one.",
+        + _LEADS[evidence.trace is not None],
         blocks=blocks,
     )
 
@@ -49,7 +56,7 @@ def tint_of(name: str) -> str:
     return f"b{Candidate.parse(name).weight_bits}"
 
 
-def _overview(plan: Plan, rows: Mapping[str, Row]) -> Figure:
+def _overview(plan: Plan, rows: Mapping[str, Row], trace: Trace | None) -> Figure:
     sites = list(plan.assignment)
     bits = [Candidate.parse(plan.assignment[site]).weight_bits for site in sites]
     strips = [Strip(title="bits of a weight", shares=_shares(bits), most=f"up to {max(bits)}")]
@@ -61,6 +68,11 @@ def _overview(plan: Plan, rows: Mapping[str, Row]) -> Figure:
         times = [rows[site]["latency_us"] or 0.0 for site in sites]
         most = f"up to {duration(max(times) / 1e3)}"
         strips.append(Strip(title="time, predicted", shares=_shares(times), most=most))
+    if trace is not None:
+        known = trace.of_names()
+        spent = [known.get(site, 0.0) for site in sites]
+        most = f"up to {duration(max(spent) / 1e3)}"
+        strips.append(Strip(title="time, measured", shares=_shares(spent), most=most))
     label = f"{len(sites)} sites in the order of the network; arrow keys go from site to site"
     tints = [tint_of(name) for name in plan.assignment.values()]
     return Figure(
