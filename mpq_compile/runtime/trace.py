@@ -1,8 +1,8 @@
 """Where the time of a deployed network goes: ``python -m mpq_compile.runtime.trace CALLS FOLDER``.
 
 On demand a network writes down when each task began and ended each piece of a kernel
-(``lower.entry``). Calls that do and that do not run in turns here, so that what looking at the clock
-costs is known too. Needs TVM's runtime and NumPy, no torch.
+(``lower.entry``). Calls that do so and calls that do not run in turns here, so that what looking at
+the clock costs is known too. Needs TVM's runtime and NumPy, no torch.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def trace_folder(folder: Path, calls: int = CALLS) -> Trace:
     while time.perf_counter() < stop:
         executor.run_flat(tensors)
         executor.traced(tensors, shape)
-    looks, whole_us = [], []
+    looks: list[np.ndarray] = []
+    whole_us: list[float] = []
     stop = time.perf_counter() + _MOST_S
     while len(looks) < calls and (len(looks) < _LEAST_CALLS or time.perf_counter() < stop):
         start = time.perf_counter()

@@ -60,7 +60,7 @@ def test_every_site_and_node_is_named(network: mpq.CompiledNetwork, trace: Trace
     sites = list(network.plan.assignment)
     assert [name for name in names if name in sites] == sites
     others = {name for name in names if name not in sites}
-    assert {"layer_norm", "softmax"} <= others
+    assert {"layer_norm_default", "softmax_int"} <= others
     nodes = {node.name for node in network.materialized.module.graph.nodes}
     assert others <= nodes
 
