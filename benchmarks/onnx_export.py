@@ -1,10 +1,12 @@
 """torch → plan → QDQ ONNX → ONNX Runtime, on the four networks with real data.
 
     python benchmarks/onnx_export.py [--nets resnet20,dscnn] [--candidates w8a8,w4a8]
-                                     [--samples 1000] [--rounding gptq] [--biases float32,int32]
+                                     [--samples 1000] [--rounding gptq]
+                                     [--forms float32,int32,exact]
 
 Nothing is built: the oracle stands for the deployed network, which equals it. Prints one row a
-network, candidate and kind of biases: bytes of the file, the share of outputs within one step of
+network, candidate and form (biases in float32 or int32 between QuantizeLinear and DequantizeLinear,
+or integers as deployed): bytes of the file, the share of outputs within one step of
 eight bits over their range, the farthest in steps, top-1 (%) of float, of the oracle and of ONNX
 Runtime, and for how many samples the last two differ in their first class.
 """
@@ -27,7 +29,7 @@ from mpq_compile.recipe import Recipe
 from mpq_compile.session import Session
 
 BATCH = 50
-HEAD = ("network", "candidate", "biases", "bytes", "within one step", "farthest")
+HEAD = ("network", "candidate", "form", "bytes", "within one step", "farthest")
 HEAD += ("float", "oracle", "ONNX Runtime", "other class")
 
 
@@ -45,21 +47,21 @@ def scores(run: Callable[[Tensor], Any], images: Tensor) -> Tensor:
 
 
 def rows(
-    net: SharedNet, candidates: Sequence[str], rounding: str, biases: Sequence[str]
+    net: SharedNet, candidates: Sequence[str], rounding: str, forms: Sequence[str]
 ) -> list[tuple[str, ...]]:
     """Return the table's rows of one network."""
     recipe = Recipe(rounding=rounding)
     # Codes depend on no target: an accelerator is not timed.
     session = Session(net.model, net.example, [net.calibration], "bit_serial", recipe=recipe)
     images, labels = net.images, net.labels
-    exact = share(top1(scores(net.model, images), labels))
+    in_float = share(top1(scores(net.model, images), labels))
     found = []
     for candidate in candidates:
         graph = session.materialized(complete_assignment(session.network, candidate))
         oracle = scores(lambda x, g=graph: g.module(x)[0], images)
         step = (oracle.max() - oracle.min()) / 255
-        for kind in biases:
-            content = Export(graph, kind == "int32").model().SerializeToString()
+        for form in forms:
+            content = Export(graph, form == "int32", form == "exact").model().SerializeToString()
             ours = scores(runner(content), images)
             off = (ours - oracle).abs() / step
             other = int((ours.argmax(1) != oracle.argmax(1)).sum())
@@ -67,11 +69,11 @@ def rows(
                 (
                     net.name,
                     candidate,
-                    kind,
+                    form,
                     f"{len(content):,}",
                     f"{100 * share(off <= 1):.3f} %",
                     f"{float(off.max()):.2f}",
-                    f"{100 * exact:.2f}",
+                    f"{100 * in_float:.2f}",
                     f"{100 * share(top1(oracle, labels)):.2f}",
                     f"{100 * share(top1(ours, labels)):.2f}",
                     f"{other}/{len(labels)}",
@@ -92,13 +94,13 @@ def main() -> None:
     parser.add_argument("--candidates", default="w8a8,w4a8")
     parser.add_argument("--samples", type=int, default=None)
     parser.add_argument("--rounding", default="gptq")
-    parser.add_argument("--biases", default="float32")
+    parser.add_argument("--forms", default="float32,exact")
     options = parser.parse_args()
     print(" | ".join(HEAD))
     for name in options.nets.split(","):
         net = load_net(name, options.samples)
         names = options.candidates.split(",")
-        for row in rows(net, names, options.rounding, options.biases.split(",")):
+        for row in rows(net, names, options.rounding, options.forms.split(",")):
             print(" | ".join(row), flush=True)
 
 

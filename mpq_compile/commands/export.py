@@ -69,6 +69,12 @@ def export(
         str,
         typer.Option("--biases", help="Of --onnx: float32 (as deployed) or int32 (fused)."),
     ] = "float32",
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Of --onnx: integers as deployed, bit for bit; not for speed."
+        ),
+    ] = False,
     allow_float: options.AllowFloat = False,
     as_json: options.Json = False,
 ) -> Outcome:
@@ -81,7 +87,7 @@ def export(
             if path is not None:
                 check_output(path, what)
         subject = _planned(source, plan, data, images)
-        written |= _exported(*subject, onnx, encodings, biases, allow_float)
+        written |= _exported(*subject, onnx, encodings, biases, exact, allow_float)
     if not written:
         raise PlanError(
             "nothing is asked for",
@@ -132,6 +138,7 @@ def _exported(
     onnx: Path | None,
     encodings: Path | None,
     biases: str,
+    exact: bool,
     allow_float: bool,
 ) -> dict[str, Any]:
     from mpq_compile.integrations.encodings.collect import export_encodings
@@ -140,7 +147,10 @@ def _exported(
     subject = (loaded.model, loaded.example_inputs, loaded.calibration)
     files: list[Path] = []
     if onnx is not None:
-        files.append(export_onnx(plan, onnx, *subject, biases=biases, allow_float=allow_float))
+        path = export_onnx(
+            plan, onnx, *subject, biases=biases, exact=exact, allow_float=allow_float
+        )
+        files.append(path)
     if encodings is not None:
         path = export_encodings(plan, encodings, *subject, allow_float=allow_float)
         files += [path, path.with_suffix(".safetensors")]

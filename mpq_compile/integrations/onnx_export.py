@@ -22,6 +22,7 @@ def export_onnx(
     calibration: Any = None,
     *,
     biases: str = "float32",
+    exact: bool = False,
     allow_float: bool = False,
 ) -> Path:
     """Write a network as ONNX with QuantizeLinear and DequantizeLinear; return the path.
@@ -37,11 +38,16 @@ def export_onnx(
         biases: "float32" adds them as the deployed network does; "int32" rounds them to the units
             of integer accumulators, off by at most half a unit, which integer kernels want: ONNX
             Runtime then runs convolutions and Gemms of eight bits as integers.
+        exact: Write integer products (ConvInteger, MatMulInteger) and each operation behind them as
+            a node of its own, instead of float operators between QuantizeLinear and
+            DequantizeLinear: what the deployed network computes in integers then comes out bit for
+            bit, in any runtime. Meant for comparing, not for speed: nothing is fused.
         allow_float: With a plan: as for :func:`mpq_compile.plan`.
 
     Raises:
         MpqError: The network was loaded from disk, without the model.
-        PlanError: A plan lacks its model or data, or does not fit them; or ``biases`` is unknown.
+        PlanError: A plan lacks its model or data, or does not fit them; or ``biases`` is unknown,
+            or rounded where the export is to be exact.
         UnsupportedOpError: An operator that runs in float has no form in ONNX here.
     """
     if biases not in _BIASES:
@@ -52,7 +58,15 @@ def export_onnx(
             found=repr(biases),
             remedy=nearest(biases, _BIASES),
         )
+    if exact and biases != "float32":
+        raise PlanError(
+            "biases that are rounded to int32 are not those of the deployed network",
+            where="exact",
+            expected='biases="float32"',
+            found=f"biases={biases!r}",
+            remedy="leave one of the two out",
+        )
     graph = materialized_of(source, model, example_inputs, calibration, allow_float)
-    content = Export(graph, biases == "int32").model().SerializeToString()
+    content = Export(graph, biases == "int32", exact).model().SerializeToString()
     Path(path).write_bytes(content)
     return Path(path)

@@ -30,6 +30,17 @@ def test_onnx_and_encodings_of_a_plan(
     assert {e["name"]: e["candidate"] for e in encodings["param_encodings"]} == assigned
 
 
+def test_integers_as_deployed(
+    mpq: Mpq, job: tuple[str, ...], plan_file: Path, tmp_path: Path
+) -> None:
+    words = ("--plan", plan_file, "--onnx", tmp_path / "net.onnx", "--exact", "--json")
+    assert mpq("export", *job, *words).code == 0
+    kinds = {node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node}
+    assert "ConvInteger" in kinds and "Conv" not in kinds
+    refused = mpq("export", *job, *words, "--biases", "int32")
+    assert (refused.code, refused.json["where"]) == (2, "exact")
+
+
 def test_an_artifact_does_for_the_plan(
     mpq: Mpq, job: tuple[str, ...], plan_file: Path, artifact: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from mpq_compile.capture import source_line
 from mpq_compile.errors import UnsupportedOpError
-from mpq_compile.integrations.qdq import sites, tensors
+from mpq_compile.integrations.qdq import exact, sites, tensors
 from mpq_compile.integrations.qdq.dtypes import onnx_type
 from mpq_compile.integrations.qdq.floats import FLOATS, Rule
 from mpq_compile.integrations.qdq.logic import LOGIC
@@ -39,10 +39,14 @@ class Export:
     Args:
         source: The materialized graph.
         int32_biases: Round biases between integer products to the accumulator's units.
+        exact: Write integers and the device's own order of operations (``qdq.exact``).
     """
 
-    def __init__(self, source: Materialized, int32_biases: bool = False) -> None:
+    def __init__(
+        self, source: Materialized, int32_biases: bool = False, exact: bool = False
+    ) -> None:
         self.source, self.writer, self.int32_biases = source, Writer(), int32_biases
+        self.exact = exact
         self._values: dict[str, Any] = {}
         captured = source.network.captured
         inputs = captured.example_inputs
@@ -96,6 +100,12 @@ class Export:
         """Return the sizes of what a node returns."""
         return self._sized(node, node.name)
 
+    def codes(self, node: fx.Node) -> str | None:
+        """Return the codes of a node's tensor; None where it is float."""
+        if node.name not in self.source.codes:
+            return None
+        return self.writer.codes.get(self.value(node).name)
+
     def origin(self, node: fx.Node) -> fx.Node | None:
         """Return the node of the float graph that ``node`` computes; None for conversions."""
         name = self.source.origins.get(node.name)
@@ -109,6 +119,9 @@ class Export:
             source = self._values[node.args[0].name]
             name = source[node.args[1]]
         else:
+            found = exact.written(self, node) if self.exact else None
+            if found is not None:
+                return self._sized(node, found)
             rule = _RULES.get(node.target)
             name = rule(self, node) if rule else self._aten(node)
         if isinstance(name, list):

@@ -91,8 +91,8 @@ def average_pool(graph: Graph, node: fx.Node) -> str:
         return writer.op(
             "AveragePool", x.name, into=node.name, kernel_shape=kernel, strides=strides
         )
-    left = writer.constant(_indicator(rows, x.shape[2]), f"{node.name}_rows")
-    right = writer.constant(_indicator(columns, x.shape[3]).T, f"{node.name}_columns")
+    left = writer.constant(indicator(rows, x.shape[2]), f"{node.name}_rows")
+    right = writer.constant(indicator(columns, x.shape[3]).T, f"{node.name}_columns")
     sums = writer.op("MatMul", left, x.name, into=f"{node.name}_down")
     sums = writer.op("MatMul", sums, right, into=f"{node.name}_sums")
     return writer.op("Div", sums, writer.constant(cells.astype(np.float32)), into=node.name)
@@ -117,7 +117,7 @@ def _regular(spans: Spans) -> tuple[int, int] | None:
     return (size, stride) if alike else None
 
 
-def _indicator(spans: Spans, size: int) -> np.ndarray:
+def indicator(spans: Spans, size: int) -> np.ndarray:
     """Return which cells each window holds, float32 [windows, size]."""
     cells = np.arange(size)
     return np.array([(cells >= a) & (cells < b) for a, b in spans], np.float32)

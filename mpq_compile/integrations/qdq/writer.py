@@ -22,11 +22,16 @@ _SIGNED = {4: TensorProto.INT4, 8: TensorProto.INT8}
 
 
 class Writer:
-    """One graph as it grows; tensors are known by their names."""
+    """One graph as it grows; tensors are known by their names.
+
+    Attributes:
+        codes: Of each tensor that was dequantized, by its name.
+    """
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[TensorProto] = []
+        self.codes: dict[str, str] = {}
         self._stored: dict[tuple[Any, ...], str] = {}
         self._taken: set[str] = set()
 
@@ -114,7 +119,15 @@ class Writer:
             x = self.clip(x, -zero * qparams.scale, (top - zero) * qparams.scale, into=into)
         scale, point = self.scalar(qparams.scale), self.constant(np.uint8(zero), "zero_point")
         codes = self.op("QuantizeLinear", x, scale, point, into=f"{into}_codes")
-        return self.op("DequantizeLinear", codes, scale, point, into=f"{into}_real")
+        return self.dequantized(codes, qparams, into)
+
+    def dequantized(self, codes: str, qparams: QParams, into: str) -> str:
+        """Write DequantizeLinear; return its result, of which :attr:`codes` knows what it was."""
+        scale = self.scalar(qparams.scale)
+        point = self.constant(np.uint8(qparams.zero_point), "zero_point")
+        real = self.op("DequantizeLinear", codes, scale, point, into=f"{into}_real")
+        self.codes[real] = codes
+        return real
 
     def rounded_to_bf16(self, x: str, into: str) -> str:
         """Write a rounding to bf16 and back."""
