@@ -75,6 +75,17 @@ class Trace:
             sums[step.name] = sums.get(step.name, 0.0) + step.time_us
         return sums
 
+    def __str__(self) -> str:
+        """Return a table of the kernels, in their order."""
+        width = max(len(step.name) for step in self.steps)
+        lines = [f"{'site or node':{width}s} {'µs':>9s} {'share':>6s} {'busy':>5s}"]
+        lines += [
+            f"{step.name:{width}s} {step.time_us:9.2f} {step.time_us / self.total_us:6.1%} "
+            f"{step.busy:5.0%}"
+            for step in self.steps
+        ]
+        return "\n".join([*lines, f"a call: {self.call_us:.4g} µs, {self.threads} threads"])
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         return asdict(self)

@@ -95,6 +95,10 @@ def test_spans_and_shares() -> None:
     assert [step.busy for step in found.steps] == pytest.approx([3 / 4, 3.4 / 4], abs=0.02)
     assert (found.total_us, found.call_us, found.calls, found.threads) == (8.0, 7.5, 2, 2)
     assert Trace.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert [line.split()[:3] for line in str(found).splitlines()[1:3]] == [
+        ["a", "4.00", "50.0%"],
+        ["b", "4.00", "50.0%"],
+    ]
 
 
 def test_medians_are_over_calls() -> None:
