@@ -80,6 +80,14 @@ def export(
 ) -> Outcome:
     """Write the network for other programs: C++ (examples/cpp), ONNX Runtime, other toolchains."""
     written: dict[str, Any] = {}
+    if exact and onnx is None:
+        raise PlanError(
+            "--exact is a form of ONNX files",
+            where="--exact",
+            expected="--onnx OUT.onnx beside it",
+            found="no --onnx",
+            remedy="name the file, or leave --exact out",
+        )
     if native is not None:
         written = _native(Path(source), native)
     if onnx is not None or encodings is not None:

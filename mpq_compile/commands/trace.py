@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -41,8 +40,10 @@ def trace(
     notes = []
     if target is None:
         # An artifact that may not be written to is traced all the same.
-        with suppress(OSError):
+        try:
             write_trace(artifact, found)
+        except OSError as error:
+            notes.append(f"not kept beside the artifact: {error.strerror or error}")
     else:
         notes.append(f"traced on {device.name}: not kept beside the artifact")
 

@@ -31,7 +31,6 @@ def trace_in_fresh_process(folder: Path, calls: int) -> Trace:
     """Return what a fresh process traces; see ``Device.trace_network``.
 
     Raises:
-        ArtifactError: The artifact does not say which kernels it calls.
         DeviceError: The process failed, or took too long.
     """
     return Trace.from_json(_answer("trace", str(calls), str(folder)))

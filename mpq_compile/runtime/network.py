@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -23,6 +24,8 @@ from mpq_compile.runtime.native_export import export_native
 from mpq_compile.runtime.rpc_address import Address, is_address
 from mpq_compile.runtime.trace import CALLS, Trace, traceable, write_trace
 from mpq_compile.types import AuditRow, Verification
+
+log = logging.getLogger(__name__)
 
 
 class CompiledNetwork:
@@ -134,16 +137,24 @@ class CompiledNetwork:
         """Time every kernel of the network on its device; the artifact keeps what was seen.
 
         Args:
-            calls: That are timed, in a fresh process; the medians are returned.
+            calls: That are timed, in a fresh process, for some 20 s at most; the medians are
+                returned.
 
         Raises:
-            ArtifactError: Relax's virtual machine runs the network.
-            DeviceError: The device is not at hand.
+            MpqError: Fewer than one call is asked for.
+            ArtifactError: Relax's virtual machine runs the network, or the artifact is of before
+                it said which kernels it calls.
+            DeviceError: The device is not at hand, or the process failed.
         """
+        if calls < 1:
+            raise MpqError("no call to trace", where="calls", expected="at least 1", found=calls)
         traceable(self.folder)
         with self.device.lock():
             trace = self.device.trace_network(self.folder, calls)
-        write_trace(self.folder, trace)
+        try:
+            write_trace(self.folder, trace)
+        except OSError as error:
+            log.warning("the trace is not kept beside the artifact: %s", error)
         return trace
 
     def save(self, folder: str | Path) -> Path:

@@ -8,6 +8,7 @@ the clock costs is known too. Needs TVM's runtime and NumPy, no torch.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -93,7 +94,22 @@ class Trace:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Trace:
         """Rebuild from :meth:`to_json`."""
-        return cls(**{**data, "steps": [TracedStep(**step) for step in data["steps"]]})
+        steps = [
+            TracedStep(
+                name=str(step["name"]),
+                kernel=str(step["kernel"]),
+                time_us=float(step["time_us"]),
+                busy=float(step["busy"]),
+            )
+            for step in data["steps"]
+        ]
+        return cls(
+            steps=steps,
+            total_us=float(data["total_us"]),
+            call_us=float(data["call_us"]),
+            calls=int(data["calls"]),
+            threads=int(data["threads"]),
+        )
 
 
 def traceable(folder: Path) -> tuple[Manifest, Plan]:
@@ -118,7 +134,13 @@ def traceable(folder: Path) -> tuple[Manifest, Plan]:
 def write_trace(folder: Path, trace: Trace) -> None:
     """Put a trace beside an artifact, which itself does not change."""
     text = json.dumps(trace.to_json(), indent=1) + "\n"
-    (folder / TRACE).write_text(text, encoding="utf-8")
+    # A report that is written meanwhile reads the whole of one trace.
+    partial = folder / f"{TRACE}.{os.getpid()}"
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / TRACE)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_trace(folder: Path) -> Trace | None:

@@ -39,6 +39,10 @@ def test_integers_as_deployed(
     assert "ConvInteger" in kinds and "Conv" not in kinds
     refused = mpq("export", *job, *words, "--biases", "int32")
     assert (refused.code, refused.json["where"]) == (2, "exact")
+    alone = mpq(
+        "export", *job, "--plan", plan_file, "--encodings", tmp_path / "e", "--exact", "--json"
+    )
+    assert (alone.code, alone.json["where"]) == (2, "--exact")
 
 
 def test_an_artifact_does_for_the_plan(

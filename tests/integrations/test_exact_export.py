@@ -81,6 +81,17 @@ def test_sites_in_float_stay_as_they_are(name: str, candidate: str) -> None:
     assert off.max() < (1e-2 if candidate == "fp32" else 1.0)
 
 
+def test_sums_that_float32_does_not_hold_keep_their_form() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for size, form in ((256, "MatMul"), (257, "GlobalAveragePool")):
+        x = 4 + torch.rand(2, 1, size, size)
+        graph = materialized(model.eval(), [x], "w8a8")
+        kinds = {node.op_type for node in Export(graph, exact=True).model().graph.node}
+        assert form in kinds
+        assert compare(graph, [x], exact=True).max() <= 1
+
+
 def test_formats_meet() -> None:
     """Codes that float sites read, and floats that integer sites read, by every way between."""
     model, x = deep()

@@ -117,10 +117,28 @@ def test_it_is_kept_beside_the_artifact(
     (folder / TRACE).unlink()
     assert read_trace(folder) is None
     mpq.load(folder)
-    (folder / TRACE).write_text('{"steps": 3}', encoding="utf-8")
-    with pytest.raises(mpq.ArtifactError, match="damaged") as caught:
-        read_trace(folder)
-    assert "mpq trace" in caught.value.remedy
+    damaged = json.dumps(trace.to_json()).replace('"total_us": ', '"total_us": "x')
+    for text in ('{"steps": 3}', damaged, "{}"):
+        (folder / TRACE).write_text(text, encoding="utf-8")
+        with pytest.raises(mpq.ArtifactError, match="damaged") as caught:
+            read_trace(folder)
+        assert "mpq trace" in caught.value.remedy
+
+
+def test_a_trace_that_cannot_be_kept_is_returned(
+    network: mpq.CompiledNetwork, tmp_path: Path
+) -> None:
+    folder = network.save(tmp_path / "net")
+    (folder / TRACE).unlink(missing_ok=True)
+    (folder / TRACE).mkdir()
+    before = sorted(folder.iterdir())
+    assert mpq.load(folder).trace(calls=2).calls == 2
+    assert sorted(folder.iterdir()) == before
+
+
+def test_calls_are_counted_from_one(network: mpq.CompiledNetwork) -> None:
+    with pytest.raises(mpq.MpqError, match="no call to trace"):
+        network.trace(calls=0)
 
 
 def test_an_artifact_without_steps_says_so(network: mpq.CompiledNetwork, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from mpq_compile.quant import ops as qops
 # Weights are multiplied as unsigned codes: the products of signed ones are summed in 16 bits on x86
 # processors without VNNI.
 _MIDDLE = 128
+# Up to here float32 holds every integer.
+_LARGEST_SUM = 2**24
 
 
 class Graph(sites.Graph, Protocol):
@@ -172,12 +174,13 @@ def convert(graph: Graph, node: fx.Node) -> str:
 
 
 def average_pool(graph: Graph, node: fx.Node) -> str | None:
-    """Sums of codes are products with the indicators of windows: integers below 2**24."""
+    """Sums of codes are products with the indicators of windows, where float32 holds them."""
     x, *spans, scale, zero_points, bounds, out = node.args
-    if graph.codes(x) is None:
+    rows, columns = (list(zip(s[::2], s[1::2], strict=True)) for s in spans)
+    cells = max(b - a for a, b in rows) * max(b - a for a, b in columns)
+    if graph.codes(x) is None or cells * 255 > _LARGEST_SUM:
         return None
     writer, stem, size = graph.writer, node.name, graph.value(x).shape
-    rows, columns = (list(zip(s[::2], s[1::2], strict=True)) for s in spans)
     left = writer.constant(indicator(rows, size[2]), f"{stem}_rows")
     right = writer.constant(indicator(columns, size[3]).T, f"{stem}_columns")
     v = _centered(graph, x, zero_points[0])

@@ -40,11 +40,11 @@ def kernels_section(evidence: Evidence) -> Section:
 
 
 def _facts(trace: Trace) -> list[tuple[str, str]]:
-    sites = sum(step.time_us for step in trace.steps)
+    added = sum(step.time_us for step in trace.steps)
     return [
         ("a call", duration(trace.call_us * 1e-3)),
         ("a traced call, first kernel to last", duration(trace.total_us * 1e-3)),
-        ("medians of the kernels, added", duration(sites * 1e-3)),
+        ("medians of the kernels, added", duration(added * 1e-3)),
         ("calls", f"{trace.calls:,}"),
         ("threads", str(trace.threads)),
     ]
