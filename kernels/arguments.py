@@ -57,6 +57,10 @@ def declare_arguments(workload: Workload, tier: Tier) -> Buffers:
 def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
     """Return the epilogue of a workload for vectors of the tier's lanes."""
     shape = geometry(workload)
+    width = min(tier.lanes, shape.group_outputs)
+    # LLVM joins the stores of parts of vectors, and cannot select the shuffle of bf16 that results
+    # (v16bf16 VPERM2X128): parts are rounded as integers.
+    rounds = tier.bf16_dot and workload.out == "bf16" and width == tier.lanes
     return Epilogue(
         record=buffers.record,
         row_scales=buffers.row_scales,
@@ -66,8 +70,8 @@ def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
         out_format=workload.out,
         columns=padded_channels(workload, tier),
         lanes=tier.lanes,
-        width=min(tier.lanes, shape.group_outputs),
+        width=width,
         scale_groups=shape.scale_groups,
         border=border_of(workload),
-        bf16_rounding=BF16_OF_F32 if tier.bf16_dot and workload.out == "bf16" else "",
+        bf16_rounding=BF16_OF_F32 if rounds else "",
     )

@@ -53,6 +53,15 @@ def test_integer_networks_equal_the_oracle(name: str, candidate: str) -> None:
     assert decibels(found, session_of(name).model(*inputs)) > least
 
 
+@pytest.mark.parametrize("candidate", ["bf16", "w4a16"])
+def test_few_channels_of_many_pixels(candidate: str) -> None:
+    """LLVM joins their stores; it cannot select the shuffles of bf16 that some spellings ask for."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    network = mpq.assign(model, (image,), [image], candidate)
+    assert_equal(network(image), network.reference(image), BF16_TOLERANCE)
+
+
 @pytest.mark.parametrize(
     ("candidate", "tolerance"), [("fp32", FLOAT_TOLERANCE), ("bf16", BF16_TOLERANCE)]
 )
