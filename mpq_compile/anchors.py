@@ -6,7 +6,6 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from mpq_compile.cost.table import workload_of
 from mpq_compile.runtime.device import Device
 from mpq_compile.runtime.fingerprint import kernel_hash, lowering_hash, toolchain_hash
 from mpq_compile.runtime.timing import by_process
-from mpq_compile.runtime.verify import time_settled
+from mpq_compile.runtime.verify import settled, time_settled
 from mpq_compile.types import Candidate, CostTable
 
 if TYPE_CHECKING:
@@ -34,18 +33,20 @@ LEAST_ERROR = 0.01
 
 
 def network_anchors(
-    session: Session, costs: CostTable, store: Store, measured: bool = True
+    session: Session, costs: CostTable, store: Store, measured: bool = True, again: bool = False
 ) -> list[Observation]:
     """Return what whole networks take: measured once in fresh processes, and then stored.
 
     What is not known is built first and then timed in turns: anchors are compared with each other.
     Those of another occasion than the first have a run of their own. ``measured=False`` returns
-    only those that are known.
+    only those that are known; ``again`` measures once more what was taken while the device was not
+    as usual.
     """
     assignments = anchor_assignments(session, costs)
     keys = {name: _key(session, name, chosen) for name, chosen in assignments.items()}
     known = store.get_many(keys.values())
-    missing = [name for name in assignments if keys[name] not in known] if measured else []
+    good = {key for key, value in known.items() if value.settled or not again}
+    missing = [name for name in assignments if keys[name] not in good] if measured else []
     networks = build_plans(session, [session.bare_plan(assignments[name]) for name in missing])
     if networks:
         found = _timed(session.device, [network.folder for network in networks])
@@ -61,19 +62,29 @@ def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
     """Time networks in turns, in several fresh processes: one process may be lucky throughout."""
     timings = time_settled(device, folders, BLOCKS, PROCESSES)
     measured = [measurement_of([1e3 * float(ms) for ms in row]) for row in by_process(timings)]
+    usual = 2 * sum(settled([timing]) for timing in timings) > len(timings)
     # The range of a few processes is no interval of 95 %, and no outlier shows among them.
-    return [replace(value, low_us=None, high_us=None, outliers=None) for value in measured]
+    return [
+        replace(value, low_us=None, high_us=None, outliers=None, settled=usual)
+        for value in measured
+    ]
 
 
 def _occasions(measured: Mapping[str, Measurement]) -> dict[str, int]:
-    """Number the occasions on which anchors were measured, the earliest first."""
-    moments = {name: value.moment for name, value in measured.items()}
+    """Number the occasions on which anchors were measured, the earliest first.
+
+    One on which the machine changed between usual and not is two.
+    """
     runs: dict[str, int] = {}
-    last: datetime | None = None
-    for name in sorted(moments, key=moments.__getitem__):
-        new = last is not None and (moments[name] - last).total_seconds() > _OCCASION_S
+    last: Measurement | None = None
+    for name in sorted(measured, key=lambda name: measured[name].moment):
+        value = measured[name]
+        new = last is not None and (
+            (value.moment - last.moment).total_seconds() > _OCCASION_S
+            or value.settled != last.settled
+        )
         runs[name] = max(runs.values(), default=0) + new
-        last = moments[name]
+        last = value
     return runs
 
 
@@ -85,6 +96,7 @@ def _observation(assignment: Mapping[str, str], measured: Measurement, run: int)
         latency_us=measured.median_us,
         error=max(LEAST_ERROR, deviation / measured.median_us),
         run=run,
+        settled=measured.settled,
     )
 
 

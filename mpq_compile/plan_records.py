@@ -50,6 +50,7 @@ def plan_of(
             *notes,
             *_of_data(session, assignment),
             *_estimates(session, assignment),
+            *_unsettled(session),
             *_remarks(assignment, allocation),
         ],
         seed=session.seed,
@@ -173,6 +174,20 @@ def _estimates(session: Session, assignment: Mapping[str, str]) -> list[str]:
     return [
         f"the latency of {count} of {len(assignment)} sites is estimated, not measured "
         f"({session.costing.measured.estimator})"
+    ]
+
+
+def _unsettled(session: Session) -> list[str]:
+    """Say how many of the networks that predictions rest on found the machine not as usual."""
+    if session.analytic:
+        return []
+    seen = session.costing.latency.observations
+    count = sum(not observation.settled for observation in seen)
+    if not count:
+        return []
+    return [
+        f"{count} of the {len(seen)} networks that latencies are predicted from were timed while "
+        "the machine was not as usual: intervals are wide; `mpq profile` measures those again"
     ]
 
 

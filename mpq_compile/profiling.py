@@ -191,7 +191,7 @@ def _measured_in_time(session: Session, store: Store, limit_s: float) -> bool:
     alone = session.costing.measured_in(store, end - time.monotonic(), again=True)
     if time.monotonic() >= end and not known:
         return False
-    network_anchors(session, alone.costs, store)
+    network_anchors(session, alone.costs, store, again=True)
     return True
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import mpq_compile as mpq
 from mpq_compile import anchors
 from mpq_compile.anchors import MIXED, _occasions, anchor_assignments, network_anchors
 from mpq_compile.cost.measurement import Measurement
@@ -68,10 +69,30 @@ def test_other_code_that_lowers_makes_them_unknown(monkeypatch: pytest.MonkeyPat
         assert network_anchors(found, costs, store, measured=False) == []
 
 
+def test_those_of_an_unusual_machine_say_so_until_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = session("w8a8")
+    costs = found.costing.measured.costs
+    with Store() as store:
+        monkeypatch.setattr(anchors, "settled", lambda _: False)
+        (first,) = network_anchors(found, costs, store)
+        assert not first.settled
+        assert network_anchors(found, costs, store) == [first]
+        plan = found.solve(mpq.Budget(size_mb=1.0))
+        assert any("1 of the 1 networks" in note and "mpq profile" in note for note in plan.notes)
+        monkeypatch.setattr(anchors, "settled", lambda _: True)
+        (second,) = network_anchors(found, costs, store, again=True)
+        assert second.settled and second != first
+        assert network_anchors(found, costs, store, again=True) == [second]
+    found.costing.forget()
+    assert not any("not as usual" in n for n in found.solve(mpq.Budget(size_mb=1.0)).notes)
+
+
 def test_occasions_are_numbered_by_time() -> None:
     begin = datetime(2025, 1, 31, 12, 0, tzinfo=UTC)
 
-    def at(seconds: float) -> Measurement:
+    def at(seconds: float, settled: bool = True) -> Measurement:
         moment = (begin + timedelta(seconds=seconds)).isoformat()
         return Measurement(
             count=1,
@@ -81,8 +102,11 @@ def test_occasions_are_numbered_by_time() -> None:
             min_us=1.0,
             clock_mhz=None,
             time=moment,
+            settled=settled,
         )
 
     measured = {"late": at(90_000), "first": at(0), "same": at(20), "later": at(90_001)}
     assert _occasions(measured) == {"first": 0, "same": 0, "late": 1, "later": 1}
+    measured = {"busy": at(0, settled=False), "quiet": at(20), "again": at(30, settled=False)}
+    assert _occasions(measured) == {"busy": 0, "quiet": 1, "again": 2}
     assert _occasions({}) == {}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mpq_compile as mpq
+from mpq_compile import anchors
 from mpq_compile.cost.store import Store
 from mpq_compile.costing import Costing
 from mpq_compile.session import Session
@@ -45,6 +46,18 @@ def test_plans_after_it_measure_nothing(database: Path, monkeypatch: pytest.Monk
         assert store.items() == before
     monkeypatch.setenv("MPQ_TUNE", "0")
     assert mpq.profile(module, x[:1], [x], candidates=NAMES).needed == first.needed
+
+
+def test_networks_that_found_the_machine_unusual_are_counted_and_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module, x = model()
+    monkeypatch.setattr(anchors, "settled", lambda _: False)
+    first = mpq.profile(module, x[:1], [x], candidates=["w8a8"])
+    monkeypatch.setattr(anchors, "settled", lambda _: True)
+    second = mpq.profile(module, x[:1], [x], candidates=["w8a8"])
+    assert first.complete and first.unsettled >= 1
+    assert second.needed == first.needed and second.new >= 1
 
 
 def test_a_first_plan_tunes(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:

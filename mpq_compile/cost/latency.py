@@ -10,7 +10,8 @@ zero: common to the network, to a compute format, to a kernel, to a site. A conv
 sites has an error of its own; what formats do to each other between sites (``cost.effects``) has a
 coefficient of mean zero for each kind of it, and the network a constant of mean zero for what
 belongs to no site. The machine drifts: each run of measurements but the first has a factor 1 + d
-in common, and what comes next is predicted at the speed of the latest run.
+in common, and what comes next is predicted at the speed of the latest run. A run that found the
+machine not as usual may be much further from the others.
 
 The latency of an assignment is the sum of its parts, so whole networks that were measured are
 linear observations of normal variables, and what is believed after them is exact (Kalman's
@@ -35,6 +36,8 @@ from mpq_compile.types import Candidate, CostTable
 _AXIS = "latency_us"
 # Two sides of a normal distribution hold 95 % within so many standard deviations.
 Z95 = 1.96
+# Of the update, where the machine drifted; a third changes nothing.
+_PASSES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class Errors:
         edge: Of what a change of format costs if it happened at every edge, as such a share.
         join: Of what all joins of one operator take in a format, as such a share.
         drift: Of the machine's speed between two runs.
+        unsettled: The same where one of them found the machine not as usual.
     """
 
     network: float = 0.10
@@ -59,19 +63,22 @@ class Errors:
     edge: float = 0.05
     join: float = 0.15
     drift: float = 0.02
+    unsettled: float = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """A whole network that was measured: assignment, latency in µs and its relative error.
 
-    ``run`` numbers the occasion: what was measured on one occasion found the machine alike.
+    ``run`` numbers the occasion: what was measured on one occasion found the machine alike, and
+    not as it usually is where it is not ``settled``.
     """
 
     assignment: Mapping[str, str]
     latency_us: float
     error: float = 0.01
     run: int = 0
+    settled: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +193,7 @@ class LatencyModel:
         ``same_run`` leaves out the drift until the next run. The error of measuring an assignment
         is not in its prediction.
         """
-        drift = 0.0 if same_run else self.errors.drift
-        return self._belief.predict(assignment, drift)
+        return self._belief.predict(assignment, same_run)
 
     @property
     def next_run(self) -> int:
@@ -214,7 +220,8 @@ def _join(operator: str, formats: tuple[str, str]) -> Effect:
 class _Belief:
     """The joint normal distribution of all parts, after the observations.
 
-    Parts are places, changes, effects, the constant, and the drift of each run but the first.
+    Parts are places, changes, effects, the constant, and the drift of each run but one: the first
+    that found the machine as usual, or the first.
     """
 
     def __init__(self, model: LatencyModel) -> None:
@@ -236,14 +243,26 @@ class _Belief:
         parts += kinds
         self._numbers = {part: number for number, part in enumerate(parts)}
         self._effects = model.effects
-        self._runs = sorted({o.run for o in model.observations})[1:]
+        settled = {o.run: o.settled for o in sorted(model.observations, key=lambda o: o.run)}
+        base = next((run for run, usual in settled.items() if usual), next(iter(settled), -1))
+        self._runs = [run for run in settled if run != base]
+        self._latest = max(settled, default=-1)
+        # No run at all is as good as one that found the machine as usual.
+        is_usual = settled.get(base, True)
+        moves = [
+            model.errors.drift if is_usual and settled[run] else model.errors.unsettled
+            for run in self._runs
+        ]
+        self._next_drift = (
+            model.errors.drift if settled.get(self._latest, True) else model.errors.unsettled
+        )
         alone = np.array([us for us, _ in places.values()])
         between = np.array(list(changes.values()))
         seen = [o.latency_us for o in model.observations]
         scale = float(np.mean(seen)) if seen else float(alone.sum()) * len(costs.costs) / len(alone)
         errors = model.errors
         spread = [scale * (errors.edge if kind[0] == "edge" else errors.join) for kind in kinds]
-        spread += [errors.constant * scale] + [errors.drift] * len(self._runs)
+        spread += [errors.constant * scale, *moves]
         self._constant = len(parts)
         self._mean = np.array([*alone, *between, *[0.0] * len(spread)])
         self._covariance = np.diag(np.array([*alone, *between * errors.transition, *spread]) ** 2)
@@ -253,13 +272,23 @@ class _Belief:
             self._update(model.observations)
 
     def _update(self, observations: Sequence[Observation]) -> None:
-        rows = np.array([self._row(o.assignment, o.run, o.latency_us) for o in observations])
+        """Condition on the observations.
+
+        Drift multiplies what a network takes on the other occasions, which is what is sought: it is
+        first taken to be what was seen, then what follows from that.
+        """
+        prior = self._mean, self._covariance
         seen = np.array([o.latency_us for o in observations])
-        noise = np.array([o.error * o.latency_us for o in observations]) ** 2
-        gain = self._covariance @ rows.T
-        total = rows @ gain + np.diag(noise)
-        self._mean = self._mean + gain @ np.linalg.solve(total, seen - rows @ self._mean)
-        self._covariance = self._covariance - gain @ np.linalg.solve(total, gain.T)
+        steady = np.array([self._row(o.assignment, -1, 0.0) for o in observations])
+        noise = np.diag((np.array([o.error for o in observations]) * seen) ** 2)
+        drifting_us = seen
+        for _ in range(_PASSES if self._runs else 1):
+            drifts = [
+                self._row(o.assignment, o.run, us)
+                for o, us in zip(observations, drifting_us, strict=True)
+            ]
+            self._mean, self._covariance = _conditioned(*prior, np.array(drifts), seen, noise)
+            drifting_us = steady @ self._mean
 
     def _row(self, assignment: Mapping[str, str], run: int, latency_us: float) -> np.ndarray:
         """Return which parts an assignment has; drift moves its latency by a share of it."""
@@ -278,19 +307,21 @@ class _Belief:
                 row[self._numbers[pair, found]] = 1.0
         return row
 
-    def predict(self, assignment: Mapping[str, str], drift: float) -> Prediction:
-        """Return the latency at the speed of the latest run; ``drift`` is what may come on top."""
+    def predict(self, assignment: Mapping[str, str], same_run: bool) -> Prediction:
+        """Return the latency at the speed of the latest run; until the next one it may drift."""
         parts = self._row(assignment, -1, 0.0)
         steady_us = float(parts @ self._mean)
-        latest = self._runs[-1] if self._runs else -1
-        row = self._row(assignment, latest, steady_us)
+        row = self._row(assignment, self._latest, steady_us)
+        drift = 0.0 if same_run else self._next_drift
         variance = float(row @ self._covariance @ row) + (drift * steady_us) ** 2
         return Prediction(mean_us=self.speed * steady_us, sd_us=max(variance, 0.0) ** 0.5)
 
     @property
     def speed(self) -> float:
-        """Latencies of the latest run over those of the first."""
-        return 1.0 + (float(self._mean[-1]) if self._runs else 0.0)
+        """Latencies of the latest run over those of the one that others are compared with."""
+        if self._latest not in self._runs:
+            return 1.0
+        return 1.0 + float(self._mean[self._constant + 1 + self._runs.index(self._latest)])
 
     def site_us(self, site: str, name: str) -> float:
         return self.us((site, self._kernels[site][name]))
@@ -303,6 +334,17 @@ class _Belief:
     @property
     def constant_us(self) -> float:
         return float(self._mean[self._constant])
+
+
+def _conditioned(
+    mean: np.ndarray, covariance: np.ndarray, rows: np.ndarray, seen: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and covariance of normal variables after ``rows @ variables + noise`` was seen
+    (Kalman's update)."""
+    gain = covariance @ rows.T
+    total = rows @ gain + noise
+    after = mean + gain @ np.linalg.solve(total, seen - rows @ mean)
+    return after, covariance - gain @ np.linalg.solve(total, gain.T)
 
 
 def _effects(model: LatencyModel) -> list[Effect]:

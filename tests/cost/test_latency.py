@@ -44,9 +44,15 @@ def uniform(name: str) -> dict[str, str]:
     return dict.fromkeys(ALONE, name)
 
 
-def observed(truth: Mapping[tuple[str, str], float], assignment: Mapping[str, str], run: int = 0):
-    us = sum(truth[site, KERNEL[name]] for site, name in assignment.items())
-    return Observation(assignment=assignment, latency_us=us, error=0.002, run=run)
+def observed(
+    truth: Mapping[tuple[str, str], float],
+    assignment: Mapping[str, str],
+    run: int = 0,
+    speed: float = 1.0,
+    settled: bool = True,
+) -> Observation:
+    us = speed * sum(truth[site, KERNEL[name]] for site, name in assignment.items())
+    return Observation(assignment=assignment, latency_us=us, error=0.002, run=run, settled=settled)
 
 
 def drawn(seed: int) -> dict[tuple[str, str], float]:
@@ -144,14 +150,34 @@ def test_drift_moves_what_comes_next() -> None:
     """Where a later run finds the machine a tenth slower, so is all that comes after it."""
     truth = drawn(2)
     anchors = [observed(truth, uniform(n)) for n in ("fp32", "bf16", "w8a8")]
-    slow = observed(truth, uniform("bf16"), run=1)
-    slow = Observation(assignment=slow.assignment, latency_us=1.1 * slow.latency_us, run=1)
+    slow = observed(truth, uniform("bf16"), run=1, speed=1.1)
     after = model(ALONE).learned([*anchors, slow])
     assert after.next_run == 2
     expected = 1.1 * observed(truth, uniform("fp32")).latency_us
     assert after.predict(uniform("fp32")).mean_us == pytest.approx(expected, rel=0.04)
     again = after.predict(uniform("fp32"))
     assert again.sd_us > after.predict(uniform("fp32"), same_run=True).sd_us
+
+
+def test_an_unusual_run_says_little_of_the_next() -> None:
+    """Its networks are far from what comes next; one that finds the machine as usual tells."""
+    truth = drawn(2)
+    names = ("fp32", "bf16", "w8a8")
+    usual = model(ALONE).learned([observed(truth, uniform(n)) for n in names])
+    slow = model(ALONE).learned(
+        [observed(truth, uniform(n), speed=1.25, settled=False) for n in names]
+    )
+    expected, found = usual.predict(mixed(3)), slow.predict(mixed(3))
+    assert found.mean_us == pytest.approx(1.25 * expected.mean_us, rel=0.02)
+    assert found.sd_us > 4 * expected.sd_us and found.interval_us[0] < expected.mean_us
+    after = slow.learned([observed(truth, uniform("bf16"), run=1)]).predict(mixed(3))
+    assert after.mean_us == pytest.approx(expected.mean_us, rel=0.03)
+    assert after.sd_us < 2 * expected.sd_us
+    # Those that are usual are what others are compared with, whichever comes first.
+    late = usual.learned([observed(truth, uniform("bf16"), run=1, speed=1.25, settled=False)])
+    assert late.predict(mixed(3), same_run=True).mean_us == pytest.approx(found.mean_us, rel=0.03)
+    again = late.learned([observed(truth, uniform("fp32"), run=2)]).predict(mixed(3))
+    assert again.mean_us == pytest.approx(expected.mean_us, rel=0.03)
 
 
 def test_estimated_kernels_widen_the_interval() -> None:

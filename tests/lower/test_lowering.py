@@ -55,7 +55,7 @@ def test_integer_networks_equal_the_oracle(name: str, candidate: str) -> None:
 
 @pytest.mark.parametrize("candidate", ["bf16", "w4a16"])
 def test_few_channels_of_many_pixels(candidate: str) -> None:
-    """LLVM joins their stores; it cannot select the shuffles of bf16 that some spellings ask for."""
+    """LLVM joins their stores, and cannot select every shuffle of bf16 that this takes."""
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
     image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     network = mpq.assign(model, (image,), [image], candidate)
