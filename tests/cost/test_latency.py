@@ -59,7 +59,7 @@ def drawn(seed: int) -> dict[tuple[str, str], float]:
     """True times of (site, kernel): the prior's errors around the times alone."""
     generator, errors = np.random.default_rng(seed), Errors()
     common = generator.normal(0, errors.network)
-    compute = {k: generator.normal(0, errors.compute) for k in set(KERNEL.values())}
+    compute = {k: generator.normal(0, errors.compute) for k in dict.fromkeys(KERNEL.values())}
     own = (errors.kernel**2 + errors.site**2) ** 0.5
     return {
         (site, KERNEL[n]): us * SPEED[n] * (1 + common + compute[KERNEL[n]] + e)
