@@ -206,13 +206,15 @@ class _FewRows:
         return start
 
     def _start(self, cells: Sequence[Any], channels: Sequence[Any], group: Any) -> None:
-        """Start from the compensation less the correction of each row's inputs."""
+        """Start from the compensation, if any, less the correction of each row's inputs."""
         lanes, vectors = self.layout.lanes, len(channels)
         for index, cell in enumerate(cells):
             row, v = divmod(index, vectors)
             total = self.totals[self.total_base + row * self.layout.groups + group]
             value = splat(total, lanes)
-            if self.step.accumulator == "int32":
+            # Rows that were quantized at run time are centred by their zero point: nothing to
+            # compensate, and no record to read for each weight group.
+            if self.step.accumulator == "int32" and not self.workload.row_scales:
                 value = value + self.epilogue.compensation(channels[v], group)
             store(cell, 0, lanes, value)
 

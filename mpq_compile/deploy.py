@@ -32,6 +32,10 @@ from mpq_compile.types import AuditRow, Candidate, Plan, Site
 
 # Relax has one stack of block builders a process. What takes long is compiling, outside of it.
 _LOWERING = threading.Lock()
+_MACHINE = (
+    "Relax's virtual machine runs the network ({reason}): each call costs more, and no trace tells "
+    "its kernels apart"
+)
 
 
 def complete_assignment(network: Network, assignment: str | Mapping[str, str]) -> dict[str, str]:
@@ -126,6 +130,7 @@ def write_artifact(
         notes=[
             *_untried(device),
             *(f"no schedule fits {name}: it runs scalar" for name in library.unscheduled),
+            *([_MACHINE.format(reason=library.machine)] if library.machine else []),
         ],
         provenance=dict(plan.provenance),
     )

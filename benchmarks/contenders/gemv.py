@@ -25,7 +25,7 @@ SIZES = ((4096, 4096), (11008, 4096))
 GROUP = 128
 _ROTATION_BYTES = 1 << 30
 _QUICK_BYTES = 1 << 24
-_OURS = ("w8a8", "w8a16", f"w4a8g{GROUP}", "w4a16", f"w2a8g{GROUP}")
+_OURS = ("w8a8", "w8a16", f"w4a8g{GROUP}", f"w4a8g{GROUP}d", "w4a16", f"w2a8g{GROUP}")
 _NBITS = ((4, "fp32", 0), (4, "int8", 4), (8, "int8", 4))
 
 
@@ -91,9 +91,11 @@ def _nbits(bits: int, activations: str, accuracy_level: int) -> Contender:
 
 def gemv_goals() -> tuple[Goal, ...]:
     """Return what 4 bits are meant to reach: against MatMulNBits, and against our own 8 bits."""
-    ours = f"ours w4a8g{GROUP}"
     nbits = tuple(f"MatMulNBits w4 {activations}" for bits, activations, _ in _NBITS if bits == 4)
-    return (
-        Goal(ours=ours, at_least=1.3, peers=nbits),
-        Goal(ours=ours, at_least=1.8, peers=("ours w8a8",)),
+    goals = ((1.3, nbits), (1.8, ("ours w8a8",)))
+    return tuple(
+        Goal(ours=f"ours {name}", at_least=at_least, peers=peers)
+        for name in _OURS
+        if Candidate.parse(name).weight_bits == 4
+        for at_least, peers in goals
     )

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from contenders.gemv import GemvTask, random_codes
 from contenders.task import Prepared
-from mpq_compile.kernels import elementwise, matmul
-from mpq_compile.kernels.elementwise_workload import ConvertWorkload
+from mpq_compile.kernels import elementwise, matmul, quantize_rows
+from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRowsWorkload
 from mpq_compile.kernels.packing import pack_convert, packed_weight_size, record_words
 from mpq_compile.kernels.tier import Tier, detect_tier
-from mpq_compile.kernels.workload import LinearWorkload
+from mpq_compile.kernels.workload import Format, LinearWorkload
 from mpq_compile.types import Candidate
 
 # The input's conversion: u8 codes of a scale of 1 / 40, or bf16.
@@ -34,12 +34,23 @@ def prepare(task: GemvTask, candidate: str) -> Prepared:
         (tvm.runtime.tensor(codes), tvm.runtime.tensor(np.zeros(words, np.int32)))
         for codes in random_codes(size, dtype, task.copies(chosen.weight_bits))
     ]
-    convert = ConvertWorkload(size=task.inputs, source="fp32", target="u8" if integer else "bf16")
+    codes = tvm.runtime.tensor(np.zeros(task.inputs, np.uint8 if integer else np.uint16))
+    if chosen.dynamic:
+        scales = [tvm.runtime.tensor(np.zeros(1, np.float32))]
+        rows = QuantizeRowsWorkload(rows=1, features=task.inputs)
+        convert, conversion = quantize_rows.generate(rows, tier, task.threads), [codes, *scales]
+    else:
+        scales = []
+        target: Format = "u8" if integer else "bf16"
+        whole = ConvertWorkload(size=task.inputs, source="fp32", target=target)
+        convert = elementwise.generate(whole, tier, task.threads)
+        conversion = [tvm.runtime.tensor(_TO_U8 if integer else _TO_BF16), codes]
     run = _rotation(
-        _compiled(elementwise.generate(convert, tier, task.threads), tier, task.threads),
+        _compiled(convert, tier, task.threads),
         _compiled(matmul.generate(workload, tier, task.threads), tier, task.threads),
-        tvm.runtime.tensor(_TO_U8 if integer else _TO_BF16),
-        tvm.runtime.tensor(np.zeros(task.inputs, np.uint8 if integer else np.uint16)),
+        conversion,
+        codes,
+        scales,
         tvm.runtime.tensor(np.zeros(task.outputs, np.float32)),
         copies,
     )
@@ -54,6 +65,7 @@ def _workload(task: GemvTask, chosen: Candidate) -> LinearWorkload:
         compute="int8" if chosen.integer_compute else "weight_only",
         weight_bits=chosen.weight_bits,  # type: ignore[arg-type]
         group_size=chosen.group_size,
+        row_scales=chosen.dynamic,
         out="fp32",
     )
 
@@ -65,8 +77,9 @@ def _compiled(function: Any, tier: Tier, threads: int) -> Any:
 def _rotation(
     convert: Any,
     multiply: Any,
-    conversion: Any,
+    conversion: Sequence[Any],
     codes: Any,
+    scales: Sequence[Any],
     out: Any,
     copies: Sequence[tuple[Any, Any]],
 ) -> Callable[[Tensor], np.ndarray]:
@@ -75,8 +88,8 @@ def _rotation(
     def run(x: Tensor) -> np.ndarray:
         row = tvm.runtime.from_dlpack(x.reshape(-1))
         for packed, record in copies:
-            convert(row, conversion, codes)
-            multiply(codes, packed, record, out)
+            convert(row, *conversion)
+            multiply(codes, packed, record, *scales, out)
         return out.numpy()
 
     return run

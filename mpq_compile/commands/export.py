@@ -14,6 +14,7 @@ from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.plan import check_output
 from mpq_compile.commands.reading import read_plan
 from mpq_compile.commands.request import Loaded, load
+from mpq_compile.commands.views import show_notes
 from mpq_compile.errors import PlanError
 from mpq_compile.types import Plan
 
@@ -108,6 +109,7 @@ def export(
     def show(console: Console) -> None:
         for name, size in written["files"].items():
             console.print(f"{Path(written.get('folder', '')) / name}: {size} bytes")
+        show_notes(console, written.get("notes", ()))
 
     return Outcome(data=written, show=show)
 
@@ -150,16 +152,20 @@ def _exported(
     allow_float: bool,
 ) -> dict[str, Any]:
     from mpq_compile.integrations.encodings.collect import export_encodings
-    from mpq_compile.integrations.onnx_export import export_onnx
+    from mpq_compile.integrations.onnx_export import export_onnx, inexact_nodes
 
     subject = (loaded.model, loaded.example_inputs, loaded.calibration)
     files: list[Path] = []
+    notes: list[str] = []
     if onnx is not None:
         path = export_onnx(
             plan, onnx, *subject, biases=biases, exact=exact, allow_float=allow_float
         )
         files.append(path)
+        inexact = inexact_nodes(path)
+        if inexact:
+            notes.append(f"no exact form, within rounding of the device: {', '.join(inexact)}")
     if encodings is not None:
         path = export_encodings(plan, encodings, *subject, allow_float=allow_float)
         files += [path, path.with_suffix(".safetensors")]
-    return {"files": {str(path): path.stat().st_size for path in files}}
+    return {"files": {str(path): path.stat().st_size for path in files}, "notes": notes}

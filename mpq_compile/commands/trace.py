@@ -13,7 +13,7 @@ from mpq_compile.commands import options
 from mpq_compile.commands.outcome import Outcome
 from mpq_compile.commands.views import show_notes
 from mpq_compile.cost.targets import running_device
-from mpq_compile.runtime.network import own_device
+from mpq_compile.runtime.network import own_device, reached_device
 from mpq_compile.runtime.trace import CALLS, Trace, traceable, write_trace
 
 
@@ -38,7 +38,7 @@ def trace(
     with device.lock():
         found = device.trace_network(artifact, calls)
     notes = []
-    if target is None:
+    if target is None or device.name == reached_device(manifest):
         # An artifact that may not be written to is traced all the same.
         try:
             write_trace(artifact, found)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from mpq_compile.errors import PlanError, nearest
-from mpq_compile.integrations.qdq.graph import Export
+from mpq_compile.integrations.qdq.graph import INEXACT, Export
 from mpq_compile.integrations.subject import materialized_of
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.types import Plan
 
+log = logging.getLogger(__name__)
 _BIASES = ("float32", "int32")
 
 
@@ -41,7 +46,8 @@ def export_onnx(
         exact: Write integer products (ConvInteger, MatMulInteger) and each operation behind them as
             a node of its own, instead of float operators between QuantizeLinear and
             DequantizeLinear: what the deployed network computes in integers then comes out bit for
-            bit, in any runtime. Meant for comparing, not for speed: nothing is fused.
+            bit, in any runtime. Meant for comparing, not for speed: nothing is fused. The model's
+            property "mpq.inexact" lists the nodes that have no such form, as JSON; they are logged.
         allow_float: With a plan: as for :func:`mpq_compile.plan`.
 
     Raises:
@@ -67,6 +73,15 @@ def export_onnx(
             remedy="leave one of the two out",
         )
     graph = materialized_of(source, model, example_inputs, calibration, allow_float)
-    content = Export(graph, biases == "int32", exact).model().SerializeToString()
-    Path(path).write_bytes(content)
+    export = Export(graph, biases == "int32", exact)
+    Path(path).write_bytes(export.model().SerializeToString())
+    if export.inexact:
+        log.info("no exact form, within rounding: %s", ", ".join(export.inexact))
     return Path(path)
+
+
+def inexact_nodes(path: Path) -> list[str]:
+    """Return the nodes of an exact model that have no exact form."""
+    model = onnx.load(path, load_external_data=False)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    return [str(name) for name in json.loads(properties.get(INEXACT, "[]"))]

@@ -39,11 +39,13 @@ class Library:
         arena: Bytes that ``main(inputs…, parameters, arena, outputs…)`` needs for what it computes
             on the way; None where Relax's virtual machine runs the network.
         steps: The kernels that it calls, in order; none where the virtual machine calls them.
+        machine: Why the virtual machine runs it; "" where it does not.
     """
 
     unscheduled: list[str]
     arena: int | None
     steps: Sequence[Step] = ()
+    machine: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
     link = linker(tier)
     try:
         module = lower_pipeline(lowered.module, tier, threads)
-        executable, arena, steps = _executable(module, target, tier, threads)
+        executable, library = _executable(module, target, tier, threads)
         executable.export_library(str(path), fcompile=link)
     except Exception as error:
         raise LoweringError(
@@ -106,26 +108,27 @@ def _build(lowered: Lowered, tier: Tier, threads: int, path: Path) -> Library:
             found=f"{type(error).__name__}: {_ends(str(error).strip())}",
             remedy="a C compiler must be installed for linking; `mpq doctor` checks it",
         ) from error
-    return Library(unscheduled=unscheduled(module, _LARGE), arena=arena, steps=steps)
+    return library
 
 
-def _executable(
-    module: Any, target: Any, tier: Tier, threads: int
-) -> tuple[Any, int | None, Sequence[Step]]:
+def _executable(module: Any, target: Any, tier: Tier, threads: int) -> tuple[Any, Library]:
     """Build one function where the network is a list of calls, else for the virtual machine."""
+    missed = unscheduled(module, _LARGE)
     try:
         program = read_program(module)
         entry = build_entry(module, program, tier, threads)
     except NotAProgram as reason:
         log.info("the virtual machine runs this network: %s", reason)
         beside = with_reference(module, tier, threads)
-        return relax.build(beside, target, exec_mode="compiled"), None, ()
+        executable = relax.build(beside, target, exec_mode="compiled")
+        return executable, Library(unscheduled=missed, arena=None, machine=str(reason))
     steps = [
         Step(name=node_of(call.name) or call.function, kernel=call.function, phases=phases)
         for call, phases in zip(program.calls, entry.phases, strict=True)
     ]
     beside = with_reference(entry.module, tier, threads)
-    return tvm.compile(beside, target=target), entry.arena, steps
+    executable = tvm.compile(beside, target=target)
+    return executable, Library(unscheduled=missed, arena=entry.arena, steps=steps)
 
 
 def _ends(text: str) -> str:

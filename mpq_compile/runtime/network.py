@@ -232,13 +232,18 @@ def load(folder: str | Path, device: Device | None = None) -> CompiledNetwork:
     return CompiledNetwork(Path(folder), device=device)
 
 
+def reached_device(manifest: Manifest) -> str:
+    """Return the name of the device that an artifact was built for."""
+    return manifest.provenance.get("reached", LocalDevice.name)
+
+
 def own_device(manifest: Manifest) -> Device:
     """Return the device that an artifact was built for: a remote one, or this machine.
 
     Raises:
         DeviceError: It cannot be reached.
     """
-    reached = manifest.provenance.get("reached", LocalDevice.name)
+    reached = reached_device(manifest)
     if not is_address(reached):
         return LocalDevice()
     from mpq_compile.runtime.remote import rpc_device

@@ -24,6 +24,7 @@ from mpq_compile.lower.interface import Step
 from mpq_compile.runtime.artifact import TRACE, Manifest, open_artifact
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
+from mpq_compile.runtime.threads import thread_count
 from mpq_compile.runtime.timing import example_inputs
 from mpq_compile.types import Plan
 
@@ -60,7 +61,8 @@ class Trace:
         total_us: Of a traced call, from its first kernel to the end of its last: the median, µs.
         call_us: Of a call of the network as it is deployed: the median, µs.
         calls: How many of each were timed.
-        threads: That share each kernel.
+        threads: That share the tasks of each kernel; fewer than there are tasks where the network
+            was built for more.
     """
 
     steps: Sequence[TracedStep]
@@ -186,22 +188,24 @@ def trace_folder(folder: Path, calls: int = CALLS) -> Trace:
         executor.run_flat(tensors)
         whole_us.append((time.perf_counter() - start) * 1e6)
         looks.append(executor.traced(tensors, shape)[1])
-    return summary(manifest.steps, np.stack(looks), statistics.median(whole_us))
+    threads = min(manifest.threads, thread_count())
+    return summary(manifest.steps, np.stack(looks), statistics.median(whole_us), threads)
 
 
-def summary(steps: Sequence[Step], stamps: np.ndarray, call_us: float) -> Trace:
+def summary(steps: Sequence[Step], stamps: np.ndarray, call_us: float, threads: int) -> Trace:
     """Return the medians of what was written down.
 
     Args:
         steps: The kernels, of one phase at least each.
-        stamps: When tasks began and ended, int64 ns [calls, phases, threads, 2].
+        stamps: When tasks began and ended, int64 ns [calls, phases, tasks, 2].
         call_us: Of a call that is not traced, in µs.
+        threads: That shared the tasks.
     """
     ends = stamps[..., 1].max(-1)
     start = stamps[:, 0, :, 0].min(-1)
     # A phase lasts from when the last task has finished the one before it.
     spans = np.diff(ends, prepend=start[:, None])
-    worked = (stamps[..., 1] - stamps[..., 0]).mean(-1)
+    worked = (stamps[..., 1] - stamps[..., 0]).sum(-1) / threads
     firsts = np.cumsum([0, *(step.phases for step in steps[:-1])])
     times_ns = np.add.reduceat(spans, firsts, axis=1)
     shares = np.add.reduceat(worked, firsts, axis=1) / np.maximum(times_ns, 1)
@@ -219,7 +223,7 @@ def summary(steps: Sequence[Step], stamps: np.ndarray, call_us: float) -> Trace:
         total_us=float(np.median(ends[:, -1] - start)) * 1e-3,
         call_us=call_us,
         calls=len(stamps),
-        threads=stamps.shape[2],
+        threads=threads,
     )
 
 

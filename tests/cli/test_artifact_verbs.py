@@ -89,6 +89,9 @@ def test_trace_times_every_kernel(mpq: Mpq, artifact: Path, tmp_path: Path) -> N
     _, plan = open_artifact(copy)
     assert {step["name"] for step in result.json["steps"]} >= set(plan.assignment)
     assert json.loads((copy / "trace.json").read_text(encoding="utf-8"))["calls"] == 5
+    named = mpq("trace", copy, "--calls", "6", "--target", "local", "--json")
+    assert named.json["notes"] == []
+    assert json.loads((copy / "trace.json").read_text(encoding="utf-8"))["calls"] == 6
     shown = mpq("trace", copy, "--calls", "5", "--slowest", "1")
     assert sum(site in shown.out for site in plan.assignment) <= 1
     assert "medians of 5 calls" in shown.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -67,17 +68,29 @@ def test_float_operators_between_codes_are_not_equal() -> None:
 def test_every_operator_agrees(name: str) -> None:
     case = CASES[name]
     graph = materialized(case.model(), case.inputs(8), "w8a8")
-    off = compare(graph, case.inputs(16, seed=1), exact=True)
+    inputs = case.inputs(16, seed=1)
+    off = compare(graph, inputs, exact=True)
     assert (off <= 1).mean() >= 0.999
+    export = Export(graph, exact=True)
+    model = export.model()
+    nodes = {node.name for node in graph.module.graph.nodes}
+    assert set(export.inexact) <= nodes
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(properties["mpq.inexact"]) == export.inexact
+    if not export.inexact:
+        assert off.max() == 0
 
 
 @pytest.mark.parametrize("name", ["convolutions", "pools", "products", "attention", "edges"])
 @pytest.mark.parametrize("candidate", ["fp32", "bf16", "w4a16"])
 def test_sites_in_float_stay_as_they_are(name: str, candidate: str) -> None:
     case = CASES[name]
-    off = compare(
-        materialized(case.model(), case.inputs(8), candidate), case.inputs(8, seed=1), exact=True
-    )
+    graph = materialized(case.model(), case.inputs(8), candidate)
+    off = compare(graph, case.inputs(8, seed=1), exact=True)
+    export = Export(graph, exact=True)
+    export.model()
+    sites = {node for node, record in graph.records.items() if record.site.multiplies}
+    assert sites <= set(export.inexact)
     assert off.max() < (1e-2 if candidate == "fp32" else 1.0)
 
 

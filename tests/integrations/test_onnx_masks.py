@@ -51,6 +51,7 @@ FORMULAS: dict[str, Formula] = {
     "changes": lambda x, ids: x * torch.diff(ids > 4, 1, append=ids[:, :1] > 4)[..., None],
     "twice": lambda x, ids: x[:, 2:] + torch.diff(x, 2, 1),
     "gathered": lambda x, ids: x.gather(1, ids[..., None].expand(-1, -1, 16) % 9),
+    "rolled": lambda x, ids: x + x.roll((-1, 5), (1, -1)) * ids.roll(9, 1)[..., None],
     "extremes": lambda x, ids: x - x.amax(1, True) + x.amin((1, 2), True),
     "bounds": lambda x, ids: torch.maximum(x, x.flip(1)).clamp_max(0.4) + torch.minimum(x, x * 2),
     "functions": lambda x, ids: torch.erf(x) + x.sin() * x.cos() + (x.abs() + 1).log().sign(),
@@ -69,6 +70,14 @@ def test_formulas_of_masks(name: str) -> None:
     for batch in (ids, ids[:1]):
         found = run(model, [batch])
         assert steps_off(found, graph.module(batch)).max() < 0.01
+
+
+def test_all_values_rolled_as_one() -> None:
+    """Samples mix, so that the batch is fixed."""
+    ids = torch.arange(9)[None]
+    graph = exportable(Masked(lambda x, ids: x + x.roll(-20)), (ids,), "fp32")
+    found = run(Export(graph).model(), [ids])
+    assert steps_off(found, graph.module(ids)).max() < 0.01
 
 
 def exportable(model: nn.Module, inputs: tuple[Tensor, ...], candidate: str) -> Any:

@@ -149,6 +149,8 @@ def test_every_library_has_the_reference_workload(module: nn.Module) -> None:
     x = torch.randn(4, 8)
     network = mpq.assign(module.eval(), x[:1], [x], "w8a8")
     assert (network.manifest.arena is None) == isinstance(module, Twice)
+    said = any("virtual machine" in note and "twice" in note for note in network.manifest.notes)
+    assert said == isinstance(module, Twice)
     cells = np.from_dlpack(empty(network.manifest.threads * REFERENCE_CELLS, "float32"))
     cells[:] = 9.0
     table = np.from_dlpack(empty(network.manifest.threads * REFERENCE_TABLE, "int32"))

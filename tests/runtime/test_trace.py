@@ -89,7 +89,7 @@ def test_spans_and_shares() -> None:
     """Two kernels, the second of two phases, on two threads that wait for each other."""
     steps = [Step(name="a", kernel="ka", phases=1), Step(name="b", kernel="kb", phases=2)]
     one = [[[1000, 3000], [1000, 5000]], [[5100, 6000], [5100, 7000]], [[7000, 9000], [7000, 9000]]]
-    found = summary(steps, np.array([one, one], np.int64) + 10**18, call_us=7.5)
+    found = summary(steps, np.array([one, one], np.int64) + 10**18, call_us=7.5, threads=2)
     assert [step.name for step in found.steps] == ["a", "b"]
     assert [step.time_us for step in found.steps] == [4.0, 4.0]
     assert [step.busy for step in found.steps] == pytest.approx([3 / 4, 3.4 / 4], abs=0.02)
@@ -101,11 +101,18 @@ def test_spans_and_shares() -> None:
     ]
 
 
+def test_a_thread_that_has_two_tasks_is_busy_throughout() -> None:
+    steps = [Step(name="a", kernel="ka", phases=1)]
+    stamps = np.array([[[[0, 4000], [4000, 10000]]]], np.int64)
+    found = summary(steps, stamps, call_us=10.0, threads=1)
+    assert (found.steps[0].time_us, found.steps[0].busy, found.threads) == (10.0, 1.0, 1)
+
+
 def test_medians_are_over_calls() -> None:
     steps = [Step(name="a", kernel="ka", phases=1)]
     spans = [10, 30, 500]
     stamps = np.array([[[[0, ns * 1000]]] for ns in spans], np.int64)
-    found = summary(steps, stamps, call_us=1.0)
+    found = summary(steps, stamps, call_us=1.0, threads=1)
     assert found.steps[0].time_us == statistics.median(spans)
 
 

@@ -16,10 +16,14 @@ from onnx import TensorProto
 from torch import Tensor, fx
 
 from mpq_compile.integrations.qdq import sites
+from mpq_compile.integrations.qdq.floats import FLOATS
 from mpq_compile.integrations.qdq.tensors import indicator
 from mpq_compile.integrations.qdq.writer import Writer
+from mpq_compile.passes import ops
 from mpq_compile.passes.base import constant
 from mpq_compile.quant import ops as qops
+
+aten = torch.ops.aten
 
 # Weights are multiplied as unsigned codes: the products of signed ones are summed in 16 bits on x86
 # processors without VNNI.
@@ -214,4 +218,21 @@ RULES: Mapping[Any, Rule] = {
     qops.CONVERT: convert,
     qops.AVG_POOL2D: average_pool,
     qops.LUT: table,
+}
+
+# Float operators that choose, or that round once as IEEE 754 has it: every runtime agrees on them.
+_AGREED = {
+    aten.relu.default, aten.abs.default, aten.neg.default, aten.floor.default, aten.sign.default,
+    aten.threshold.default, aten.hardshrink.default, aten.sqrt.default, aten.reciprocal.default,
+    aten.amax.default, aten.amin.default, aten.max.dim, aten.argmax.default, aten.argmin.default,
+    aten.embedding.default, aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor,
+    aten.div.Tensor, ops.add, ops.subtract, ops.multiply, ops.clamp,
+}  # fmt: skip
+# Targets whose results may differ from the device's where they are not written by a rule above.
+INEXACT = {
+    *RULES,
+    *(FLOATS.keys() - _AGREED),
+    qops.QUANTIZE_ROWS,
+    qops.QLINEAR_ROWS,
+    qops.ATTENTION,
 }

@@ -27,6 +27,8 @@ from mpq_compile.passes.base import ValueRecorder, constant, target_name
 from mpq_compile.passes.materialized import Materialized
 from mpq_compile.quant import ops as qops
 
+# Property of an exact model: the names of nodes that may differ from the device, as JSON.
+INEXACT = "mpq.inexact"
 _FORMATS = (torch.uint8, torch.bfloat16)
 _ATEN: Mapping[Any, Rule] = {**FLOATS, **LOGIC, **MOVES}
 # That of the operator set: its readers may refuse later ones.
@@ -40,6 +42,9 @@ class Export:
         source: The materialized graph.
         int32_biases: Round biases between integer products to the accumulator's units.
         exact: Write integers and the device's own order of operations (``qdq.exact``).
+
+    Attributes:
+        inexact: Nodes that kept the other form where ``exact`` was asked for, and may differ.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Export:
     ) -> None:
         self.source, self.writer, self.int32_biases = source, Writer(), int32_biases
         self.exact = exact
+        self.inexact: list[str] = []
         self._values: dict[str, Any] = {}
         captured = source.network.captured
         inputs = captured.example_inputs
@@ -80,7 +86,10 @@ class Export:
         )
         records = self.source.records.values()
         assignment = {record.site.id: record.candidate.name for record in records}
-        helper.set_model_props(model, {"mpq.assignment": json.dumps(assignment)})
+        properties = {"mpq.assignment": json.dumps(assignment)}
+        if self.exact:
+            properties[INEXACT] = json.dumps(self.inexact)
+        helper.set_model_props(model, properties)
         onnx.checker.check_model(model, full_check=True)
         return model
 
@@ -122,6 +131,8 @@ class Export:
             found = exact.written(self, node) if self.exact else None
             if found is not None:
                 return self._sized(node, found)
+            if self.exact and node.target in exact.INEXACT:
+                self.inexact.append(node.name)
             rule = _RULES.get(node.target)
             name = rule(self, node) if rule else self._aten(node)
         if isinstance(name, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,32 @@ def _flip(writer: Writer, _: Sizes, call: Call) -> str:
     spans = (writer.sizes(*[number] * len(axes)) for number in (-1, -END, -1))
     start, end, step = spans
     return writer.op("Slice", call.x.name, start, end, writer.sizes(*axes), step, into=call.name)
+
+
+def _roll(writer: Writer, sizes: Sizes, call: Call) -> str:
+    """Each axis as its two parts the other way round; without axes, all values in a row."""
+    shifts, axes = call.args[1], call.argument(2, "dims", ())
+    if axes:
+        x = call.x.name
+        for shift, axis in zip(shifts, axes, strict=True):
+            place = int(axis) % call.x.rank
+            size = None if place in call.x.free else call.x.shape[place]
+            x = _turned(writer, x, int(shift), size, place, call.name)
+        return writer.op("Identity", x, into=call.name)
+    row = writer.op("Reshape", call.x.name, writer.sizes(-1), into=f"{call.name}_row")
+    total = None if call.x.free else math.prod(call.x.shape)
+    row = _turned(writer, row, int(shifts[0]), total, 0, call.name)
+    return writer.op("Reshape", row, sizes.reshaped(call.out), into=call.name)
+
+
+def _turned(writer: Writer, x: str, shift: int, size: int | None, axis: int, stem: str) -> str:
+    """Write one axis turned; what has no known size is turned by less than it."""
+    shift = shift if size is None else shift % size
+    if not shift:
+        return x
+    last = writer.sliced(x, axis, -shift, END, into=f"{stem}_last")
+    first = writer.sliced(x, axis, 0, -shift, into=f"{stem}_first")
+    return writer.op("Concat", last, first, into=f"{stem}_turned", axis=axis)
 
 
 def _nearest(writer: Writer, _: Sizes, call: Call) -> str:
@@ -158,6 +185,7 @@ MOVES: Mapping[Any, Rule] = {
     aten.select.int: _select,
     aten.expand.default: _expand,
     aten.flip.default: _flip,
+    aten.roll.default: _roll,
     aten.upsample_nearest2d.vec: _nearest,
     aten.upsample_nearest2d.default: _nearest,
     aten.upsample_bilinear2d.vec: _bilinear,
