@@ -18,10 +18,11 @@ from mpq_compile.errors import DeviceError
 from mpq_compile.lower.arena import offsets_of
 from mpq_compile.lower.interface import REFERENCE, REFERENCE_CELLS, REFERENCE_FLAGS, TRACED
 from mpq_compile.runtime.native import (
-    aligned_memory,
+    ALIGNMENT,
     as_tensor,
     as_tuple,
     empty,
+    huge_memory,
     is_tensor,
     load_library,
     start_machine,
@@ -55,8 +56,9 @@ class Program:
         kinds = [(math.prod(output["shape"]), str(output["dtype"])) for output in outputs]
         self._made = [kind for place, kind in enumerate(kinds) if place not in updates]
         self._updates = sorted(updates.items())
-        self._arena = aligned_memory(arena, "int32")
-        self._lent = as_tensor(joined(parameters)), as_tensor(self._arena)
+        weights, memory = joined(parameters, arena)
+        self._arena = memory.view(np.int32)
+        self._lent = as_tensor(weights), as_tensor(self._arena)
 
     def __call__(self, inputs: Sequence[Any], make: Make = empty) -> list[Any]:
         """Run the network; return the flat tensors that ``make`` made, and the changed inputs."""
@@ -121,10 +123,13 @@ def _reference(library: Any, cells: np.ndarray, table: np.ndarray) -> Callable[[
     return partial(function, as_tensor(cells), as_tensor(table), flags)
 
 
-def joined(parameters: Sequence[np.ndarray]) -> np.ndarray:
-    """Return all parameters in one buffer, each where the library expects it."""
+def joined(parameters: Sequence[np.ndarray], behind: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return all parameters in one buffer, each where the library expects it, and zeros behind it.
+
+    Both together need fewer pages than each of them would.
+    """
     offsets, size = offsets_of([value.nbytes for value in parameters])
-    joined = np.zeros(max(size, 1), np.uint8)
+    memory = huge_memory(max(size, ALIGNMENT) + behind)
     for value, offset in zip(parameters, offsets, strict=True):
-        joined[offset : offset + value.nbytes] = value.view(np.uint8)
-    return joined
+        memory[offset : offset + value.nbytes] = value.view(np.uint8)
+    return memory[: max(size, 1)], memory[max(size, ALIGNMENT) :]

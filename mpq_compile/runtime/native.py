@@ -6,9 +6,10 @@ two small libraries beside it. A process may still import tvm, before or after.
 
 from __future__ import annotations
 
+import mmap
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ from mpq_compile.errors import DeviceError
 
 # What kernels assume of the memory that they read and write.
 ALIGNMENT = 64
+# Of x86-64, and of aarch64 where pages are of 4 kB.
+HUGE_PAGE = 2 * 1024 * 1024
 # The machine itself; sorting and other functions that it calls by name.
 _LIBRARIES = (("tvm_runtime", "RTLD_GLOBAL"), ("tvm_runtime_extra", "RTLD_LOCAL"))
 # Arguments of vm_initialization: DLPack's kind and index of the CPU, and the pooled allocator.
@@ -94,6 +97,22 @@ def aligned_memory(size: int, dtype: Any) -> np.ndarray:
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype)
+
+
+def huge_memory(size: int) -> np.ndarray:
+    """Return so many zero bytes on huge pages, where the system has some to give.
+
+    Pages of 4 kB lie all over the physical memory, otherwise in each process: which of them share
+    sets of a cache is chance, and a virtual machine translates each address twice.
+    """
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    content = np.frombuffer(memory, np.uint8)
+    start = -content.ctypes.data % HUGE_PAGE
+    return content[start : start + size]
 
 
 @cache

@@ -47,12 +47,13 @@ def export_native(artifact: str | Path, folder: str | Path) -> Path:
             where=str(artifact),
             expected="a network that is one function",
             found="one that Relax's virtual machine runs",
-            remedy="run it from Python; MPQ_DEBUG=1 mpq compile … says what needs the machine",
+            remedy="run it from Python; the notes of the artifact say what needs the machine",
         )
     with tempfile.TemporaryDirectory(prefix="mpq-native-") as staging:
         made = Path(staging)
         (made / LIBRARY).write_bytes((artifact / LIBRARY).read_bytes())
-        joined(kernel_parameters(artifact, manifest)).tofile(made / PARAMETERS)
+        weights, _ = joined(kernel_parameters(artifact, manifest))
+        weights.tofile(made / PARAMETERS)
         lines = [f"mpq-network {VERSION}", *_records(manifest, made)]
         (made / DESCRIPTION).write_text("\n".join(lines) + "\n", encoding="ascii")
         put_in_place(made, folder, DESCRIPTION)
