@@ -212,8 +212,8 @@ class _FewRows:
             row, v = divmod(index, vectors)
             total = self.totals[self.total_base + row * self.layout.groups + group]
             value = splat(total, lanes)
-            # Rows that were quantized at run time are centred by their zero point: nothing to
-            # compensate, and no record to read for each weight group.
+            # Rows that were quantized at run time have the zero point 128, which x − 128 is centred
+            # by: the compensation is zero, and not read again for each weight group.
             if self.step.accumulator == "int32" and not self.workload.row_scales:
                 value = value + self.epilogue.compensation(channels[v], group)
             store(cell, 0, lanes, value)

@@ -62,6 +62,7 @@ def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
     """Time networks in turns, in several fresh processes: one process may be lucky throughout."""
     timings = time_settled(device, folders, BLOCKS, PROCESSES)
     measured = [measurement_of([1e3 * float(ms) for ms in row]) for row in by_process(timings)]
+    # The median of processes is that of a usual one if most are.
     usual = 2 * sum(settled([timing]) for timing in timings) > len(timings)
     # The range of a few processes is no interval of 95 %, and no outlier shows among them.
     return [
@@ -73,7 +74,7 @@ def _timed(device: Device, folders: Sequence[Path]) -> list[Measurement]:
 def _occasions(measured: Mapping[str, Measurement]) -> dict[str, int]:
     """Number the occasions on which anchors were measured, the earliest first.
 
-    One on which the machine changed between usual and not is two.
+    Where the machine was as usual for some and not for others, those are occasions of their own.
     """
     runs: dict[str, int] = {}
     last: Measurement | None = None

@@ -130,7 +130,7 @@ def write_artifact(
         notes=[
             *_untried(device),
             *(f"no schedule fits {name}: it runs scalar" for name in library.unscheduled),
-            *([_MACHINE.format(reason=library.machine)] if library.machine else []),
+            *([_MACHINE.format(reason=library.machine_reason)] if library.machine_reason else []),
         ],
         provenance=dict(plan.provenance),
     )

@@ -34,7 +34,8 @@ class Profiled:
     Args:
         needed: Measurements that were asked for; of those known so far where it is not complete.
         new: Those of them that were made now.
-        unsettled: Costs among them that were taken while the reference workload was off.
+        unsettled: Costs among them that were taken while the machine was not as usual: the
+            reference workload was off or, of whole networks, cores were waited for.
         half_width: Half of the widest 95 % interval of a median, as a share of the median.
         complete: False where the time ran out.
         seconds: How long it took.
@@ -191,7 +192,7 @@ def _measured_in_time(session: Session, store: Store, limit_s: float) -> bool:
     alone = session.costing.measured_in(store, end - time.monotonic(), again=True)
     if time.monotonic() >= end and not known:
         return False
-    network_anchors(session, alone.costs, store, again=True)
+    network_anchors(session, alone.costs, store, again=time.monotonic() < end)
     return True
 
 

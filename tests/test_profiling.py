@@ -10,6 +10,7 @@ from torch import nn
 
 import mpq_compile as mpq
 from mpq_compile import anchors
+from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.store import Store
 from mpq_compile.costing import Costing
 from mpq_compile.session import Session
@@ -54,10 +55,19 @@ def test_networks_that_found_the_machine_unusual_are_counted_and_measured_again(
     module, x = model()
     monkeypatch.setattr(anchors, "settled", lambda _: False)
     first = mpq.profile(module, x[:1], [x], candidates=["w8a8"])
+    assert first.complete and first.unsettled >= 1
+    before = networks()
+    assert len(before) == 1 and not any(value.settled for value in before.values())
     monkeypatch.setattr(anchors, "settled", lambda _: True)
     second = mpq.profile(module, x[:1], [x], candidates=["w8a8"])
-    assert first.complete and first.unsettled >= 1
     assert second.needed == first.needed and second.new >= 1
+    assert networks().keys() == before.keys()
+    assert all(value.settled for value in networks().values())
+
+
+def networks() -> dict[MeasurementKey, Measurement]:
+    with Store(read_only=True) as store:
+        return {key: value for key, value in store.items() if key.operator == "network"}
 
 
 def test_a_first_plan_tunes(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,7 @@ def _native(artifact: Path, folder: Path) -> dict[str, Any]:
 
     made = export_native(artifact, folder)
     files = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
-    return {"folder": str(made), "files": files}
+    return {"folder": str(made), "files": files, "notes": []}
 
 
 def _planned(
@@ -162,9 +162,9 @@ def _exported(
             plan, onnx, *subject, biases=biases, exact=exact, allow_float=allow_float
         )
         files.append(path)
-        inexact = inexact_nodes(path)
+        inexact = inexact_nodes(path) if exact else []
         if inexact:
-            notes.append(f"no exact form, within rounding of the device: {', '.join(inexact)}")
+            notes.append(f"no exact form, may be a step of codes off: {', '.join(inexact)}")
     if encodings is not None:
         path = export_encodings(plan, encodings, *subject, allow_float=allow_float)
         files += [path, path.with_suffix(".safetensors")]

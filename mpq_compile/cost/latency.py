@@ -9,9 +9,9 @@ with m_i the time measured alone (or estimated), and g, f, k, s independent norm
 zero: common to the network, to a compute format, to a kernel, to a site. A conversion between two
 sites has an error of its own; what formats do to each other between sites (``cost.effects``) has a
 coefficient of mean zero for each kind of it, and the network a constant of mean zero for what
-belongs to no site. The machine drifts: each run of measurements but the first has a factor 1 + d
-in common, and what comes next is predicted at the speed of the latest run. A run that found the
-machine not as usual may be much further from the others.
+belongs to no site. The machine drifts: each run of measurements but one has a factor 1 + d in
+common. A run that found the machine not as usual may be much further from the others, and what
+comes next is predicted at the speed of the latest of the rest, as long as there is one.
 
 The latency of an assignment is the sum of its parts, so whole networks that were measured are
 linear observations of normal variables, and what is believed after them is exact (Kalman's
@@ -36,7 +36,7 @@ from mpq_compile.types import Candidate, CostTable
 _AXIS = "latency_us"
 # Two sides of a normal distribution hold 95 % within so many standard deviations.
 Z95 = 1.96
-# Of the update, where the machine drifted; a third changes nothing.
+# Of the update, where the machine drifted; a third changes the seventh digit.
 _PASSES = 2
 
 
@@ -190,8 +190,8 @@ class LatencyModel:
     def predict(self, assignment: Mapping[str, str], same_run: bool = False) -> Prediction:
         """Return the latency of an assignment, and how far off it may be.
 
-        ``same_run`` leaves out the drift until the next run. The error of measuring an assignment
-        is not in its prediction.
+        ``same_run`` predicts for the latest run itself, so that no drift follows. The error of
+        measuring an assignment is not in its prediction.
         """
         return self._belief.predict(assignment, same_run)
 
@@ -244,18 +244,14 @@ class _Belief:
         self._numbers = {part: number for number, part in enumerate(parts)}
         self._effects = model.effects
         settled = {o.run: o.settled for o in sorted(model.observations, key=lambda o: o.run)}
-        base = next((run for run, usual in settled.items() if usual), next(iter(settled), -1))
+        usual = [run for run, is_usual in settled.items() if is_usual]
+        base = next(iter(usual or settled), -1)
         self._runs = [run for run in settled if run != base]
         self._latest = max(settled, default=-1)
-        # No run at all is as good as one that found the machine as usual.
-        is_usual = settled.get(base, True)
-        moves = [
-            model.errors.drift if is_usual and settled[run] else model.errors.unsettled
-            for run in self._runs
-        ]
-        self._next_drift = (
-            model.errors.drift if settled.get(self._latest, True) else model.errors.unsettled
-        )
+        self._next = max(usual, default=self._latest)
+        move = {True: model.errors.drift, False: model.errors.unsettled}
+        moves = [move[settled[run]] for run in self._runs]
+        self._next_move = move[bool(usual) or not settled]
         alone = np.array([us for us, _ in places.values()])
         between = np.array(list(changes.values()))
         seen = [o.latency_us for o in model.observations]
@@ -308,20 +304,24 @@ class _Belief:
         return row
 
     def predict(self, assignment: Mapping[str, str], same_run: bool) -> Prediction:
-        """Return the latency at the speed of the latest run; until the next one it may drift."""
+        """Return the latency in the latest run, or in the next, until which the machine drifts."""
         parts = self._row(assignment, -1, 0.0)
         steady_us = float(parts @ self._mean)
-        row = self._row(assignment, self._latest, steady_us)
-        drift = 0.0 if same_run else self._next_drift
+        run = self._latest if same_run else self._next
+        row = self._row(assignment, run, steady_us)
+        drift = 0.0 if same_run else self._next_move
         variance = float(row @ self._covariance @ row) + (drift * steady_us) ** 2
-        return Prediction(mean_us=self.speed * steady_us, sd_us=max(variance, 0.0) ** 0.5)
+        return Prediction(mean_us=self._speed(run) * steady_us, sd_us=max(variance, 0.0) ** 0.5)
 
     @property
     def speed(self) -> float:
-        """Latencies of the latest run over those of the one that others are compared with."""
-        if self._latest not in self._runs:
+        """What latencies of the next run are expected to be, over those of parts."""
+        return self._speed(self._next)
+
+    def _speed(self, run: int) -> float:
+        if run not in self._runs:
             return 1.0
-        return 1.0 + float(self._mean[self._constant + 1 + self._runs.index(self._latest)])
+        return 1.0 + float(self._mean[self._constant + 1 + self._runs.index(run)])
 
     def site_us(self, site: str, name: str) -> float:
         return self.us((site, self._kernels[site][name]))

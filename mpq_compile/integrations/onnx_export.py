@@ -47,7 +47,8 @@ def export_onnx(
             a node of its own, instead of float operators between QuantizeLinear and
             DequantizeLinear: what the deployed network computes in integers then comes out bit for
             bit, in any runtime. Meant for comparing, not for speed: nothing is fused. The model's
-            property "mpq.inexact" lists the nodes that have no such form, as JSON; they are logged.
+            property "mpq.inexact" lists, as JSON, the nodes of ``net.materialized`` that have no
+            such form and may differ by a step of their codes; they are logged.
         allow_float: With a plan: as for :func:`mpq_compile.plan`.
 
     Raises:
@@ -76,7 +77,7 @@ def export_onnx(
     export = Export(graph, biases == "int32", exact)
     Path(path).write_bytes(export.model().SerializeToString())
     if export.inexact:
-        log.info("no exact form, within rounding: %s", ", ".join(export.inexact))
+        log.info("no exact form: %s", ", ".join(export.inexact))
     return Path(path)
 
 

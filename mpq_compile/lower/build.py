@@ -39,13 +39,13 @@ class Library:
         arena: Bytes that ``main(inputs…, parameters, arena, outputs…)`` needs for what it computes
             on the way; None where Relax's virtual machine runs the network.
         steps: The kernels that it calls, in order; none where the virtual machine calls them.
-        machine: Why the virtual machine runs it; "" where it does not.
+        machine_reason: Why the virtual machine runs it; "" where it does not.
     """
 
     unscheduled: list[str]
     arena: int | None
     steps: Sequence[Step] = ()
-    machine: str = ""
+    machine_reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def _executable(module: Any, target: Any, tier: Tier, threads: int) -> tuple[Any
         log.info("the virtual machine runs this network: %s", reason)
         beside = with_reference(module, tier, threads)
         executable = relax.build(beside, target, exec_mode="compiled")
-        return executable, Library(unscheduled=missed, arena=None, machine=str(reason))
+        return executable, Library(unscheduled=missed, arena=None, machine_reason=str(reason))
     steps = [
         Step(name=node_of(call.name) or call.function, kernel=call.function, phases=phases)
         for call, phases in zip(program.calls, entry.phases, strict=True)

@@ -126,7 +126,7 @@ def _reference(library: Any, cells: np.ndarray, table: np.ndarray) -> Callable[[
 def joined(parameters: Sequence[np.ndarray], behind: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return all parameters in one buffer, each where the library expects it, and zeros behind it.
 
-    Both together need fewer pages than each of them would.
+    Both in one piece need fewer pages than two would.
     """
     offsets, size = offsets_of([value.nbytes for value in parameters])
     memory = huge_memory(max(size, ALIGNMENT) + behind)

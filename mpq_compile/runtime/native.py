@@ -105,8 +105,10 @@ def huge_memory(size: int) -> np.ndarray:
     Pages of 4 kB lie all over the physical memory, otherwise in each process: which of them share
     sets of a cache is chance, and a virtual machine translates each address twice.
     """
+    # Shared memory, the default, has huge pages by another setting of the system. The last page is
+    # one only if the mapping covers all of it.
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, size + HUGE_PAGE, flags=private)
+    memory = mmap.mmap(-1, (-(-size // HUGE_PAGE) + 1) * HUGE_PAGE, flags=private)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel built without them
             memory.madvise(mmap.MADV_HUGEPAGE)

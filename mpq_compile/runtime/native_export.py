@@ -47,7 +47,7 @@ def export_native(artifact: str | Path, folder: str | Path) -> Path:
             where=str(artifact),
             expected="a network that is one function",
             found="one that Relax's virtual machine runs",
-            remedy="run it from Python; the notes of the artifact say what needs the machine",
+            remedy="run it from Python; compiled anew, the artifact's notes say what needs it",
         )
     with tempfile.TemporaryDirectory(prefix="mpq-native-") as staging:
         made = Path(staging)

@@ -176,6 +176,11 @@ def test_an_unusual_run_says_little_of_the_next() -> None:
     # Those that are usual are what others are compared with, whichever comes first.
     late = usual.learned([observed(truth, uniform("bf16"), run=1, speed=1.25, settled=False)])
     assert late.predict(mixed(3), same_run=True).mean_us == pytest.approx(found.mean_us, rel=0.03)
+    following = late.predict(mixed(3))
+    assert following.mean_us == pytest.approx(expected.mean_us, rel=0.03)
+    assert following.sd_us < 2 * expected.sd_us
+    overhead = late.table().overhead["latency_us"]
+    assert overhead == pytest.approx(usual.table().overhead["latency_us"], rel=0.3, abs=2.0)
     again = late.learned([observed(truth, uniform("fp32"), run=2)]).predict(mixed(3))
     assert again.mean_us == pytest.approx(expected.mean_us, rel=0.03)
 

@@ -19,6 +19,21 @@ def test_it_is_aligned_and_zero(size: int) -> None:
     memory[:] = 7  # all of it is there, and may be written to
 
 
+def test_the_last_page_is_a_huge_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it is only if the mapping covers all of it, wherever it begins."""
+    lengths: list[int] = []
+
+    def mapped(file: int, length: int, **options: int) -> mmap.mmap:
+        lengths.append(length)
+        return real(file, length, **options)
+
+    real = mmap.mmap
+    monkeypatch.setattr(mmap, "mmap", mapped)
+    for size in (1, HUGE_PAGE, HUGE_PAGE + 1):
+        huge_memory(size)
+    assert lengths == [2 * HUGE_PAGE, 2 * HUGE_PAGE, 3 * HUGE_PAGE]
+
+
 def test_it_lives_as_long_as_what_shows_it() -> None:
     cells = [huge_memory(1 << 20)[64:].view(np.int32) for _ in range(8)]
     for number, part in enumerate(cells):

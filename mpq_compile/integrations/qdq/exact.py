@@ -16,7 +16,8 @@ from onnx import TensorProto
 from torch import Tensor, fx
 
 from mpq_compile.integrations.qdq import sites
-from mpq_compile.integrations.qdq.floats import FLOATS
+from mpq_compile.integrations.qdq.logic import LOGIC
+from mpq_compile.integrations.qdq.moves import MOVES
 from mpq_compile.integrations.qdq.tensors import indicator
 from mpq_compile.integrations.qdq.writer import Writer
 from mpq_compile.passes import ops
@@ -220,19 +221,12 @@ RULES: Mapping[Any, Rule] = {
     qops.LUT: table,
 }
 
-# Float operators that choose, or that round once as IEEE 754 has it: every runtime agrees on them.
-_AGREED = {
+# Operators that choose, move or compare values: every runtime agrees with the device on them.
+AGREED = {
+    *(MOVES.keys() - {aten.upsample_bilinear2d.vec}),
+    *(LOGIC.keys() - {aten.remainder.Scalar, aten.remainder.Tensor, aten.cumsum.default}),
     aten.relu.default, aten.abs.default, aten.neg.default, aten.floor.default, aten.sign.default,
-    aten.threshold.default, aten.hardshrink.default, aten.sqrt.default, aten.reciprocal.default,
-    aten.amax.default, aten.amin.default, aten.max.dim, aten.argmax.default, aten.argmin.default,
-    aten.embedding.default, aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar, aten.mul.Tensor,
-    aten.div.Tensor, ops.add, ops.subtract, ops.multiply, ops.clamp,
+    aten.threshold.default, aten.hardshrink.default, aten.amax.default, aten.amin.default,
+    aten.max.dim, aten.argmax.default, aten.argmin.default, aten.embedding.default, ops.clamp,
+    qops.MAX_POOL2D,
 }  # fmt: skip
-# Targets whose results may differ from the device's where they are not written by a rule above.
-INEXACT = {
-    *RULES,
-    *(FLOATS.keys() - _AGREED),
-    qops.QUANTIZE_ROWS,
-    qops.QLINEAR_ROWS,
-    qops.ATTENTION,
-}

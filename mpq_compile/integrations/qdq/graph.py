@@ -30,6 +30,7 @@ from mpq_compile.quant import ops as qops
 # Property of an exact model: the names of nodes that may differ from the device, as JSON.
 INEXACT = "mpq.inexact"
 _FORMATS = (torch.uint8, torch.bfloat16)
+_REALS = (torch.float32, *_FORMATS)
 _ATEN: Mapping[Any, Rule] = {**FLOATS, **LOGIC, **MOVES}
 # That of the operator set: its readers may refuse later ones.
 _IR_VERSION = 10
@@ -44,7 +45,7 @@ class Export:
         exact: Write integers and the device's own order of operations (``qdq.exact``).
 
     Attributes:
-        inexact: Nodes that kept the other form where ``exact`` was asked for, and may differ.
+        inexact: Nodes that have no exact form where that was asked for: they may differ.
     """
 
     def __init__(
@@ -131,13 +132,19 @@ class Export:
             found = exact.written(self, node) if self.exact else None
             if found is not None:
                 return self._sized(node, found)
-            if self.exact and node.target in exact.INEXACT:
+            if self.exact and self._may_differ(node):
                 self.inexact.append(node.name)
             rule = _RULES.get(node.target)
             name = rule(self, node) if rule else self._aten(node)
         if isinstance(name, list):
             return name
         return self._sized(node, self._stored(node, name))
+
+    def _may_differ(self, node: fx.Node) -> bool:
+        """Tell whether what is written by no exact rule may differ from the device's result."""
+        kept = self._kept[node.name]
+        stands_for_reals = not isinstance(kept, _Sizes) or kept.dtype in _REALS
+        return stands_for_reals and node.target not in exact.AGREED
 
     def _stored(self, node: fx.Node, name: str) -> str:
         qparams = self.source.codes.get(node.name)

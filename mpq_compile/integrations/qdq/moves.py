@@ -60,24 +60,22 @@ def _flip(writer: Writer, _: Sizes, call: Call) -> str:
 
 
 def _roll(writer: Writer, sizes: Sizes, call: Call) -> str:
-    """Each axis as its two parts the other way round; without axes, all values in a row."""
-    shifts, axes = call.args[1], call.argument(2, "dims", ())
+    """Each axis as its two parts the other way round; without axes, all values in a row.
+
+    Sizes are known: where samples mix, the batch is fixed.
+    """
+    shifts, axes = call.args[1], [int(axis) % call.x.rank for axis in call.argument(2, "dims", ())]
     if axes:
         x = call.x.name
         for shift, axis in zip(shifts, axes, strict=True):
-            place = int(axis) % call.x.rank
-            size = None if place in call.x.free else call.x.shape[place]
-            x = _turned(writer, x, int(shift), size, place, call.name)
+            x = _turned(writer, x, int(shift) % call.x.shape[axis], axis, call.name)
         return writer.op("Identity", x, into=call.name)
     row = writer.op("Reshape", call.x.name, writer.sizes(-1), into=f"{call.name}_row")
-    total = None if call.x.free else math.prod(call.x.shape)
-    row = _turned(writer, row, int(shifts[0]), total, 0, call.name)
+    row = _turned(writer, row, int(shifts[0]) % math.prod(call.x.shape), 0, call.name)
     return writer.op("Reshape", row, sizes.reshaped(call.out), into=call.name)
 
 
-def _turned(writer: Writer, x: str, shift: int, size: int | None, axis: int, stem: str) -> str:
-    """Write one axis turned; what has no known size is turned by less than it."""
-    shift = shift if size is None else shift % size
+def _turned(writer: Writer, x: str, shift: int, axis: int, stem: str) -> str:
     if not shift:
         return x
     last = writer.sliced(x, axis, -shift, END, into=f"{stem}_last")
