@@ -36,7 +36,7 @@ from mpq_compile.types import Candidate, CostTable
 _AXIS = "latency_us"
 # Two sides of a normal distribution hold 95 % within so many standard deviations.
 Z95 = 1.96
-# Of the update, where the machine drifted; a third changes the seventh digit.
+# Of the update, where the machine drifted; a third changes the sixth digit.
 _PASSES = 2
 
 

@@ -221,10 +221,15 @@ RULES: Mapping[Any, Rule] = {
     qops.LUT: table,
 }
 
+# What rounds among operators that otherwise do not.
+_ROUNDING = {
+    aten.remainder.Scalar, aten.remainder.Tensor, aten.cumsum.default, aten.diff.default,
+    aten.upsample_bilinear2d.vec,
+}  # fmt: skip
 # Operators that choose, move or compare values: every runtime agrees with the device on them.
 AGREED = {
-    *(MOVES.keys() - {aten.upsample_bilinear2d.vec}),
-    *(LOGIC.keys() - {aten.remainder.Scalar, aten.remainder.Tensor, aten.cumsum.default}),
+    *(MOVES.keys() - _ROUNDING),
+    *(LOGIC.keys() - _ROUNDING),
     aten.relu.default, aten.abs.default, aten.neg.default, aten.floor.default, aten.sign.default,
     aten.threshold.default, aten.hardshrink.default, aten.amax.default, aten.amin.default,
     aten.max.dim, aten.argmax.default, aten.argmin.default, aten.embedding.default, ops.clamp,
