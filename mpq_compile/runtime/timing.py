@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from mpq_compile.runtime.artifact import open_artifact
+from mpq_compile.runtime.blocks import Beside, Blocks
 from mpq_compile.runtime.core_waits import CoreWaits
 from mpq_compile.runtime.environment import seconds_of
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
-from mpq_compile.runtime.rapl import EnergyMeter
 from mpq_compile.runtime.usual import remember_ms, usual_ms
 
 # Seconds of warming up and of a block, for one network and for each of several in turns.
@@ -34,20 +34,6 @@ _ALONE_S, _IN_TURNS_S = (0.4, 0.12), (0.1, 0.04)
 # Seconds between two looks at the reference within a block: what disturbs a shared machine comes
 # and goes within tens of milliseconds, and looks before and after miss it.
 _PART_S = 0.01
-# A block beside which the reference workload is slower than this is measured again.
-DRIFT = 1.15
-# So is one in which the threads waited for a core for more than this share of the time. Calls that
-# were interrupted are outliers up to there; beyond, the median of a block may be one of them.
-WAITED = 0.1
-_RETRIES = 4
-# Blocks of a network that are measured again in one process: a machine that is busy throughout is
-# not worth more.
-_MOST_REPEATED = 6
-# Looks at the reference before anything is measured, and beside a block.
-_FIRST_LOOKS, _LOOKS = 40, 3
-# A machine that is not as usual is waited for: an idle core is given to others, and the one that
-# this process wakes up on may be another.
-_PAUSE_S, _PAUSES = 4e-3, 12
 _LEAST_NETWORKS = 3
 # Seconds after which a process neither waits for the machine nor measures anything again
 # (``MPQ_PATIENCE``): it says that the machine was not as usual, and others decide.
@@ -73,11 +59,11 @@ class Timings:
     Args:
         latencies_ms: Latency of single calls in ms, by network, block and call.
         reference_ms: The reference workload beside each block in ms, the median over networks.
-        usual_ms: Its usual time in this process, in ms: what it is below for a tenth of the time.
+        usual_ms: Its usual time in this process, in ms: what it is below for a fiftieth of the time.
         known_ms: Its usual time in earlier processes on this machine; None if there were none.
         waited: Share of the time of each block in which a thread waited for a core, the median
             over networks; empty where nobody looked.
-        repeated: Blocks that were dropped and measured again because of it.
+        repeated: Parts of blocks (10 ms, or a call) that were dropped because of it.
         energy_mj: Energy of a call in mJ by network, where the processor tells it.
         memory_bytes: What loading and running the networks added to the process's memory.
     """
@@ -238,9 +224,9 @@ def time_in_turns(
 ) -> Timings:
     """Time networks so that every round visits all of them, with the reference beside each block.
 
-    What disturbs the machine for a while then disturbs all alike, so that ratios hold. A block
-    beside which the reference is slow, or whose threads waited for a core, is measured again, a
-    few times at most.
+    What disturbs the machine for a while then disturbs all alike, so that ratios hold. Of each
+    block the quietest parts count, and one whose threads waited for a core is measured again: see
+    :mod:`blocks`.
 
     Args:
         timers: Each returns the latencies of some calls of its network, in ms.
@@ -252,9 +238,9 @@ def time_in_turns(
             after each time; once where it is None.
         patience_s: Seconds from now on in which blocks are repeated and the machine is waited for.
     """
-    beside = _Beside(reference, known_ms, time.monotonic() + patience_s)
+    beside = Beside(reference, known_ms, patience_s, blocks * len(timers))
     often = parts or [1] * len(timers)
-    blocks_of = [_Blocks(t, beside, waits, n) for t, n in zip(timers, often, strict=True)]
+    blocks_of = [Blocks(t, beside, waits, n) for t, n in zip(timers, often, strict=True)]
     surroundings = [[found.measure() for found in blocks_of] for _ in range(blocks)]
     return Timings(
         latencies_ms=[found.latencies_ms for found in blocks_of],
@@ -266,124 +252,6 @@ def time_in_turns(
         known_ms=known_ms,
         waited=[statistics.median(s.waited for s in block) for block in surroundings],
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Surroundings:
-    """What the reference took beside a block in ms, and the share of it spent waiting."""
-
-    reference_ms: float
-    waited: float
-
-
-class _Beside:
-    """The reference workload: what it takes now, and what it usually takes."""
-
-    def __init__(
-        self, reference: Callable[[], float], known_ms: float | None, until: float
-    ) -> None:
-        self._reference, self._until = reference, until
-        self._known_ms = math.inf if known_ms is None else known_ms
-        self._seen: list[float] = []
-        for count in range(_FIRST_LOOKS):
-            if self.is_over and count >= _LOOKS:
-                break
-            self._pause()
-            self.look()
-
-    @property
-    def usual_ms(self) -> float:
-        """The lower tenth in this process: the least is luck, the median maybe a busy machine's."""
-        return sorted(self._seen)[len(self._seen) // 10]
-
-    def look(self) -> float:
-        """Return what the reference takes now, in ms."""
-        count = 1 if self.is_over else _LOOKS
-        found = statistics.median(self._reference() for _ in range(count))
-        self._seen.append(found)
-        return found
-
-    def settle(self) -> float:
-        """Wait for the usual, not for long; return what the reference takes then."""
-        found = self.look()
-        for _ in range(_PAUSES):
-            if self.is_near(found) or self.is_over:
-                break
-            self._pause()
-            found = self.look()
-        return found
-
-    @property
-    def is_over(self) -> bool:
-        """Tell whether nothing is waited for any more."""
-        return time.monotonic() > self._until
-
-    def is_near(self, found_ms: float) -> bool:
-        """Tell whether the machine is no slower than usual."""
-        return found_ms <= min(self.usual_ms, self._known_ms) * DRIFT
-
-    def _pause(self) -> None:
-        time.sleep(_PAUSE_S)
-        self._reference()  # wakes the threads up
-
-
-class _Blocks:
-    """The blocks of one network."""
-
-    def __init__(
-        self,
-        timer: Callable[[], list[float]],
-        beside: _Beside,
-        waits: CoreWaits | None,
-        parts: int,
-    ) -> None:
-        self._timer, self._beside, self._waits, self._parts = timer, beside, waits, parts
-        self._meter = EnergyMeter()
-        self._joules: list[float | None] = []
-        self._calls = 0
-        self.latencies_ms: list[list[float]] = []
-        self.repeated = 0
-
-    def measure(self) -> _Surroundings:
-        """Take one block; return what was beside it."""
-        for attempt in range(_RETRIES):
-            looks = [self._beside.settle()]
-            calls, waited = self._take(looks)
-            # Half of the calls must be disturbed to show in their median, and half of the looks.
-            found = statistics.median(looks)
-            calm = self._beside.is_near(found) and waited <= WAITED
-            spent = attempt == _RETRIES - 1 or self.repeated == _MOST_REPEATED
-            if calm or spent or self._beside.is_over:
-                break
-            self.repeated += 1
-        self.latencies_ms.append(calls)
-        return _Surroundings(reference_ms=found, waited=waited)
-
-    def _take(self, looks: list[float]) -> tuple[list[float], float]:
-        """Time calls; return them, and the share of the time that threads waited."""
-        begun = self._waits.start() if self._waits else None
-        calls: list[float] = []
-        for number in range(self._parts):
-            start = self._meter.start()
-            part = self._timer()
-            self._joules.append(self._meter.joules(start))
-            self._calls += len(part) + (len(part) > 1)  # the one that warms up is paid for too
-            calls += part
-            # Where a barrier takes milliseconds, a look takes a second.
-            if number == self._parts - 1 or not self._beside.is_over:
-                looks.append(self._beside.look())
-        return calls, self._waits.share(begun) if self._waits and begun else 0.0
-
-    @property
-    def energy_mj(self) -> float | None:
-        """Energy of a call in mJ; None where it is not known."""
-        return _per_call(self._joules, self._calls)
-
-
-def _per_call(joules: Sequence[float | None], calls: int) -> float | None:
-    """Return mJ a call; None where the energy is not known."""
-    known = [value for value in joules if value is not None]
-    return 1e3 * sum(known) / calls if joules and len(known) == len(joules) else None
 
 
 def _resident_bytes() -> int:

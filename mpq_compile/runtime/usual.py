@@ -14,9 +14,9 @@ from mpq_compile.lower.interface import REFERENCE
 from mpq_compile.runtime.fingerprint import device_fingerprint
 
 _FILE = "usual.json"
-# Processes that are remembered. Of these the faster quarter tells: a machine is rarely as it
-# should be for less than that, and one that has changed for good is known by as many new ones.
-_KEPT, _SHARE = 40, 4
+# Processes that are remembered. Of these the fastest tenth tells: on a busy day few meet a machine
+# that is as it should be, and one that has changed for good is known by as many new ones.
+_KEPT, _SHARE = 100, 10
 
 
 def usual_ms(tier: str, threads: int) -> float | None:

@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from mpq_compile.progress import track
+from mpq_compile.progress import counted
+from mpq_compile.runtime.blocks import DRIFT, WAITED
 from mpq_compile.runtime.device import Device
-from mpq_compile.runtime.timing import DRIFT, WAITED, Timings
+from mpq_compile.runtime.timing import Timings
 from mpq_compile.types import Verification
 
 PROCESSES, BLOCKS = 5, 6
@@ -24,6 +25,8 @@ _RESAMPLES = 4000
 # The share of blocks that may be disturbed before nothing can be concluded, and the spread of
 # blocks that says the same.
 _UNSETTLED_SHARE, _UNSETTLED_DRIFT = 0.25, 0.5
+# How many times its usual time a network takes at most on a machine that did not settle.
+_MOST_SLOWED = 2.0
 # The standard deviation of a normal sample over the median of its absolute deviations.
 _NORMAL = 1.4826
 
@@ -34,14 +37,12 @@ Statistic = Callable[[np.ndarray], float]
 def measure_artifact(folder: Path, device: Device, processes: int = PROCESSES) -> list[Timings]:
     """Time ``folder`` in fresh processes of the device, one after the other.
 
-    Processes are added while their median is uncertain, unless the machine is what makes it so.
-    The width tells when to stop and the budget does not, so that no lucky moment is waited for.
+    Those in which the machine is not as usual are repeated, see :func:`time_settled`. Processes are
+    added while their median is uncertain, unless the machine is what makes it so. The reference
+    and the width tell when to stop and the budget does not, so that no lucky moment is waited for.
     """
     with device.lock():
-        timings = [
-            device.time_networks([folder], BLOCKS)
-            for _ in track(range(processes), "verify latency")
-        ]
+        timings = _settled_first(device, [folder], BLOCKS, processes, "verify latency")
         while len(timings) < MOST * processes and _width(timings) > WIDE and settled(timings):
             timings.append(device.time_networks([folder], BLOCKS))
     return timings
@@ -59,14 +60,23 @@ def time_settled(
     """Time networks in several fresh processes in which the machine is as usual.
 
     A process in which it is not is repeated; after as many repeats as processes, the rest is as
-    it is. For what is compared or learned from: a verdict on a budget leaves nothing out.
+    it is.
     """
+    with device.lock():
+        return _settled_first(device, folders, blocks, processes, "time networks")
+
+
+def _settled_first(
+    device: Device, folders: Sequence[Path], blocks: int, processes: int, title: str
+) -> list[Timings]:
     good: list[Timings] = []
     other: list[Timings] = []
-    with device.lock():
+    with counted(processes, title) as done:
         while len(good) < processes and len(good) + len(other) < 2 * processes:
             found = device.time_networks(folders, blocks)
-            (good if settled([found]) else other).append(found)
+            usual = settled([found])
+            (good if usual else other).append(found)
+            done(usual)
     return [*good, *other][:processes]
 
 
@@ -128,7 +138,7 @@ def judge(
 
     Accepted where the upper end of the 95 % interval is within the budget, rejected where it is
     not; where the machine or the network itself did not settle, what is not accepted
-    is inconclusive, unless even the lower end is above the budget.
+    is inconclusive, unless it is so far above the budget that no machine explains it.
     """
     runs = [timing.latencies_ms[0] for timing in timings]
     median = _median(timings)
@@ -181,7 +191,7 @@ def _status(limits: Sequence[tuple[Interval, float | None]], settled: bool) -> S
         return "unbounded"
     if all(interval.upper <= limit for interval, limit in bounded):
         return "accepted"
-    hopeless = any(interval.lower > limit for interval, limit in bounded)
+    hopeless = any(interval.lower > _MOST_SLOWED * limit for interval, limit in bounded)
     return "rejected" if settled or hopeless else "inconclusive"
 
 

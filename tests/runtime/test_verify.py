@@ -43,7 +43,8 @@ def timings(
         ([1.0, 1.01], 1.5, 1.1, "accepted"),  # slow surroundings only make it harder
         ([1.0, 1.01], 1.0, 1.005, "rejected"),
         ([1.0, 1.01], 1.5, 1.005, "inconclusive"),
-        ([1.0, 1.01], 1.5, 0.9, "rejected"),  # hopeless whatever the surroundings
+        ([1.0, 1.01], 1.5, 0.6, "inconclusive"),  # surroundings slow networks up to twofold
+        ([1.0, 1.01], 1.5, 0.4, "rejected"),  # hopeless whatever the surroundings
         ([1.0, 1.8], 1.0, 1.2, "inconclusive"),  # the network itself does not settle
         ([1.0, 1.01], 1.0, None, "unbounded"),
     ],
@@ -144,7 +145,7 @@ def test_a_machine_that_stays_slow_ends_the_repeating() -> None:
         return [1.0]
 
     found = time_in_turns([timer], machine, blocks=2)
-    assert (found.repeated, found.reference_ms) == (6, [2.0, 2.0])
+    assert (found.repeated, found.reference_ms) == (2 * 15, [2.0, 2.0])
     assert found.usual_ms == 1.0
 
 
@@ -172,14 +173,14 @@ def test_a_patience_that_is_no_time_is_refused(
 
 
 def test_what_is_usual_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The faster quarter of earlier processes; a damaged file, or none at all, is no error."""
+    """The fastest tenth of earlier processes; a damaged file, or none at all, is no error."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert usual_ms("vnni", 2) is None
-    for found in (1.0, 2.0, 2.0, 1.0, 0.5, 2.0, 2.0, 2.0):
+    for found in (1.0, 2.0, 2.0, 1.0, 0.5, *[2.0] * 8):
         remember_ms(found, "vnni", 2)
     assert usual_ms("vnni", 2) == 1.0
     assert usual_ms("vnni", 4) is None
-    for _ in range(40):
+    for _ in range(100):
         remember_ms(3.0, "vnni", 2)
     assert usual_ms("vnni", 2) == 3.0
     (tmp_path / "mpq_compile" / "usual.json").write_text('{"a": 1')
@@ -193,7 +194,7 @@ def test_a_process_that_is_slow_from_the_start_knows_it_from_before() -> None:
     machine = Machine()
     machine.slow = True
     found = time_in_turns([lambda: [1.0]], machine, blocks=2, known_ms=1.0)
-    assert (found.repeated, found.reference_ms, found.usual_ms) == (6, [2.0, 2.0], 2.0)
+    assert (found.repeated, found.reference_ms, found.usual_ms) == (30, [2.0, 2.0], 2.0)
     assert not settled([found])
     assert settled([time_in_turns([lambda: [1.0]], machine, blocks=2)])
 

@@ -40,7 +40,7 @@ def _facts(seen: Verification) -> list[tuple[str, str]]:
         ("slowest block over the fastest", f"+{percent(seen.drift)}"),
         ("reference workload at its slowest", f"+{percent(seen.reference_drift)}"),
         ("waiting for a core, at its most", percent(seen.waited)),
-        ("blocks measured again", str(seen.repeated)),
+        ("parts of blocks left out", str(seen.repeated)),
         ("memory of loading and running", size(seen.memory_bytes)),
         ("plans built until this one", str(seen.rounds)),
         ("verdict", seen.status),
