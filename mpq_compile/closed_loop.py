@@ -189,7 +189,8 @@ def learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> N
             latency_us=1e3 * seen.latency_ms,
             error=max(LEAST_ERROR, half_width),
             run=session.costing.latency.next_run,
-            # Whatever the machine is like, the next round finds it alike: that is to be learned.
+            # Where the machine did not settle the next round will hardly find it better, and is to
+            # find a network that keeps the budget even so.
             settled=True,
         )
     )

@@ -375,8 +375,8 @@ class Verification:
         drift: Slowest block over the fastest, less one.
         reference_drift: The reference workload at its slowest beside a block over its usual time,
             less one.
-        repeated: Parts of blocks (10 ms, or a call) that were left out because the machine was not as
-            usual.
+        repeated: Parts of blocks (10 ms, or a call) that were left out because the machine was
+            not as usual.
         memory_bytes: What loading and running the network added to a process.
         energy_mj: Energy of a call in mJ; None where neither processor nor profile tells it.
         energy_source: ``rapl`` or ``profile``; None without energy.

@@ -111,10 +111,10 @@ def _timed(evidence: Evidence, measured: Estimate | None, limit: float | None) -
     assert measured.upper is not None
     if measured.upper <= limit:
         return "kept", "the upper end of the 95 % interval is within the bound"
-    if measured.lower is not None and measured.lower > limit:
-        return "missed", "even the lower end of the 95 % interval is above the bound"
     if seen.status == "inconclusive":
         return "inconclusive", f"the machine did not settle: {unsettled(seen)}"
+    if measured.lower is not None and measured.lower > limit:
+        return "missed", "even the lower end of the 95 % interval is above the bound"
     return "missed", "the upper end of the 95 % interval is above the bound"
 
 

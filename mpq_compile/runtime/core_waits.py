@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -33,6 +33,39 @@ class WaitCounters:
     stolen_ticks: Mapping[str, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """What threads had no core for, within some time.
+
+    Args:
+        lasted_s: How long that was.
+        waited_s: How long its threads were ready and did not run, added up.
+        stolen_s: What the host took of each processor.
+        tick_s: In which the host counts.
+    """
+
+    lasted_s: float = 0.0
+    waited_s: float = 0.0
+    stolen_s: Mapping[str, float] = field(default_factory=dict)
+    tick_s: float = 0.0
+
+
+def share_of(times: Sequence[Lost]) -> float:
+    """Return the share of these times in which some thread had no core, 0 to 1.
+
+    What threads and processors lost is added up: a network waits at its barriers for the one that
+    is late, whichever it is. One tick of the host's on each processor may have been taken earlier.
+    """
+    stolen: dict[str, float] = {}
+    for lost in times:
+        for cpu, seconds in lost.stolen_s.items():
+            stolen[cpu] = stolen.get(cpu, 0.0) + seconds
+    tick_s = max((lost.tick_s for lost in times), default=0.0)
+    by_host = sum(max(0.0, seconds - tick_s) for seconds in stolen.values())
+    lasted = max(sum(lost.lasted_s for lost in times), 1e-9)
+    return min(1.0, (sum(lost.waited_s for lost in times) + by_host) / lasted)
+
+
 class CoreWaits:
     """Reads the scheduler's counters; nothing was waited for where there are none.
 
@@ -47,27 +80,29 @@ class CoreWaits:
         self._processors = {f"cpu{number}" for number in own}
 
     def start(self) -> WaitCounters:
-        """Return the counters, for :meth:`share`."""
+        """Return the counters, for :meth:`lost`."""
         return WaitCounters(
             time_s=time.monotonic(), waited_ns=self._waited(), stolen_ticks=self._stolen()
         )
 
-    def share(self, start: WaitCounters) -> float:
-        """Return the share of the time since ``start`` in which some thread had no core, 0 to 1.
-
-        What threads and processors lost is added up: a network waits at its barriers for the one
-        that is late, whichever it is. One tick of the host's may have been taken earlier.
-        """
+    def lost(self, start: WaitCounters) -> Lost:
+        """Return what was lost since ``start``."""
         now = self.start()
-        waited = sum(
+        waited_ns = sum(
             now.waited_ns[thread] - before
             for thread, before in start.waited_ns.items()
             if thread in now.waited_ns
         )
-        ticks = [now.stolen_ticks.get(cpu, n) - n for cpu, n in start.stolen_ticks.items()]
-        stolen = sum(max(0, count - 1) for count in ticks) / self._ticks_per_s
-        lasted = max(now.time_s - start.time_s, 1e-9)
-        return min(1.0, (waited * 1e-9 + stolen) / lasted)
+        tick_s = 1 / self._ticks_per_s
+        return Lost(
+            lasted_s=now.time_s - start.time_s,
+            waited_s=waited_ns * 1e-9,
+            stolen_s={
+                cpu: tick_s * (now.stolen_ticks.get(cpu, n) - n)
+                for cpu, n in start.stolen_ticks.items()
+            },
+            tick_s=tick_s,
+        )
 
     def _waited(self) -> dict[str, int]:
         paths = (self._proc / "self" / "task").glob("*/schedstat")

@@ -23,8 +23,9 @@ def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> Timings:
     Raises:
         DeviceError: The process failed, or took too long, or ``MPQ_PATIENCE`` is no time.
     """
-    patience_s()  # a wrong setting is said here, not by the process
-    return Timings.from_json(_answer("timing", str(blocks), *map(str, folders)))
+    patience = patience_s()  # a wrong setting is said here, not by the process
+    limit_s = _TIMEOUT_S + patience
+    return Timings.from_json(_answer("timing", str(blocks), *map(str, folders), limit_s=limit_s))
 
 
 def trace_in_fresh_process(folder: Path, calls: int) -> Trace:
@@ -36,7 +37,7 @@ def trace_in_fresh_process(folder: Path, calls: int) -> Trace:
     return Trace.from_json(_answer("trace", str(calls), str(folder)))
 
 
-def _answer(module: str, number: str, *folders: str) -> Any:
+def _answer(module: str, number: str, *folders: str, limit_s: float = _TIMEOUT_S) -> Any:
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}
@@ -44,13 +45,13 @@ def _answer(module: str, number: str, *folders: str) -> Any:
     where = ", ".join(folders)
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=_TIMEOUT_S
+            command, capture_output=True, text=True, env=environment, timeout=limit_s
         )
     except subprocess.TimeoutExpired as error:
         raise DeviceError(
             "the network did not finish in time",
             where=where,
-            expected=f"an answer within {_TIMEOUT_S} s",
+            expected=f"an answer within {limit_s:g} s",
             remedy="run it with `mpq run` to see how long one call takes",
         ) from error
     if done.returncode:

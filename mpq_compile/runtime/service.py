@@ -31,7 +31,7 @@ from mpq_compile.runtime.trace import trace_folder
 
 PREFIX = "mpq.device."
 # Raised whenever a function or its data change: client and server must agree.
-PROTOCOL = 2
+PROTOCOL = 3
 # Loaded networks take memory; a client that asks for an older one has it loaded again.
 _LOADED = 4
 

@@ -59,7 +59,7 @@ class Timings:
     Args:
         latencies_ms: Latency of single calls in ms, by network, block and call.
         reference_ms: The reference workload beside each block in ms, the median over networks.
-        usual_ms: Its usual time in this process, in ms: what it is below for a fiftieth of the time.
+        usual_ms: Its usual time in this process, in ms: a fiftieth of the looks are below it.
         known_ms: Its usual time in earlier processes on this machine; None if there were none.
         waited: Share of the time of each block in which a thread waited for a core, the median
             over networks; empty where nobody looked.
@@ -224,9 +224,8 @@ def time_in_turns(
 ) -> Timings:
     """Time networks so that every round visits all of them, with the reference beside each block.
 
-    What disturbs the machine for a while then disturbs all alike, so that ratios hold. Of each
-    block the quietest parts count, and one whose threads waited for a core is measured again: see
-    :mod:`blocks`.
+    What disturbs the machine for longer than a block then disturbs all alike, so that ratios hold.
+    Of each block the quietest parts count: see :mod:`blocks`.
 
     Args:
         timers: Each returns the latencies of some calls of its network, in ms.
@@ -234,9 +233,9 @@ def time_in_turns(
         blocks: Blocks of each network.
         memory_bytes, known_ms: As in :class:`Timings`.
         waits: Tells how long threads waited; None where nobody looks.
-        parts: How often a block of each network calls its timer, with a look at the reference
-            after each time; once where it is None.
-        patience_s: Seconds from now on in which blocks are repeated and the machine is waited for.
+        parts: How many parts, a call of its timer each, a block of each network is made of; one
+            where it is None.
+        patience_s: Seconds that are spent on the machine, beyond what is measured anyway.
     """
     beside = Beside(reference, known_ms, patience_s, blocks * len(timers))
     often = parts or [1] * len(timers)

@@ -13,10 +13,10 @@ from mpq_compile.lock import make_cache_dir
 from mpq_compile.lower.interface import REFERENCE
 from mpq_compile.runtime.fingerprint import device_fingerprint
 
-_FILE = "usual.json"
+_FILE = "quiet.json"
 # Processes that are remembered. Of these the fastest tenth tells: on a busy day few meet a machine
-# that is as it should be, and one that has changed for good is known by as many new ones.
-_KEPT, _SHARE = 100, 10
+# that is as it should be. One that has become slower for good is known by nine tenths of new ones.
+_KEPT, _SHARE = 40, 10
 
 
 def usual_ms(tier: str, threads: int) -> float | None:

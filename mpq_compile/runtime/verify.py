@@ -17,7 +17,6 @@ from mpq_compile.runtime.timing import Timings
 from mpq_compile.types import Verification
 
 PROCESSES, BLOCKS = 5, 6
-REPEATS = 1
 # While the interval is wider than this share of the estimate, more processes follow, up to so many
 # times as many.
 WIDE, MOST = 0.03, 3
@@ -25,7 +24,7 @@ _RESAMPLES = 4000
 # The share of blocks that may be disturbed before nothing can be concluded, and the spread of
 # blocks that says the same.
 _UNSETTLED_SHARE, _UNSETTLED_DRIFT = 0.25, 0.5
-# How many times its usual time a network takes at most on a machine that did not settle.
+# A network that is further above its budget than so many times is not blamed on the machine.
 _MOST_SLOWED = 2.0
 # The standard deviation of a normal sample over the median of its absolute deviations.
 _NORMAL = 1.4826
@@ -43,8 +42,12 @@ def measure_artifact(folder: Path, device: Device, processes: int = PROCESSES) -
     """
     with device.lock():
         timings = _settled_first(device, [folder], BLOCKS, processes, "verify latency")
-        while len(timings) < MOST * processes and _width(timings) > WIDE and settled(timings):
-            timings.append(device.time_networks([folder], BLOCKS))
+        for _ in range((MOST - 1) * processes):
+            if _width(timings) <= WIDE or not settled(timings):
+                break
+            found = device.time_networks([folder], BLOCKS)
+            if _settled_by([found], _usual_ms([*timings, found])):
+                timings.append(found)
     return timings
 
 
@@ -69,15 +72,17 @@ def time_settled(
 def _settled_first(
     device: Device, folders: Sequence[Path], blocks: int, processes: int, title: str
 ) -> list[Timings]:
-    good: list[Timings] = []
-    other: list[Timings] = []
+    found: list[Timings] = []
+    good = 0
     with counted(processes, title) as done:
-        while len(good) < processes and len(good) + len(other) < 2 * processes:
-            found = device.time_networks(folders, blocks)
-            usual = settled([found])
-            (good if usual else other).append(found)
-            done(usual)
-    return [*good, *other][:processes]
+        while good < processes and len(found) < 2 * processes:
+            found.append(device.time_networks(folders, blocks))
+            # A later process may find what is usual, and that an earlier one was not.
+            usual_ms = _usual_ms(found)
+            found.sort(key=lambda timing: not _settled_by([timing], usual_ms))
+            before, good = good, sum(_settled_by([timing], usual_ms) for timing in found)
+            done(good - before)
+    return found[:processes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +143,7 @@ def judge(
 
     Accepted where the upper end of the 95 % interval is within the budget, rejected where it is
     not; where the machine or the network itself did not settle, what is not accepted
-    is inconclusive, unless it is so far above the budget that no machine explains it.
+    is inconclusive, unless even the lower end is above twice the budget.
     """
     runs = [timing.latencies_ms[0] for timing in timings]
     median = _median(timings)
@@ -163,7 +168,7 @@ def judge(
         samples=len(calls),
         processes=len(timings),
         drift=drift,
-        reference_drift=max(_reference_ratios(timings)) - 1,
+        reference_drift=max(ms for t in timings for ms in t.reference_ms) / _usual_ms(timings) - 1,
         repeated=sum(timing.repeated for timing in timings),
         memory_bytes=round(statistics.median(timing.memory_bytes for timing in timings)),
         energy_mj=energy,
@@ -195,19 +200,22 @@ def _status(limits: Sequence[tuple[Interval, float | None]], settled: bool) -> S
     return "rejected" if settled or hopeless else "inconclusive"
 
 
-def _reference_ratios(timings: Sequence[Timings]) -> list[float]:
-    """Return the reference beside each block over its usual time, the least that is known."""
+def _usual_ms(timings: Sequence[Timings]) -> float:
+    """Return the usual time of the reference, the least that is known."""
     known = [timing.known_ms for timing in timings if timing.known_ms is not None]
-    usual = min([*(timing.usual_ms for timing in timings), *known])
-    return [beside / usual for timing in timings for beside in timing.reference_ms]
+    return min([*(timing.usual_ms for timing in timings), *known])
 
 
 def settled(timings: Sequence[Timings]) -> bool:
     """Tell whether most blocks had their cores, and beside them the reference its usual time."""
-    ratios = _reference_ratios(timings)
+    return _settled_by(timings, _usual_ms(timings))
+
+
+def _settled_by(timings: Sequence[Timings], usual_ms: float) -> bool:
     waited = [share for t in timings for share in t.waited or [0.0] * len(t.reference_ms)]
+    beside = [ms for t in timings for ms in t.reference_ms]
     disturbed = [
-        ratio > DRIFT or share > WAITED for ratio, share in zip(ratios, waited, strict=True)
+        ms > DRIFT * usual_ms or share > WAITED for ms, share in zip(beside, waited, strict=True)
     ]
     return sum(disturbed) <= _UNSETTLED_SHARE * len(disturbed)
 
@@ -220,18 +228,11 @@ def verify_artifact(
     rounds: int = 1,
     profile_energy_mj: float | None = None,
 ) -> Verification:
-    """Measure ``folder`` and judge it against ``budget``: latency_ms, latency_p95_ms, energy_mj.
-
-    A noisy stretch is measured once more before the answer is inconclusive.
-    """
-    for _ in range(1 + REPEATS):
-        verification = judge(
-            measure_artifact(folder, device, processes),
-            budget,
-            rounds,
-            device.fingerprint,
-            profile_energy_mj,
-        )
-        if verification.status != "inconclusive":
-            break
-    return verification
+    """Measure ``folder`` and judge it against ``budget``: latency_ms, latency_p95_ms, energy_mj."""
+    return judge(
+        measure_artifact(folder, device, processes),
+        budget,
+        rounds,
+        device.fingerprint,
+        profile_energy_mj,
+    )

@@ -17,9 +17,10 @@ from mpq_compile.report.verdicts import verdict, verdicts, worst
         (0.541, {}, "kept"),
         (0.535, {"status": "rejected"}, "missed"),
         (0.535, {"status": "inconclusive"}, "inconclusive"),
-        (0.5, {"status": "inconclusive"}, "missed"),
+        (0.5, {"status": "inconclusive"}, "inconclusive"),
+        (0.5, {"status": "rejected"}, "missed"),
     ],
-    ids=["within", "at the upper end", "above it", "unsettled", "hopeless"],
+    ids=["within", "at the upper end", "above it", "unsettled", "far above, unsettled", "far"],
 )
 def test_latency(limit: float, seen: dict[str, Any], word: str) -> None:
     found = verdict(evidence(verification=verification(**seen)), "latency_ms", limit)

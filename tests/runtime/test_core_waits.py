@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mpq_compile.runtime.core_waits import CoreWaits, WaitCounters
+from mpq_compile.runtime.core_waits import CoreWaits, Lost, WaitCounters, share_of
 from mpq_compile.runtime.timing import time_in_turns
 from mpq_compile.runtime.verify import judge, settled
 
@@ -37,7 +37,7 @@ def test_threads_and_the_host_add_up(tmp_path: Path) -> None:
     start = seconds_ago(waits.start(), 100)
     write_counters(tmp_path, {"1": 155_000_000, "2": 100_000_000, "3": 9_000_000_000}, 91)
     ticks = 50 / os.sysconf("SC_CLK_TCK")
-    assert waits.share(start) == pytest.approx((0.25 + ticks) / 100, rel=1e-3)
+    assert share_of([waits.lost(start)]) == pytest.approx((0.25 + ticks) / 100, rel=1e-3)
 
 
 def test_one_tick_of_the_host_says_nothing(tmp_path: Path) -> None:
@@ -45,12 +45,12 @@ def test_one_tick_of_the_host_says_nothing(tmp_path: Path) -> None:
     waits = CoreWaits(tmp_path)
     start = seconds_ago(waits.start(), 0.1)
     write_counters(tmp_path, {"1": 0}, 41)
-    assert waits.share(start) == 0
+    assert share_of([waits.lost(start)]) == 0
 
 
 def test_a_system_without_counters_waits_for_nothing(tmp_path: Path) -> None:
     waits = CoreWaits(tmp_path)
-    assert waits.share(waits.start()) == 0
+    assert share_of([waits.lost(waits.start())]) == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="no scheduler statistics")
@@ -67,7 +67,7 @@ def test_a_core_that_is_shared_is_waited_for() -> None:
             start, end = waits.start(), time.monotonic() + 0.5
             while time.monotonic() < end:
                 pass
-            assert waits.share(start) > 0.1
+            assert share_of([waits.lost(start)]) > 0.1
         finally:
             os.sched_setaffinity(0, before)
             other.kill()
@@ -80,8 +80,8 @@ class Waiting(CoreWaits):
         super().__init__()
         self._shares = iter(shares)
 
-    def share(self, start: WaitCounters) -> float:
-        return next(self._shares)
+    def lost(self, start: WaitCounters) -> Lost:
+        return Lost(lasted_s=1.0, waited_s=next(self._shares))
 
 
 def test_a_block_that_waited_is_measured_again() -> None:
@@ -96,8 +96,8 @@ def test_a_block_that_waited_is_measured_again() -> None:
 
 def test_a_busy_machine_is_not_concluded_from() -> None:
     """The reference is as usual, and the calls are slow, because the threads waited."""
-    found = time_in_turns([lambda: [1.0] * 9], lambda: 1.0, blocks=2, waits=Waiting([0.4] * 8))
-    assert (found.repeated, found.waited) == (6, [0.4, 0.4])
+    found = time_in_turns([lambda: [1.0] * 9], lambda: 1.0, blocks=2, waits=Waiting([0.4] * 32))
+    assert (found.repeated, found.waited) == (30, [0.4, 0.4])
     assert not settled([found])
     assert judge([found], {"latency_ms": 1.0}).status == "accepted"
     verdict = judge([found, replace(found, latencies_ms=[[[1.2], [0.8]]])], {"latency_ms": 0.9})
