@@ -182,10 +182,10 @@ class QParams:
 class Budget:
     """What the deployed network may cost; any subset of fields.
 
-    ``latency_ms`` bounds the median, ``latency_p95_ms`` the 95th percentile, ``avg_bits`` the
-    mean weight bits over quantizable weights. Two bounds turn the question round: ``max_drop`` on
-    the measured loss of accuracy (in the unit of ``evaluate``), ``max_loss`` on the sum of the
-    metric's losses (in the metric's unit).
+    ``latency_ms`` bounds the median, ``latency_p95_ms`` the 95th percentile, both of moments in
+    which the machine is as usual, ``avg_bits`` the mean weight bits over quantizable weights. Two
+    bounds turn the question round: ``max_drop`` on the measured loss of accuracy (in the unit of
+    ``evaluate``), ``max_loss`` on the sum of the metric's losses (in the metric's unit).
     """
 
     latency_ms: float | None = None
@@ -369,7 +369,8 @@ class Verification:
 
     Args:
         latency_ms, latency_ms_lower95, latency_ms_upper95: Median and its 95 % interval.
-        latency_p95_ms, latency_p95_ms_upper95, latency_p99_ms: Percentiles of single calls.
+        latency_p95_ms, latency_p95_ms_upper95, latency_p99_ms: Percentiles of single calls. All
+            latencies are of the moments in which the machine was as usual, or nearest to it.
         samples: Calls that were timed.
         processes: Fresh processes.
         drift: Slowest block over the fastest, less one.

@@ -8,11 +8,12 @@ from typing import Any, cast
 import pytest
 
 from mpq_compile.attempts import SLACK, Attempts, unused
+from mpq_compile.cost.latency import Errors
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.types import Budget, Verification
 
 BUDGET = Budget(latency_ms=1.0)
-DRIFT = 0.02
+DRIFT = Errors().drift
 ROOM = Attempts(BUDGET, DRIFT).room
 
 

@@ -62,7 +62,7 @@ class Errors:
     constant: float = 0.02
     edge: float = 0.05
     join: float = 0.15
-    drift: float = 0.015
+    drift: float = 0.02
     unsettled: float = 0.15
 
 

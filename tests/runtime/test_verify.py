@@ -224,6 +224,20 @@ def test_a_slow_process_is_repeated(slow: str, kept: int) -> None:
     assert next(device.slow, None) is None
 
 
+def test_the_first_processes_do_not_know_what_is_usual() -> None:
+    """Two that were slow throughout thought so of themselves, until others saw the machine."""
+
+    class New(Moody):
+        def time_networks(self, folders: Sequence[Path], blocks: int) -> Timings:
+            found = super().time_networks(folders, blocks)
+            return replace(found, known_ms=None, usual_ms=min(found.reference_ms))
+
+    device = New("ssffff")
+    found = time_settled(device, [Path("net")], 2, 4)
+    assert [timing.usual_ms for timing in found] == [1.0] * 4
+    assert next(device.slow, None) is None
+
+
 @pytest.mark.parametrize(
     ("moods", "processes"),
     [
@@ -232,6 +246,8 @@ def test_a_slow_process_is_repeated(slow: str, kept: int) -> None:
         ("fnfff" + "ff", 7),  # one that differs may be the usual one: the others tell
         ("fnnfn" + "f" * 8, 13),
         ("fnfnnfnfnnfnfnn", 15),  # it does not become certain
+        ("sffsfff", 5),  # disturbed ones are repeated,
+        ("fnfff" + "s" * 10, 5),  # and make nothing more certain
     ],
 )
 def test_processes_follow_while_the_median_is_uncertain(moods: str, processes: int) -> None:
