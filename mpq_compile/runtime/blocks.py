@@ -70,7 +70,7 @@ class Beside:
         self._until = time.monotonic() + patience_s
         self._deadline = self._until
         self._left = blocks
-        self._seen: list[float] = []  # in order of time taken
+        self._seen: list[float] = []  # sorted
         for count in range(_FIRST_LOOKS):
             if self.is_over and count >= _LOOKS:
                 break
@@ -210,12 +210,12 @@ class Blocks:
                 looked = self._beside.settle()
 
     def _part(self, looked_ms: float) -> _Part:
-        energy, begun = self._meter.start(), self._waits.start() if self._waits else None
+        begun = self._waits.start() if self._waits else None
+        energy = self._meter.start()
         calls = self._timer()
+        joules = self._meter.joules(energy)
         lost = self._waits.lost(begun) if self._waits and begun else Lost()
-        return _Part(
-            calls=calls, joules=self._meter.joules(energy), lost=lost, reference_ms=looked_ms
-        )
+        return _Part(calls=calls, joules=joules, lost=lost, reference_ms=looked_ms)
 
     def _is_enough(self, taken: Sequence[_Part]) -> bool:
         if len(taken) < self._number:

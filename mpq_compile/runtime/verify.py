@@ -72,17 +72,17 @@ def time_settled(
 def _settled_first(
     device: Device, folders: Sequence[Path], blocks: int, processes: int, title: str
 ) -> list[Timings]:
-    found: list[Timings] = []
-    good = 0
+    good: list[Timings] = []
+    other: list[Timings] = []
     with counted(processes, title) as done:
-        while good < processes and len(found) < 2 * processes:
-            found.append(device.time_networks(folders, blocks))
+        while len(good) < processes and len(good) + len(other) < 2 * processes:
+            found, before = [*good, *other, device.time_networks(folders, blocks)], len(good)
             # A later process may find what is usual, and that an earlier one was not.
             usual_ms = _usual_ms(found)
-            found.sort(key=lambda timing: not _settled_by([timing], usual_ms))
-            before, good = good, sum(_settled_by([timing], usual_ms) for timing in found)
-            done(good - before)
-    return found[:processes]
+            good = [timing for timing in found if _settled_by([timing], usual_ms)]
+            other = [timing for timing in found if not _settled_by([timing], usual_ms)]
+            done(len(good) - before)
+    return [*good, *other][:processes]
 
 
 @dataclass(frozen=True, kw_only=True)
