@@ -98,10 +98,11 @@ class Beside:
         """Tell whether this block has had its share of waiting."""
         return time.monotonic() > self._deadline
 
-    def begin_block(self) -> None:
-        """Give the next block its share of the time left."""
+    def begin_block(self, parts: int) -> None:
+        """Give the next block its share of the time left, less its looks behind ``parts``."""
         now = time.monotonic()
-        self._deadline = now + (self._until - now) / max(self._left, 1)
+        looks_s = parts * _LOOKS * self.usual_ms * 1e-3
+        self._deadline = now + (self._until - now) / max(self._left, 1) - looks_s
         self._left -= 1
 
     def allow(self, seconds: float) -> None:
@@ -191,7 +192,7 @@ class Blocks:
 
     def _take(self) -> list[_Part]:
         """Take parts until enough were quiet or time is out."""
-        self._beside.begin_block()
+        self._beside.begin_block(self._number)
         taken: list[_Part] = []
         looked, since = self._beside.settle(), 0
         while True:

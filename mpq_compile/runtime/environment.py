@@ -6,6 +6,30 @@ import os
 
 from mpq_compile.errors import DeviceError
 
+# Seconds after which a process neither waits for the machine nor measures anything again: it says
+# that the machine was not as usual, and others decide.
+_PATIENCE_S = 10.0
+# Seconds that a process may take beside them.
+_PROCESS_S = 300.0
+
+
+def patience_s() -> float:
+    """Return the seconds that a process spends on a machine that is not as usual.
+
+    Raises:
+        DeviceError: ``MPQ_PATIENCE`` is not a number of seconds.
+    """
+    return seconds_of("MPQ_PATIENCE", _PATIENCE_S, "waiting for the machine")
+
+
+def process_limit_s() -> float:
+    """Return the seconds that a process which times networks may take, before it is ended.
+
+    Raises:
+        DeviceError: ``MPQ_PATIENCE`` is not a number of seconds.
+    """
+    return _PROCESS_S + patience_s()
+
 
 def seconds_of(variable: str, default: float, purpose: str) -> float:
     """Return the seconds that an environment variable sets, ``default`` where it is unset.

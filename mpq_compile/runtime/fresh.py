@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mpq_compile.errors import DeviceError
-from mpq_compile.runtime.timing import Timings, patience_s
+from mpq_compile.runtime.environment import process_limit_s
+from mpq_compile.runtime.timing import Timings
 from mpq_compile.runtime.trace import Trace
-
-_TIMEOUT_S = 300
 
 
 def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> Timings:
@@ -23,21 +22,20 @@ def time_in_fresh_process(folders: Sequence[Path], blocks: int) -> Timings:
     Raises:
         DeviceError: The process failed, or took too long, or ``MPQ_PATIENCE`` is no time.
     """
-    patience = patience_s()  # a wrong setting is said here, not by the process
-    limit_s = _TIMEOUT_S + patience
-    return Timings.from_json(_answer("timing", str(blocks), *map(str, folders), limit_s=limit_s))
+    return Timings.from_json(_answer("timing", str(blocks), *map(str, folders)))
 
 
 def trace_in_fresh_process(folder: Path, calls: int) -> Trace:
     """Return what a fresh process traces; see ``Device.trace_network``.
 
     Raises:
-        DeviceError: The process failed, or took too long.
+        DeviceError: The process failed, or took too long, or ``MPQ_PATIENCE`` is no time.
     """
     return Trace.from_json(_answer("trace", str(calls), str(folder)))
 
 
-def _answer(module: str, number: str, *folders: str, limit_s: float = _TIMEOUT_S) -> Any:
+def _answer(module: str, number: str, *folders: str) -> Any:
+    limit_s = process_limit_s()  # a wrong setting is said here, not by the process
     package_root = str(Path(__file__).resolve().parents[2])
     paths = [package_root, os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in paths if p)}

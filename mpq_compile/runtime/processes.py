@@ -24,7 +24,6 @@ from mpq_compile.errors import DeviceError
 T = TypeVar("T")
 
 PR_SET_PDEATHSIG = 1
-_TIMEOUT_S = 300
 _LOOK_S = 0.5
 # Turns JSON data into JSON data, in a process of its own.
 Work = Callable[[Any], Any]
@@ -108,16 +107,18 @@ class FreshProcesses:
 
     Args:
         work: What each process does.
+        limit_s: Seconds after which a process is ended.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, limit_s: float) -> None:
+        self._limit_s = limit_s
         requests, self._requests = _pipe()
         self._answers, answers = _pipe()
         if os.fork() == 0:
             os.closerange(3, _lowest(requests, answers))
             self._requests.close()
             self._answers.close()
-            _fork_for_each(work, requests, answers)
+            _fork_for_each(work, limit_s, requests, answers)
             os._exit(0)
         requests.close()
         answers.close()
@@ -131,17 +132,18 @@ class FreshProcesses:
         if "failed" in answer:
             raise DeviceError(
                 "a fresh process of the device failed",
-                expected=f"an answer within {_TIMEOUT_S} s",
+                expected=f"an answer within {self._limit_s:g} s",
                 found=answer["failed"],
                 remedy="`mpq run` shows whether the network runs there, and how long it takes",
             )
         return answer["result"]
 
 
-def _fork_for_each(work: Work, requests: IO[str], answers: IO[str]) -> None:
+def _fork_for_each(work: Work, limit_s: float, requests: IO[str], answers: IO[str]) -> None:
     for line in requests:
         child = os.fork()
         if child == 0:
+            signal.setitimer(signal.ITIMER_REAL, limit_s)  # its default action ends the process
             _answer(work, line, answers)
             os._exit(0)
         _, status = os.waitpid(child, 0)
@@ -152,7 +154,6 @@ def _fork_for_each(work: Work, requests: IO[str], answers: IO[str]) -> None:
 
 
 def _answer(work: Work, line: str, answers: IO[str]) -> None:
-    signal.alarm(_TIMEOUT_S)  # its default action ends the process
     try:
         answer = {"result": work(json.loads(line))}
     except Exception as error:

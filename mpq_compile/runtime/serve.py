@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mpq_compile.errors import MpqError
+from mpq_compile.runtime.environment import patience_s
 from mpq_compile.runtime.processes import (
     die_with_parent,
     end_children,
@@ -57,10 +58,11 @@ def serve(
         ready: Called with the port each time the server starts to listen.
 
     Raises:
-        DeviceError: No tracker answers, or no port is free.
+        DeviceError: No tracker answers, no port is free, or a setting is wrong.
         KeyboardInterrupt: At Ctrl-C and at SIGTERM; no process is left behind.
     """
     warn_where_open(host)
+    patience_s()  # a wrong setting is said here, not to clients
     threads = thread_count()  # before TVM is imported: it reads its thread count once
     await_tracker(address.host, address.port, _TRACKER_S)
     functions()

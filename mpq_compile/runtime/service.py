@@ -22,6 +22,7 @@ from mpq_compile.errors import MpqError
 from mpq_compile.kernels.tier import host_flags, host_tiers
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.device import Device, LocalDevice
+from mpq_compile.runtime.environment import process_limit_s
 from mpq_compile.runtime.executor import Executor, request_amx
 from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash
 from mpq_compile.runtime.native import torch_left_out
@@ -45,7 +46,7 @@ class Service:
 
     def __init__(self, device: Device | None = None) -> None:
         self.device = device or LocalDevice()
-        self._fresh = FreshProcesses(_measured)
+        self._fresh = FreshProcesses(_measured, process_limit_s())
         self._lock = ExitStack()
         self._loaded: dict[str, Executor] = {}
         if self.device.tier.dot == "amx":

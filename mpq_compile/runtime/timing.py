@@ -24,7 +24,7 @@ import numpy as np
 from mpq_compile.runtime.artifact import open_artifact
 from mpq_compile.runtime.blocks import Beside, Blocks
 from mpq_compile.runtime.core_waits import CoreWaits
-from mpq_compile.runtime.environment import seconds_of
+from mpq_compile.runtime.environment import patience_s
 from mpq_compile.runtime.executor import Executor
 from mpq_compile.runtime.native import as_tensor
 from mpq_compile.runtime.usual import remember_ms, usual_ms
@@ -35,21 +35,9 @@ _ALONE_S, _IN_TURNS_S = (0.4, 0.12), (0.1, 0.04)
 # and goes within tens of milliseconds, and looks before and after miss it.
 _PART_S = 0.01
 _LEAST_NETWORKS = 3
-# Seconds after which a process neither waits for the machine nor measures anything again
-# (``MPQ_PATIENCE``): it says that the machine was not as usual, and others decide.
-_PATIENCE_S = 10.0
 # How many times longer than meant a part of a block may take: threads that spin for one that has
 # no core make a call of microseconds one of milliseconds.
 _SLOWEST = 10.0
-
-
-def patience_s() -> float:
-    """Return the seconds that a process spends on a machine that is not as usual.
-
-    Raises:
-        DeviceError: ``MPQ_PATIENCE`` is not a number of seconds.
-    """
-    return seconds_of("MPQ_PATIENCE", _PATIENCE_S, "waiting for the machine")
 
 
 @dataclass(frozen=True, kw_only=True)
