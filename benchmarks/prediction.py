@@ -9,7 +9,8 @@ timed in turns in three fresh processes, together with the assignments that the 
 on. Assignments have random shares of the candidates, so that they spread from the fastest network
 to the slowest. The repeat noise is the mean difference between two of the processes. ``--shapes``
 adds the error of estimates on shapes left out, one at a time, of everything that the database has
-of this device.
+of this device. A process may wait a minute for a busy machine, unless ``MPQ_PATIENCE`` says
+otherwise: the default is meant for a few networks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +42,7 @@ from mpq_compile.runtime.verify import time_settled
 from mpq_compile.session import Session
 
 PROCESSES = 3
+_PATIENCE_S = 60
 # Networks that are built before the first of them is saved.
 _AT_ONCE = 8
 CANDIDATES = ("fp32", "bf16", "w8a8", "w4a8")
@@ -250,6 +253,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--shapes", action="store_true", help="error of estimates too")
     options = parser.parse_args()
+    os.environ.setdefault("MPQ_PATIENCE", str(_PATIENCE_S))
     results = []
     with tempfile.TemporaryDirectory(prefix="mpq-prediction-") as scratch:
         folder = options.networks or Path(scratch)
