@@ -60,6 +60,7 @@ class Attempts:
     _built: list[Plan] = field(default_factory=list, init=False)
     _spread: float = field(default=0.0, init=False)
     least_seen_ms: float = field(default=float("inf"), init=False)
+    settled: bool = field(default=True, init=False)
 
     @property
     def room(self) -> float:
@@ -88,6 +89,7 @@ class Attempts:
         """Take what was measured into account."""
         self._built.append(network.plan)
         self.least_seen_ms = min(self.least_seen_ms, seen.latency_ms_upper95)
+        self.settled = self.settled and seen.settled
         self._spread = seen.process_spread
         if seen.status == "accepted":
             self._accepted.append(

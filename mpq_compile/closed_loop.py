@@ -119,7 +119,7 @@ def compile_session(
             # What did not settle proves nothing infeasible.
             if attempts.any or unsettled is not None:
                 break
-            raise _attainable(error, attempts.least_seen_ms) from error
+            raise _attainable(error, attempts) from error
         if not attempts.is_worth_building(plan):
             break
         network = session.build(plan)
@@ -199,12 +199,18 @@ def learn(session: Session, plan: Plan, seen: Verification, budget: Budget) -> N
     log.info("measured %.4g ms, predicted %.4g", seen.latency_ms, plan.predicted.latency_ms)
 
 
-def _attainable(error: InfeasibleBudgetError, least_seen: float) -> InfeasibleBudgetError:
-    if least_seen == float("inf"):
+def _attainable(error: InfeasibleBudgetError, attempts: Attempts) -> InfeasibleBudgetError:
+    """Say what was measured, and where the machine is to blame for it."""
+    if attempts.least_seen_ms == float("inf"):
         return error
+    found = f"{error.found}; the fastest network built measured {attempts.least_seen_ms:.4g} ms"
+    if attempts.settled:
+        return InfeasibleBudgetError(
+            error.message, expected=error.expected, found=found, remedy=error.remedy
+        )
     return InfeasibleBudgetError(
-        error.message,
+        f"{error.message}, as measured on a machine that was not as usual",
         expected=error.expected,
-        found=f"{error.found}; the fastest network built measured {least_seen:.4g} ms",
-        remedy=error.remedy,
+        found=found,
+        remedy=f"free the machine of other work and repeat; else {error.remedy}",
     )

@@ -388,6 +388,8 @@ class Verification:
         process_spread: Standard deviation of the median between fresh processes, as a share of
             it, by the median of absolute deviations: a process beside other work does not count.
         waited: Share of a block's time in which a thread waited for a core, at its most.
+        settled: False where the machine was not as usual in too many blocks: the network may be
+            faster than it was measured.
     """
 
     latency_ms: float
@@ -410,3 +412,12 @@ class Verification:
     device: str = ""
     process_spread: float = 0.0
     waited: float = 0.0
+    settled: bool = True
+
+    def disturbance(self) -> str:
+        """Say how far the machine was from being as usual."""
+        return (
+            f"the reference workload was up to {100 * self.reference_drift:.0f} % slower than "
+            f"usual, threads waited for a core for up to {100 * self.waited:.0f} % of a block, "
+            f"and blocks of calls differ by {100 * self.drift:.0f} %"
+        )

@@ -11,6 +11,7 @@ from torch import nn
 
 from mpq_compile import closed_loop, costing
 from mpq_compile.cost.table import MeasuredCosts, counted_costs
+from mpq_compile.errors import InfeasibleBudgetError
 from mpq_compile.recipe import Recipe
 from mpq_compile.runtime.network import CompiledNetwork
 from mpq_compile.session import Session
@@ -63,6 +64,8 @@ class Verdicts:
         ms = share * budget["latency_ms"]
         fields: dict[str, Any] = {name: 0 for name in Verification.__dataclass_fields__}
         fields |= {"latency_ms": ms, "latency_ms_lower95": 0.99 * ms, "rounds": number}
+        fields |= {"settled": status != "unsettled"}
+        status = "rejected" if status == "unsettled" else status
         seen = Verification(**fields | {"latency_ms_upper95": 1.01 * ms, "status": status})
         self.networks.append(network)
         network.verification = seen
@@ -99,3 +102,14 @@ def test_where_nothing_settles_the_last_network_says_so(
     network, verdicts = compiled(session, monkeypatch, given)
     assert network is verdicts.networks[-1]
     assert network.verification.status == "inconclusive"
+
+
+@pytest.mark.parametrize("status", ["rejected", "unsettled"])
+def test_an_infeasible_budget_says_whether_the_machine_was_busy(
+    session: Session, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        compiled(session, monkeypatch, [(status, 9.0)] * closed_loop.MAX_ROUNDS)
+    busy = status == "unsettled"
+    assert ("a machine that was not as usual" in caught.value.message) == busy
+    assert ("free the machine" in (caught.value.remedy or "")) == busy

@@ -34,7 +34,12 @@ Tracker = Annotated[
 ]
 _TRACKER = f"{trackers.HOST}:{trackers.PORT}"
 _TRACKER_HERE = typer.Option("--port", min=1, max=65535, help="Port to listen on.")
-_SERVER_HERE = typer.Option("--port", min=1, max=65535, help="First port to try.")
+_SERVER_HERE = typer.Option(
+    "--port",
+    min=1,
+    max=65535,
+    help=f"Port to listen on; the first free one from {server.PORT} on where none is given.",
+)
 Host = Annotated[str, typer.Option("--host", help="Address to listen on. " + _OPEN)]
 
 
@@ -59,7 +64,7 @@ def serve(
     key: Annotated[str, typer.Option("--key", help="Name of this kind of device.")],
     tracker: Tracker = _TRACKER,
     host: Host = server.HOST,
-    port: Annotated[int, _SERVER_HERE] = server.PORT,
+    port: Annotated[int | None, _SERVER_HERE] = None,
     advertise: Annotated[
         str | None,
         typer.Option("--advertise", metavar="HOST", help="Host that clients reach it by."),

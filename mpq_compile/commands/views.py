@@ -136,12 +136,6 @@ def show_verification(console: Console, verification: Verification | None) -> No
     _line(console, "memory", f"{v.memory_bytes / 1e6:.4g} MB")
     if v.energy_mj is not None:
         _line(console, "energy", f"{number(v.energy_mj)} mJ a call ({v.energy_source})")
-    if v.status == "inconclusive":
-        _line(
-            console,
-            "machine",
-            f"did not settle: the reference workload was up to {100 * v.reference_drift:.0f} % "
-            f"slower than usual, threads waited for a core for up to {100 * v.waited:.0f} % of a "
-            f"block, blocks differ by {100 * v.drift:.0f} %",
-        )
+    if not v.settled or v.status == "inconclusive":
+        _line(console, "machine", f"did not settle: {v.disturbance()}")
     _line(console, "verdict", v.status)

@@ -164,10 +164,18 @@ class Profile:
         listed = [name for rule in self.operators.get(operator, ()) for name in rule.candidates]
         parsed = map(Candidate.parse, listed)
         able = [c.name for c in parsed if self.supports(site.op, site.depthwise, c, site)]
+        if not able:
+            return ProfileError(
+                f"profile {self.name} runs no {operator}",
+                where=site.id,
+                expected=f"{operator} among its operators, with candidates that fit this site",
+                found=f"{', '.join(self.operators) or 'none'}",
+                remedy=f"add {operator} to the profile's operators, or choose another target",
+            )
         return ProfileError(
             f"profile {self.name} supports none of the requested candidates for this {operator}",
             where=site.id,
-            expected=", ".join(able) or "nothing: this profile cannot run the site",
+            expected=", ".join(able),
             found=", ".join(asked) or "no candidate",
             remedy="request one of those expected, or choose another target",
         )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mpq_compile.report.evidence import Evidence
-from mpq_compile.types import Verification
 
 Word = Literal["kept", "missed", "inconclusive", "not measured"]
 # The worst of a budget's verdicts is that of the whole budget.
@@ -109,22 +108,15 @@ def _timed(evidence: Evidence, measured: Estimate | None, limit: float | None) -
     if limit is None:
         return "kept", "timed in fresh processes"
     assert measured.upper is not None
+    unsettled = f"the machine did not settle: {seen.disturbance()}"
+    beside = "" if seen.settled else f"; {unsettled}"
     if measured.upper <= limit:
-        return "kept", "the upper end of the 95 % interval is within the bound"
+        return "kept", f"the upper end of the 95 % interval is within the bound{beside}"
     if seen.status == "inconclusive":
-        return "inconclusive", f"the machine did not settle: {unsettled(seen)}"
+        return "inconclusive", unsettled
     if measured.lower is not None and measured.lower > limit:
-        return "missed", "even the lower end of the 95 % interval is above the bound"
-    return "missed", "the upper end of the 95 % interval is above the bound"
-
-
-def unsettled(seen: Verification) -> str:
-    """Say how far a measurement was disturbed."""
-    return (
-        f"the reference workload was up to {100 * seen.reference_drift:.0f} % slower than usual, "
-        f"threads waited for a core for up to {100 * seen.waited:.0f} % of a block, "
-        f"and blocks of calls differ by {100 * seen.drift:.0f} %"
-    )
+        return "missed", f"even the lower end of the 95 % interval is above the bound{beside}"
+    return "missed", f"the upper end of the 95 % interval is above the bound{beside}"
 
 
 def why_not_measured(evidence: Evidence) -> str:

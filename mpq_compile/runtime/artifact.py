@@ -222,7 +222,7 @@ def read_verification(folder: Path) -> Verification | None:
             where=str(path),
             expected="what a verification wrote",
             found=str(error)[:200],
-            remedy="delete the file; `mpq verify` measures again",
+            remedy="delete the file; `mpq verify` measures, `mpq compile` also keeps what it found",
         ) from error
 
 

@@ -200,7 +200,7 @@ class Connection:
             expected="a server that answers",
             found=found,
             remedy="look at the server's output, start it again with `mpq device serve`, and run "
-            "this again: what was measured is kept",
+            "this again: a profile goes on from what was measured",
         )
         if self.usable:
             self.usable, self.loss = False, error

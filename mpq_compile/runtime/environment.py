@@ -11,6 +11,7 @@ from mpq_compile.errors import DeviceError
 _PATIENCE_S = 10.0
 # Seconds that a process may take beside them.
 _PROCESS_S = 300.0
+_MOST_S = 86_400.0
 
 
 def patience_s() -> float:
@@ -42,10 +43,10 @@ def seconds_of(variable: str, default: float, purpose: str) -> float:
         seconds = float(given) if given else default
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+    if not 0 <= seconds <= _MOST_S:
         raise DeviceError(
             f"{variable} is not a time",
-            expected=f"seconds to spend on {purpose}, or 0 for none",
+            expected=f"seconds to spend on {purpose}, a day at most, or 0 for none",
             found=repr(given),
             remedy=f"unset it for {default:g} s, or set it to e.g. 60",
         )

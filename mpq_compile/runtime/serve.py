@@ -32,7 +32,7 @@ from mpq_compile.runtime.threads import thread_count
 from mpq_compile.runtime.tracker import await_tracker
 
 HOST, PORT = "127.0.0.1", 9090
-# Servers of one machine take the next free port.
+# Servers of one machine that are told no port take the next free one.
 _PORTS = 100
 _PAUSE_S = 0.5
 _TRACKER_S = 5.0
@@ -43,7 +43,7 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 def serve(
     address: Address,
     host: str = HOST,
-    port: int = PORT,
+    port: int | None = None,
     advertise: str | None = None,
     functions: Callable[[], None] = register,
     ready: Callable[[int], None] = lambda port: None,
@@ -52,13 +52,13 @@ def serve(
 
     Args:
         address: Tracker and key.
-        host, port: Where to listen; the next free port from there on.
+        host, port: Where to listen; None for the first free port from 9090 on.
         advertise: Host that clients reach it by; None for the one that the tracker sees.
         functions: Registers what sessions offer.
         ready: Called with the port each time the server starts to listen.
 
     Raises:
-        DeviceError: No tracker answers, no port is free, or a setting is wrong.
+        DeviceError: No tracker answers, the port is taken, or a setting is wrong.
         KeyboardInterrupt: At Ctrl-C and at SIGTERM; no process is left behind.
     """
     warn_where_open(host)
@@ -83,12 +83,12 @@ def _say_why(ended: threading.ExceptHookArgs) -> None:
 def _serve_for_ever(
     address: Address,
     host: str,
-    port: int,
+    port: int | None,
     advertise: str | None,
     threads: int,
     ready: Callable[[int], None],
 ) -> None:
-    ports = range(port, min(port + _PORTS, MOST_PORT + 1))
+    ports = range(PORT, PORT + _PORTS) if port is None else range(port, port + 1)
     while True:
         taken = _listen(address, host, ports, advertise, threads, ready)
         # One session crashed, or the tracker was away for a minute: TVM's loop has ended.
@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tracker", required=True, metavar="HOST:PORT")
     made.add_argument("--key", required=True, help="Name of this kind of device.")
     made.add_argument("--host", default=HOST, help="Address to listen on; loopback by default.")
-    made.add_argument("--port", type=port_number, default=PORT, help="First port to try.")
+    made.add_argument("--port", type=port_number, help=f"The first free one from {PORT} on.")
     made.add_argument("--advertise", help="Host that clients reach it by, where it is another.")
     return made
 

@@ -157,7 +157,8 @@ def judge(
     if known:  # what a profile says of energy was judged when the plan was made
         spread = Interval(value=statistics.median(known), lower=min(known), upper=max(known))
         limits.append((spread, budget.get("energy_mj")))
-    status = _status(limits, settled(timings) and drift <= _UNSETTLED_DRIFT)
+    calm = settled(timings) and drift <= _UNSETTLED_DRIFT
+    status = _status(limits, calm)
     return Verification(
         latency_ms=median.value,
         latency_ms_lower95=median.lower,
@@ -179,6 +180,7 @@ def judge(
         device=device,
         process_spread=_process_spread(timings),
         waited=max((share for timing in timings for share in timing.waited), default=0.0),
+        settled=calm,
     )
 
 

@@ -132,6 +132,19 @@ def test_an_inconclusive_measurement_is_no_success(
     assert (result.code, result.json["status"]) == (1, "inconclusive")
 
 
+def test_what_is_kept_on_a_busy_machine_says_that_it_was_busy(
+    mpq: Mpq, artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(0.5, 5.0))
+    result = mpq("verify", artifact, "--latency-ms", "9", "--json")
+    assert (result.code, result.json["status"]) == (0, "accepted")
+    assert result.json["settled"] is False
+    shown = mpq("verify", artifact, "--latency-ms", "9").out
+    assert "did not settle: the reference workload was up to" in shown
+    monkeypatch.setattr("mpq_compile.runtime.verify.measure_artifact", lambda *_: runs(9.0))
+    assert "did not settle" not in mpq("verify", artifact, "--latency-ms", "10").out
+
+
 def with_budget(artifact: Path, folder: Path, **changes: object) -> Path:
     """Return a sealed copy of an artifact whose plan has other fields."""
     shutil.copytree(artifact, folder)

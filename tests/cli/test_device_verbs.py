@@ -131,8 +131,13 @@ def test_an_unknown_key_is_answered_with_the_known_ones(
 
 
 def test_a_port_that_is_taken(mpq: Mpq, servers: Farm) -> None:
+    tracker = f"127.0.0.1:{servers.port}"
     result = mpq("device", "tracker", "--port", servers.port, "--json")
     assert (result.code, result.json["message"]) == (2, "cannot listen there")
+    # A server takes no other port than the one it was told: a tunnel leads there.
+    with service("serve", "--key", "k", "--tracker", tracker, "--port", servers.port) as process:
+        out, _ = process.communicate(timeout=60)
+    assert (process.returncode, json.loads(out)["message"]) == (2, "cannot listen there")
 
 
 def test_the_verbs_reach_a_device(

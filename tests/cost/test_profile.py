@@ -99,6 +99,16 @@ def test_bit_serial_supports_every_pair(conv: Site, depthwise: Site) -> None:
         assert profile.candidates_for(site, [*pairs, "fp32"]) == pairs
 
 
+def test_a_profile_without_an_operator_says_which(conv: Site, depthwise: Site) -> None:
+    whole = load_profile("bit_serial")
+    profile = dataclasses.replace(whole, operators={"conv2d": whole.operators["conv2d"]})
+    assert profile.candidates_for(conv, ["w8a8"]) == ["w8a8"]
+    with pytest.raises(ProfileError, match="runs no depthwise_conv2d") as caught:
+        profile.candidates_for(depthwise)
+    assert (caught.value.where, caught.value.found) == (depthwise.id, "conv2d")
+    assert "add depthwise_conv2d" in str(caught.value.remedy)
+
+
 def test_the_systolic_array_multiplies_three_pairs(conv: Site, depthwise: Site) -> None:
     profile = load_profile("systolic_npu")
     pairs = [f"w{w}a{a}" for w in range(2, 9) for a in range(2, 9)]

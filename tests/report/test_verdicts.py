@@ -29,6 +29,15 @@ def test_latency(limit: float, seen: dict[str, Any], word: str) -> None:
     assert found.predicted is not None and found.predicted.upper == 0.548
 
 
+@pytest.mark.parametrize(("limit", "word"), [(0.6, "kept"), (0.2, "missed")])
+def test_a_busy_machine_is_told_whatever_the_verdict(limit: float, word: str) -> None:
+    for calm in (True, False):
+        seen = verification(status="accepted" if word == "kept" else "rejected", settled=calm)
+        found = verdict(evidence(verification=seen), "latency_ms", limit)
+        assert found.word == word
+        assert ("the machine did not settle" in found.reason) == (not calm)
+
+
 def test_the_95th_percentile_has_its_own_interval() -> None:
     assert verdict(evidence(), "latency_p95_ms", 0.59).word == "kept"
     assert verdict(evidence(), "latency_p95_ms", 0.58).word == "missed"
