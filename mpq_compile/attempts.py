@@ -60,6 +60,7 @@ class Attempts:
     _built: list[Plan] = field(default_factory=list, init=False)
     _spread: float = field(default=0.0, init=False)
     least_seen_ms: float = field(default=float("inf"), init=False)
+    # Whether the machine did whenever something was measured.
     settled: bool = field(default=True, init=False)
 
     @property

@@ -203,14 +203,13 @@ def _attainable(error: InfeasibleBudgetError, attempts: Attempts) -> InfeasibleB
     """Say what was measured, and where the machine is to blame for it."""
     if attempts.least_seen_ms == float("inf"):
         return error
-    found = f"{error.found}; the fastest network built measured {attempts.least_seen_ms:.4g} ms"
-    if attempts.settled:
-        return InfeasibleBudgetError(
-            error.message, expected=error.expected, found=found, remedy=error.remedy
-        )
+    message, remedy = error.message, error.remedy
+    if not attempts.settled:
+        message = f"{message}, as measured on a machine that was not as usual"
+        remedy = f"free the machine of other work and repeat; else {remedy}"
     return InfeasibleBudgetError(
-        f"{error.message}, as measured on a machine that was not as usual",
+        message,
         expected=error.expected,
-        found=found,
-        remedy=f"free the machine of other work and repeat; else {error.remedy}",
+        found=f"{error.found}; the fastest network built measured {attempts.least_seen_ms:.4g} ms",
+        remedy=remedy,
     )

@@ -136,6 +136,7 @@ def show_verification(console: Console, verification: Verification | None) -> No
     _line(console, "memory", f"{v.memory_bytes / 1e6:.4g} MB")
     if v.energy_mj is not None:
         _line(console, "energy", f"{number(v.energy_mj)} mJ a call ({v.energy_source})")
+    # Artifacts of before do not say whether it settled, but the verdict does.
     if not v.settled or v.status == "inconclusive":
         _line(console, "machine", f"did not settle: {v.disturbance()}")
     _line(console, "verdict", v.status)

@@ -161,21 +161,21 @@ class Profile:
 
     def _no_candidate(self, site: Site, asked: list[str]) -> ProfileError:
         operator = operator_name(site.op, site.depthwise)
-        listed = [name for rule in self.operators.get(operator, ()) for name in rule.candidates]
-        parsed = map(Candidate.parse, listed)
-        able = [c.name for c in parsed if self.supports(site.op, site.depthwise, c, site)]
-        if not able:
+        if operator not in self.operators:
             return ProfileError(
                 f"profile {self.name} runs no {operator}",
                 where=site.id,
-                expected=f"{operator} among its operators, with candidates that fit this site",
-                found=f"{', '.join(self.operators) or 'none'}",
+                expected=f"{operator} among its operators",
+                found=", ".join(self.operators) or "none",
                 remedy=f"add {operator} to the profile's operators, or choose another target",
             )
+        listed = [name for rule in self.operators[operator] for name in rule.candidates]
+        parsed = map(Candidate.parse, listed)
+        able = [c.name for c in parsed if self.supports(site.op, site.depthwise, c, site)]
         return ProfileError(
             f"profile {self.name} supports none of the requested candidates for this {operator}",
             where=site.id,
-            expected=", ".join(able),
+            expected=", ".join(able) or "nothing: this profile cannot run the site",
             found=", ".join(asked) or "no candidate",
             remedy="request one of those expected, or choose another target",
         )

@@ -11,6 +11,7 @@ from mpq_compile.errors import DeviceError
 _PATIENCE_S = 10.0
 # Seconds that a process may take beside them.
 _PROCESS_S = 300.0
+# What waits for a process takes no number of seconds, however large.
 _MOST_S = 86_400.0
 
 

@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tracker", required=True, metavar="HOST:PORT")
     made.add_argument("--key", required=True, help="Name of this kind of device.")
     made.add_argument("--host", default=HOST, help="Address to listen on; loopback by default.")
-    made.add_argument("--port", type=port_number, help=f"The first free one from {PORT} on.")
+    made.add_argument("--port", type=port_number, help=f"The first free from {PORT} by default.")
     made.add_argument("--advertise", help="Host that clients reach it by, where it is another.")
     return made
 

@@ -107,6 +107,12 @@ def test_a_profile_without_an_operator_says_which(conv: Site, depthwise: Site) -
         profile.candidates_for(depthwise)
     assert (caught.value.where, caught.value.found) == (depthwise.id, "conv2d")
     assert "add depthwise_conv2d" in str(caught.value.remedy)
+    # One that is listed, but not for such a site, is not to be added.
+    odd = dataclasses.replace(conv, weight_shape=(63, 3, 3, 3), input_shape=(1, 3, 28, 28))
+    strict = load_profile("systolic_npu")
+    with pytest.raises(ProfileError, match="supports none") as caught:
+        strict.candidates_for(odd, ["w4a4"])
+    assert "add" not in str(caught.value.remedy)
 
 
 def test_the_systolic_array_multiplies_three_pairs(conv: Site, depthwise: Site) -> None:
