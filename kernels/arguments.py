@@ -11,7 +11,12 @@ from mpq_compile.kernels.border import border_of
 from mpq_compile.kernels.emit import FORMAT_DTYPE
 from mpq_compile.kernels.epilogue import BF16_OF_F32, Epilogue
 from mpq_compile.kernels.geometry import geometry
-from mpq_compile.kernels.packing import packed_weight_size, padded_channels, record_words
+from mpq_compile.kernels.packing import (
+    compensation_rows,
+    packed_weight_size,
+    padded_channels,
+    record_words,
+)
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import LinearWorkload, Workload
 
@@ -72,6 +77,7 @@ def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
         lanes=tier.lanes,
         width=width,
         scale_groups=shape.scale_groups,
+        compensation_rows=compensation_rows(workload, tier),
         border=border_of(workload),
         bf16_rounding=BF16_OF_F32 if rounds else "",
     )

@@ -55,6 +55,10 @@ class CodeStep:
         """Return ``acc`` plus the products."""
         return acc + codes * x
 
+    def ones(self) -> Any:
+        """Return the inputs whose products sum the codes of a step (``CodeLayout.sums_codes``)."""
+        raise NotImplementedError
+
     def _masked(self, packed: Any, step: int, fields: int) -> Any:
         """Shift the codes of a step down and mask ``fields`` of them in each word."""
         if self.bits * fields == 32:
@@ -67,6 +71,9 @@ class CodeStep:
 
 class VpdpbusdCodes(CodeStep):
     """AVX-512 VNNI: codes are the unsigned operand."""
+
+    def ones(self) -> Any:
+        return T.broadcast(T.int8(1), 64)
 
     def codes(self, packed: Any, step: int) -> Any:
         return T.reinterpret("uint8x64", self._masked(packed, step, 4))

@@ -46,7 +46,8 @@ class Epilogue:
         columns: Channels to which the record's columns are padded.
         lanes: Channels handled at once.
         width: Channels stored of each vector: ``lanes``, or fewer in a group narrower than one.
-        scale_groups: Rows of compensation and of scales in the record.
+        scale_groups: Weight groups with scales of their own.
+        compensation_rows: Rows of compensation in the record.
         border: What surrounds the output, or None.
         bf16_rounding: Function that rounds a vector of float32 to bf16 in one instruction, or "".
         bound: Scalars of the record that :meth:`hoisted` has read into variables.
@@ -62,6 +63,7 @@ class Epilogue:
     lanes: int
     width: int
     scale_groups: int = 1
+    compensation_rows: int = 1
     border: Border | None = None
     bf16_rounding: str = ""
     bound: Mapping[str, Any] = field(default_factory=dict)
@@ -100,15 +102,19 @@ class Epilogue:
 
     def compensation_offset(self, channel: Any, group: Any = 0) -> Any:
         """Return where in the record the compensation of a channel stands."""
-        return self._at(group, channel)
+        return self._at(1 + group, channel)
 
     def scale(self, channel: Any, group: Any = 0) -> Any:
         """Load the float32 scales S."""
-        return self._floats(self.scale_groups + group, channel)
+        return self._floats(1 + self.compensation_rows + group, channel)
 
     def bias(self, channel: Any) -> Any:
         """Load the float32 biases B."""
-        return self._floats(2 * self.scale_groups, channel)
+        return self._floats(0, channel)
+
+    def group_scale(self, word: Any) -> Any:
+        """Load the float32 scales S at a word of those that the few-row kernel reads in order."""
+        return self._floats(1 + self.compensation_rows, word)
 
     def scaled(self, acc: Any, scale: Any) -> Any:
         """Return f32(acc) ⊗ S of int32 or float32 accumulators."""

@@ -5,8 +5,10 @@ inputs x − 128 and corrects the sum exactly::
 
     Σ w·(x − zp) = Σ c·(x − 128) − 2^(b−1)·Σ (x − 128) + (128 − zp)·Σ w
 
-The last term is the record's compensation. Weight-only layers (bf16 inputs) correct likewise in
-float32. Every task centres the input into scratch of its own.
+The last term is the record's compensation. Where weights have scales by groups it is as long as
+the scales, so that memory is better spent on codes: with products to spare, those of the codes
+with ones give Σ c, and Σ w = Σ c − n·2^(b−1). Weight-only layers (bf16 inputs) correct likewise
+in float32. Every task centres the input into scratch of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_o
 from mpq_compile.kernels.blocking import Block, rank_splits
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.code_step import CodeStep, code_step
-from mpq_compile.kernels.emit import llvm_functions, load, splat, store, task_loop, vector
+from mpq_compile.kernels.emit import llvm_functions, load, scalar, splat, store, task_loop, vector
 from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.gemv_layout import CodeLayout, code_layout
 from mpq_compile.kernels.implicit_gemm import whole_or_tail
@@ -130,6 +132,10 @@ class _FewRows:
     tile: Any
     tile_base: Any
 
+    def _centre(self) -> Any:
+        """Return 128 − zp of the inputs."""
+        return T.int32(128) - scalar(self.buffers.record, "zp_in")
+
     def centre(self) -> None:
         """Write the inputs as the dot product reads them, and their sums per group."""
         layout, size = self.layout, self.workload.in_features // self.layout.groups
@@ -137,6 +143,8 @@ class _FewRows:
             source = T.bind(g * size)
             target = T.bind(self.input_base + g * layout.run)
             total = self._centre_span(source, target, size)
+            if layout.sums_codes:
+                total = total + T.int32(size) * self._centre()
             factor = T.cast(-self.step.correction, self.step.accumulator)
             store(self.totals, self.total_base + g, 1, total * factor)
             for pad in range(size, layout.run):
@@ -169,28 +177,35 @@ class _FewRows:
         channels = [T.bind(self._channel(first + v)) for v in range(vectors)]
         cells = self._cells(vectors, self.step.accumulator)
         if layout.groups > 1:
-            cells = self._groups(weights, channels, cells)
+            cells = self._groups(first, weights, channels, cells)
         else:
             self._start(cells, channels, 0)
-            self._words(cells, weights, 0, vectors)
+            self._words(cells, weights, 0, vectors, [])
         for index, cell in enumerate(cells):
             store(self.tile, self.tile_base + index * lanes, lanes, load(cell, 0, lanes))
         self._finish(channels)
 
-    def _groups(self, weights: Any, channels: Sequence[Any], cells: list[Any]) -> list[Any]:
+    def _groups(
+        self, first: Any, weights: Any, channels: Sequence[Any], cells: list[Any]
+    ) -> list[Any]:
         """Add the scaled sum of each weight group; biases first."""
         lanes, vectors = self.layout.lanes, len(channels)
         sums = self._cells(vectors, "float32")
+        scales = T.bind(first * (self.layout.groups * lanes))
+        ones = self._cells(vectors, "int32")[:vectors] if self.layout.sums_codes else []
+        centre = T.bind(self._centre()) if ones else None
         for index, cell in enumerate(sums):
             store(cell, 0, lanes, self.epilogue.first(channels[index % vectors]))
         with T.serial(self.layout.groups) as group:
             self._start(cells, channels, group)
             span = self.layout.words * vectors * lanes * 4
-            self._words(cells, T.bind(weights + group * span), group, vectors)
+            self._words(cells, T.bind(weights + group * span), group, vectors, ones)
             for index, (cell, total) in enumerate(zip(cells, sums, strict=True)):
-                channel = channels[index % vectors]
-                scale = self.epilogue.scale(channel, group)
-                product = self.epilogue.scaled(load(cell, 0, lanes), scale)
+                v, value = index % vectors, load(cell, 0, lanes)
+                if ones:
+                    value = value + load(ones[v], 0, lanes) * splat(centre, lanes)
+                scale = self.epilogue.group_scale(scales + (group * vectors + v) * lanes)
+                product = self.epilogue.scaled(value, scale)
                 store(total, 0, lanes, load(total, 0, lanes) + product)
         return sums
 
@@ -212,15 +227,17 @@ class _FewRows:
             row, v = divmod(index, vectors)
             total = self.totals[self.total_base + row * self.layout.groups + group]
             value = splat(total, lanes)
-            # Rows that were quantized at run time have the zero point 128, which x − 128 is centred
-            # by: the compensation is zero, and not read again for each weight group.
-            if self.step.accumulator == "int32" and not self.workload.row_scales:
+            if self.layout.compensated:
                 value = value + self.epilogue.compensation(channels[v], group)
             store(cell, 0, lanes, value)
 
-    def _words(self, cells: Sequence[Any], weights: Any, group: Any, vectors: int) -> None:
-        """Multiply one weight group, word by word."""
+    def _words(
+        self, cells: Sequence[Any], weights: Any, group: Any, vectors: int, ones: Sequence[Any]
+    ) -> None:
+        """Multiply one weight group, word by word; sum its codes into ``ones``, if any."""
         layout, rows = self.layout, self.workload.rows
+        for cell in ones:
+            store(cell, 0, layout.lanes, splat(T.int32(0), layout.lanes))
         size = layout.lanes * 4
         with T.serial(layout.words) as word:
             at = T.bind(weights + word * (vectors * size))
@@ -241,16 +258,20 @@ class _FewRows:
                         load(self.buffers.weights, at + v * size, size),
                     )
                 )
-                self._steps(cells[v::vectors], packed, starts)
+                self._steps(cells[v::vectors], packed, starts, ones[v : v + 1])
 
-    def _steps(self, cells: Sequence[Any], packed: Any, starts: Sequence[Any]) -> None:
-        """Multiply the codes of one word vector with every row."""
+    def _steps(
+        self, cells: Sequence[Any], packed: Any, starts: Sequence[Any], ones: Sequence[Any]
+    ) -> None:
+        """Multiply the codes of one word vector with every row, and with ones."""
         step, lanes = self.step, self.layout.lanes
         for s in range(self.layout.steps):
             codes = T.bind(step.codes(packed, s))
             for cell, start in zip(cells, starts, strict=True):
                 x = step.broadcast(self.inputs, start + s * self.layout.k_group)
                 store(cell, 0, lanes, step.add(load(cell, 0, lanes), codes, x))
+            for cell in ones:
+                store(cell, 0, lanes, step.add(load(cell, 0, lanes), codes, step.ones()))
 
     def _prefetch(self, at: Any) -> None:
         address = self.buffers.weights.access_ptr("r", offset=at + self.layout.prefetch_bytes)

@@ -4,6 +4,9 @@ Weights are codes w + 2^(b−1) of b bits in 32-bit words: ``[block][word][vecto
 holding 32 / b consecutive inputs of one channel. Within a word, field j of step s (bits
 ``32/kg·j + b·s`` upwards) is input ``s·kg + j``, where kg is the inputs that one dot product step
 consumes: shifting by b·s and masking yields the operand of a step without any shuffle.
+
+Scales of weight groups lie ``[block][group][vector][lane]``: as the codes do, so that a block reads
+one stretch of memory. By rows of all channels each group's scales would be on another page.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ class CodeLayout:
         block: Vectors interleaved in one block; the last block holds the remainder.
         offset: What was added to a weight to make its code.
         prefetch_bytes: How far ahead the kernel prefetches.
+        compensated: True where the kernel reads compensations from the record.
+        sums_codes: True where it has them from the sums of the codes.
     """
 
     bits: int
@@ -48,6 +53,8 @@ class CodeLayout:
     block: int
     offset: int
     prefetch_bytes: int
+    compensated: bool = False
+    sums_codes: bool = False
 
     @property
     def codes_per_word(self) -> int:
@@ -69,12 +76,23 @@ class CodeLayout:
         """Bytes of all codes."""
         return 4 * self.vectors * self.groups * self.words * self.lanes
 
+    @property
+    def scale_words(self) -> int:
+        """Words of the scales of all weight groups."""
+        return self.vectors * self.groups * self.lanes
+
 
 def code_layout(workload: LinearWorkload, tier: Tier) -> CodeLayout:
     """Return the layout of a few-row workload on a tier."""
     shape = geometry(workload)
     bits = workload.weight_bits
     vectors = -(-shape.group_outputs // tier.lanes)
+    # Rows that were quantized at run time have the zero point 128, which x − 128 is centred by:
+    # they need no compensation.
+    shifted = workload.compute == "int8" and not workload.row_scales
+    # These products are so fast that the sums of codes cost less than reading compensations.
+    spare_products = tier.dot in ("amx", "vpdpbusd")
+    sums_codes = shifted and spare_products and shape.scale_groups > 1
     return CodeLayout(
         bits=bits,
         k_group=_k_group(workload, tier),
@@ -85,6 +103,8 @@ def code_layout(workload: LinearWorkload, tier: Tier) -> CodeLayout:
         block=min(vectors, _block(workload, tier)),
         offset=0 if bits == 8 and tier.has_sdot else 1 << (bits - 1),
         prefetch_bytes=tier.prefetch_bytes,
+        compensated=shifted and not sums_codes,
+        sums_codes=sums_codes,
     )
 
 

@@ -36,28 +36,53 @@ def pack_scalars(
 
 
 def pack_epilogue(
-    compensation: np.ndarray,
+    workload: Workload,
+    tier: Tier,
+    weight: np.ndarray,
+    zero_points: Sequence[int],
     scale: np.ndarray,
     bias: np.ndarray,
-    zero_points: Sequence[int],
     residual_scale: float,
     bounds: Sequence[float],
-    padded_channels: int,
 ) -> np.ndarray:
-    """Return one int32 record: scalars[16], then compensation, S and B, each row padded to
-    ``padded_channels``. ``compensation`` (see ``compensation``; int32) starts the accumulator.
-    Where weights are scaled by groups, compensation and S are [groups, N]: a row for each."""
-    columns = (
-        np.atleast_2d(compensation).astype(np.int32),
-        np.atleast_2d(scale).astype(np.float32).view(np.int32),
-        np.atleast_2d(bias).astype(np.float32).view(np.int32),
-    )
-    rows = np.concatenate(columns)
-    record = np.zeros(SCALAR_WORDS + rows.shape[0] * padded_channels, np.int32)
-    record[:SCALAR_WORDS] = pack_scalars(zero_points, residual_scale, bounds)
-    body = record[SCALAR_WORDS:].reshape(rows.shape[0], padded_channels)
-    body[:, : rows.shape[1]] = rows
-    return record
+    """Return the int32 record of a matrix multiply: scalars[16], then B, compensation and S.
+
+    B, and each row of the others, is padded to ``padded_channels``. Where weights are scaled by
+    groups there is a row for each, but for S of the few-row kernel, whose blocks read it in order.
+
+    Args:
+        weight: Integer (or, for float compute, any) tensor in PyTorch's shape.
+        zero_points: Those of input, residual and output.
+        scale: S, float32: [N], or [N, groups].
+        bias: B, float32 [N].
+        residual_scale: R.
+        bounds: (lo, hi).
+    """
+    columns, scales = padded_channels(workload, tier), scale.reshape(len(scale), -1)
+    parts = [pack_scalars(zero_points, residual_scale, bounds), _padded_rows(bias[None], columns)]
+    if compensation_rows(workload, tier):
+        start = compensation(workload, tier, weight, zero_points[0])
+        parts.append(_padded_rows(np.atleast_2d(start), columns))
+    if _scales_in_blocks(workload):
+        assert isinstance(workload, LinearWorkload)
+        parts.append(pack_group_scales(scales, code_layout(workload, tier)))
+    else:
+        parts.append(_padded_rows(scales.T, columns))
+    return np.concatenate(parts)
+
+
+def _padded_rows(rows: np.ndarray, columns: int) -> np.ndarray:
+    """Return rows as flat int32 words, floats as their bits, each row padded with zeros."""
+    words = np.zeros((len(rows), columns), np.int32)
+    words[:, : rows.shape[1]] = _words(rows)
+    return words.reshape(-1)
+
+
+def _words(values: np.ndarray) -> np.ndarray:
+    """Return int32, or float32 as its bits."""
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.int32)
+    return np.ascontiguousarray(values, np.float32).view(np.int32)
 
 
 def pack_convert(
@@ -130,8 +155,25 @@ def padded_channels(workload: Workload, tier: Tier) -> int:
 
 def record_words(workload: Workload, tier: Tier) -> int:
     """Return the int32 words of a workload's epilogue record."""
-    rows = 2 * geometry(workload).scale_groups + 1
-    return SCALAR_WORDS + rows * padded_channels(workload, tier)
+    groups, columns = geometry(workload).scale_groups, padded_channels(workload, tier)
+    scales = groups * columns
+    if _scales_in_blocks(workload):
+        assert isinstance(workload, LinearWorkload)
+        scales = code_layout(workload, tier).scale_words
+    return SCALAR_WORDS + (1 + compensation_rows(workload, tier)) * columns + scales
+
+
+def compensation_rows(workload: Workload, tier: Tier) -> int:
+    """Return the rows of compensation in a record: one for each weight group that reads one."""
+    if _scales_in_blocks(workload):
+        assert isinstance(workload, LinearWorkload)
+        layout = code_layout(workload, tier)
+        return layout.groups if layout.compensated else 0
+    return geometry(workload).scale_groups
+
+
+def _scales_in_blocks(workload: Workload) -> bool:
+    return reads_codes(workload) and geometry(workload).scale_groups > 1
 
 
 def compensation(workload: Workload, tier: Tier, weight: np.ndarray, zero_point: int) -> np.ndarray:
@@ -201,6 +243,17 @@ def pack_codes(weight: np.ndarray, layout: CodeLayout) -> np.ndarray:
     blocks = np.split(vectors, range(layout.block, len(starts), layout.block))
     flat = [block.transpose(1, 2, 0, 3).reshape(-1) for block in blocks]
     return np.ascontiguousarray(np.concatenate(flat)).view(np.uint8)
+
+
+def pack_group_scales(scale: np.ndarray, layout: CodeLayout) -> np.ndarray:
+    """Return S [N, groups] as the int32 words that the few-row kernel reads, block by block."""
+    outputs, lanes = len(scale), layout.lanes
+    columns = np.zeros((max(outputs, lanes), layout.groups), np.float32)
+    columns[:outputs] = scale
+    starts = np.array(vector_starts(outputs, lanes))
+    vectors = columns[starts[:, None] + np.arange(lanes)].transpose(0, 2, 1)
+    blocks = np.split(vectors, range(layout.block, len(starts), layout.block))
+    return _words(np.concatenate([block.transpose(1, 0, 2).reshape(-1) for block in blocks]))
 
 
 def bf16_bits(values: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from mpq_compile.building import build_plan, reference_of, structured
 from mpq_compile.calibrate import Batch, calibrate, hold_out
 from mpq_compile.capture import capture
 from mpq_compile.cost.profile import Profile
+from mpq_compile.cost.store import check_default_folder
 from mpq_compile.cost.targets import Target, TargetLike, resolve_target
 from mpq_compile.cost.tune import tuning_budget_s
 from mpq_compile.costing import Costing
@@ -98,6 +99,8 @@ class Session:
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self._found: Target = resolve_target(self.target)
         self.profile: Profile = self._found.profile
+        if self.profile.kind != "analytic":
+            check_default_folder()
         self._range_notes: dict[str, str] = {}
         # A process that only helps another stays here.
         current_pool().opened(lambda: partial(perform, network=self.network, batches=self.batches))

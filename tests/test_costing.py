@@ -112,3 +112,14 @@ def test_predictions_are_within_the_budget_and_carry_an_interval() -> None:
     predicted = plan.predicted
     assert predicted.latency_ms_lower95 < predicted.latency_ms <= limit * (1 + 1e-9)
     assert predicted.latency_ms < predicted.latency_ms_upper95
+
+
+def test_a_missing_folder_is_told_before_anything_takes_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MPQ_DB", str(tmp_path / "nowhere" / "db.sqlite"))
+    no_model = object()  # refused, as soon as somebody looks at it
+    with pytest.raises(mpq.ProfileError, match="folder of the database is missing"):
+        mpq.plan(no_model, torch.zeros(1, 2), [torch.zeros(4, 2)])
+    with pytest.raises(mpq.CaptureError):
+        mpq.plan(no_model, torch.zeros(1, 2), [torch.zeros(4, 2)], target="bit_serial")

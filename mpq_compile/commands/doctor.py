@@ -183,11 +183,20 @@ def _new_database(name: str, path: Path) -> Check:
     # Only the user's own cache folder is made; the folder of MPQ_DB must be there.
     made = path.parent == user_cache_dir()
     folder = _existing(path.parent) if made else path.parent
-    if folder.is_dir() and os.access(folder, os.W_OK):
+    if folder.is_dir() and _takes_files(folder):
         return Check(name=name, status="ok", detail=f"{path}: made when first measured")
     detail = f"{path}: {folder} " + ("may not be written" if folder.is_dir() else "is missing")
     remedy = "create the folder, or set MPQ_DB to a file in a folder that may be written"
     return Check(name=name, status="fail", detail=detail, remedy=remedy)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Try it: permissions alone say yes to root, also of folders like /proc."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _existing(folder: Path) -> Path:

@@ -104,7 +104,7 @@ def _outcome(verification: Verification, checked: Checked, size_bytes: int) -> O
     kept = None if within and unchecked else within
 
     def show(console: Console) -> None:
-        console.print(f"budget: {bounds(budget)}")
+        console.print(f"budget: {bounds({**budget, **unchecked})}")
         show_verification(console, verification)
         show_notes(console, checked.notes)
         if "size_mb" in budget:

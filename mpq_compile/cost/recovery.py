@@ -34,7 +34,8 @@ class DamagedDatabaseError(ProfileError):
             where=str(path),
             expected="a sound SQLite file",
             found=damage,
-            remedy="close it, and open it where it may be written: what can be read is recovered",
+            remedy="close it, and open it where it may be written, as `mpq plan` or `mpq profile` "
+            "with a model do: what can be read is recovered",
         )
 
 

@@ -254,6 +254,15 @@ def _protected(path: Path) -> bool:
     return path.exists() and not os.access(path, os.W_OK)
 
 
+def check_default_folder() -> None:
+    """Raise ``ProfileError`` where the folder of :func:`default_path` is missing and not ours.
+
+    For whoever needs a store only after minutes of other work.
+    """
+    if (path := default_path()).parent != user_cache_dir():
+        _check_folder(path)
+
+
 def _check_folder(path: Path) -> None:
     if not path.parent.is_dir():
         raise _misplaced(

@@ -182,16 +182,9 @@ def epilogue_record(
         weight_scale, bias, values["input_scale"], values["output_scale"]
     )
     zero_points: Sequence[int] = values["zero_points"]
-    start = packing.compensation(workload, tier, weight, zero_points[0])
     bounds = [float(bound) for bound in values["bounds"]]
     return packing.pack_epilogue(
-        start,
-        scale.T if scale.ndim == 2 else scale,
-        shift,
-        zero_points,
-        values["residual_scale"],
-        bounds,
-        packing.padded_channels(workload, tier),
+        workload, tier, weight, zero_points, scale, shift, values["residual_scale"], bounds
     )
 
 

@@ -78,15 +78,15 @@ def make_case(workload: Matmul, seed: int) -> Case:
 
 def case_arguments(workload: Matmul, tier: Tier, case: Case) -> list[np.ndarray]:
     """Return the flat input arrays of a matrix multiply as the kernel of a tier reads them."""
-    scale = case.scale.T if case.scale.ndim == 2 else case.scale
     record = packing.pack_epilogue(
-        packing.compensation(workload, tier, case.weight, case.zero_points[0]),
-        scale,
-        case.bias,
+        workload,
+        tier,
+        case.weight,
         case.zero_points,
+        case.scale,
+        case.bias,
         case.residual_scale,
         case.bounds,
-        packing.padded_channels(workload, tier),
     )
     x = as_stored(_bordered(workload, case), input_format(workload))
     arrays = [x, packing.pack_weight(workload, tier, case.weight), record]

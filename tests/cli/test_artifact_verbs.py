@@ -167,7 +167,7 @@ def test_the_latency_of_another_device_is_not_judged_here(
     assert result.json["not_checked"] == {"latency_ms": 1.0, "energy_mj": 2.0}
     assert "bit_serial" in result.json["notes"][0]
     shown = mpq("verify", folder).out
-    assert "budget: size_mb ≤ 3 MB" in shown
+    assert "budget: size_mb ≤ 3 MB, latency_ms ≤ 1 ms, energy_mj ≤ 2 mJ" in shown
     assert "not checked: latency_ms ≤ 1 ms, energy_mj ≤ 2 mJ" in shown
     assert "the budget is not shown to be kept" in shown
     given = mpq("verify", folder, "--latency-ms", "10", "--json")

@@ -31,6 +31,8 @@ def test_a_sound_machine(mpq: Mpq) -> None:
         ("MPQ_THREADS", "many", "threads"),
         ("MPQ_TIER", "vni", "cpu"),
         ("MPQ_DB", "/no/such/folder/db.sqlite", "database"),
+        # Root may write there as far as permissions go, and yet nobody can.
+        ("MPQ_DB", "/proc/db.sqlite", "database"),
     ],
 )
 def test_what_fails_is_named(

@@ -179,12 +179,29 @@ def test_few_rows_with_and_without_prefetch(tier):
 
 @DISTINCT_TIERS
 @pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("rows,group", [(1, 64), (3, 12)])
-def test_few_rows_with_group_scales(tier, bits, rows, group):
+@pytest.mark.parametrize("rows,group,outputs", [(1, 64, 300), (3, 12, 70), (2, 20, 5)])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_few_rows_with_group_scales(tier, bits, rows, group, outputs, dynamic):
     workload = LinearWorkload(
-        rows=rows, in_features=3 * group, out_features=70, weight_bits=bits, group_size=group
+        rows=rows,
+        in_features=3 * group,
+        out_features=outputs,
+        weight_bits=bits,
+        group_size=group,
+        row_scales=dynamic,
     )
     cases.assert_matches(workload, tier)
+
+
+@DISTINCT_TIERS
+@pytest.mark.parametrize("zero_point", [0, 128, 255])
+def test_group_sums_with_zero_points_at_the_ends(tier, zero_point):
+    workload = LinearWorkload(
+        rows=1, in_features=96, out_features=150, weight_bits=4, group_size=32, out="fp32"
+    )
+    drawn = make_case(workload, 3)
+    case = replace(drawn, zero_points=(zero_point, *drawn.zero_points[1:]))
+    np.testing.assert_array_equal(cases.computed(workload, tier, case), oracle(workload, case))
 
 
 @EVERY_TIER
@@ -193,7 +210,7 @@ def test_weight_only_with_group_scales(tier, bits, rows, group):
     workload = LinearWorkload(
         rows=rows,
         in_features=3 * group,
-        out_features=70,
+        out_features=300,
         weight_bits=bits,
         group_size=group,
         compute="weight_only",
