@@ -140,12 +140,14 @@ def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], flo
     """Compile a one-row kernel; return its measurement over rotating weights, and their bytes."""
     program = tvm.compile(generate(workload, tier, THREADS), target=target_of(tier))
     size, dtype = packed_weight_size(workload, tier)
-    bytes_each = size * np.dtype(dtype).itemsize
+    # Scales of groups are a share of what is read, and rotate too.
+    words = record_words(workload, tier)
+    bytes_each = size * np.dtype(dtype).itemsize + 4 * words
     copies = -(-ROTATION_BYTES // bytes_each)
     weights = [tvm.runtime.tensor(np.ones(size, dtype)) for _ in range(copies)]
+    records = [tvm.runtime.tensor(np.zeros(words, np.int32)) for _ in range(copies)]
     inputs = "uint8" if workload.compute == "int8" else "uint16"
     x = tvm.runtime.tensor(ones(workload.input_size, inputs))
-    record = tvm.runtime.tensor(np.zeros(record_words(workload, tier), np.int32))
     out, function = tvm.runtime.tensor(np.zeros(workload.output_size, np.float32)), program["main"]
     position = 0
 
@@ -153,7 +155,7 @@ def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], flo
         nonlocal position
         start = time.perf_counter()
         for index in range(position, position + calls):
-            function(x, weights[index % copies], record, out)
+            function(x, weights[index % copies], records[index % copies], out)
         position += calls
         return (time.perf_counter() - start) / calls
 
