@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,70 @@ from mpq_compile.types import Plan
 _FORMS = "Forms"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Forms:
+    """What is written: one form at least."""
+
+    native: Annotated[
+        Path | None,
+        typer.Option(
+            "--native",
+            metavar="OUT",
+            help="Write a folder that C++ runs without Python.",
+            rich_help_panel=_FORMS,
+        ),
+    ] = None
+    onnx: Annotated[
+        Path | None,
+        typer.Option(
+            "--onnx",
+            metavar="OUT.onnx",
+            help="Write QDQ ONNX, with INT4 and INT8 weights.",
+            rich_help_panel=_FORMS,
+        ),
+    ] = None
+    encodings: Annotated[
+        Path | None,
+        typer.Option(
+            "--encodings",
+            metavar="OUT.json",
+            help="Write bits, scales and zero points; integer weights beside them.",
+            rich_help_panel=_FORMS,
+        ),
+    ] = None
+
+    def check(self, exact: bool) -> None:
+        """Refuse places that cannot be written, and what asks for nothing."""
+        if exact and self.onnx is None:
+            raise PlanError(
+                "--exact is a form of ONNX files",
+                where="--exact",
+                expected="--onnx OUT.onnx beside it",
+                found="no --onnx",
+                remedy="name the file, or leave --exact out",
+            )
+        of_model = [path for path in (self.onnx, self.encodings) if path is not None]
+        if self.native is not None and of_model:
+            raise PlanError(
+                "the forms are of different sources",
+                where="mpq export",
+                expected="--native of an artifact, or --onnx and --encodings of a model",
+                found="both",
+                remedy="export one after the other",
+            )
+        if self.native is None and not of_model:
+            raise PlanError(
+                "nothing is asked for",
+                where="mpq export",
+                expected="--native, --onnx or --encodings",
+                found="none of them",
+                remedy="name the form to write",
+            )
+        for path, what in ((self.onnx, "the ONNX file"), (self.encodings, "the encodings")):
+            if path is not None:
+                check_output(path, what)
+
+
 @grouped
 def export(
     source: Annotated[
@@ -32,33 +97,7 @@ def export(
         ),
     ],
     images: options.Images,
-    native: Annotated[
-        Path | None,
-        typer.Option(
-            "--native",
-            metavar="OUT",
-            help="Write a folder that C++ runs without Python.",
-            rich_help_panel=_FORMS,
-        ),
-    ] = None,
-    onnx: Annotated[
-        Path | None,
-        typer.Option(
-            "--onnx",
-            metavar="OUT.onnx",
-            help="Write QDQ ONNX, with INT4 and INT8 weights.",
-            rich_help_panel=_FORMS,
-        ),
-    ] = None,
-    encodings: Annotated[
-        Path | None,
-        typer.Option(
-            "--encodings",
-            metavar="OUT.json",
-            help="Write bits, scales and zero points; integer weights beside them.",
-            rich_help_panel=_FORMS,
-        ),
-    ] = None,
+    forms: Forms,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -80,36 +119,17 @@ def export(
     as_json: options.Json = False,
 ) -> Outcome:
     """Write the network for other programs: C++ (examples/cpp), ONNX Runtime, other toolchains."""
-    written: dict[str, Any] = {}
-    if exact and onnx is None:
-        raise PlanError(
-            "--exact is a form of ONNX files",
-            where="--exact",
-            expected="--onnx OUT.onnx beside it",
-            found="no --onnx",
-            remedy="name the file, or leave --exact out",
-        )
-    if native is not None:
-        written = _native(Path(source), native)
-    if onnx is not None or encodings is not None:
-        for path, what in ((onnx, "the ONNX file"), (encodings, "the encodings")):
-            if path is not None:
-                check_output(path, what)
+    forms.check(exact)
+    if forms.native is not None:
+        written = _native(Path(source), forms.native)
+    else:
         subject = _planned(source, plan, data, images)
-        written |= _exported(*subject, onnx, encodings, biases, exact, allow_float)
-    if not written:
-        raise PlanError(
-            "nothing is asked for",
-            where="mpq export",
-            expected="--native, --onnx or --encodings",
-            found="none of them",
-            remedy="name the form to write",
-        )
+        written = _exported(*subject, forms, biases, exact, allow_float)
 
     def show(console: Console) -> None:
         for name, size in written["files"].items():
             console.print(f"{Path(written.get('folder', '')) / name}: {size} bytes")
-        show_notes(console, written.get("notes", ()))
+        show_notes(console, written["notes"])
 
     return Outcome(data=written, show=show)
 
@@ -143,13 +163,7 @@ def _planned(
 
 
 def _exported(
-    plan: Plan,
-    loaded: Loaded,
-    onnx: Path | None,
-    encodings: Path | None,
-    biases: str,
-    exact: bool,
-    allow_float: bool,
+    plan: Plan, loaded: Loaded, forms: Forms, biases: str, exact: bool, allow_float: bool
 ) -> dict[str, Any]:
     from mpq_compile.integrations.encodings.collect import export_encodings
     from mpq_compile.integrations.onnx_export import export_onnx, inexact_nodes
@@ -157,15 +171,15 @@ def _exported(
     subject = (loaded.model, loaded.example_inputs, loaded.calibration)
     files: list[Path] = []
     notes: list[str] = []
-    if onnx is not None:
+    if forms.onnx is not None:
         path = export_onnx(
-            plan, onnx, *subject, biases=biases, exact=exact, allow_float=allow_float
+            plan, forms.onnx, *subject, biases=biases, exact=exact, allow_float=allow_float
         )
         files.append(path)
         inexact = inexact_nodes(path) if exact else []
         if inexact:
             notes.append(f"no exact form, may be a step of codes off: {', '.join(inexact)}")
-    if encodings is not None:
-        path = export_encodings(plan, encodings, *subject, allow_float=allow_float)
+    if forms.encodings is not None:
+        path = export_encodings(plan, forms.encodings, *subject, allow_float=allow_float)
         files += [path, path.with_suffix(".safetensors")]
     return {"files": {str(path): path.stat().st_size for path in files}, "notes": notes}

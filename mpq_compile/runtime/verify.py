@@ -13,6 +13,7 @@ import numpy as np
 from mpq_compile.progress import counted
 from mpq_compile.runtime.blocks import DRIFT, WAITED
 from mpq_compile.runtime.device import Device
+from mpq_compile.runtime.environment import patience_s
 from mpq_compile.runtime.timing import Timings
 from mpq_compile.types import Verification
 
@@ -62,8 +63,8 @@ def time_settled(
 ) -> list[Timings]:
     """Time networks in several fresh processes in which the machine is as usual.
 
-    A process in which it is not is repeated; after as many repeats as processes, the rest is as
-    it is.
+    A process in which it is not is repeated; after as many repeats as processes, or without
+    patience (:func:`patience_s`) at once, the rest is as it is.
     """
     with device.lock():
         return _settled_first(device, folders, blocks, processes, "time networks")
@@ -74,8 +75,9 @@ def _settled_first(
 ) -> list[Timings]:
     good: list[Timings] = []
     other: list[Timings] = []
+    most = 2 * processes if patience_s() else processes
     with counted(processes, title) as done:
-        while len(good) < processes and len(good) + len(other) < 2 * processes:
+        while len(good) < processes and len(good) + len(other) < most:
             found, before = [*good, *other, device.time_networks(folders, blocks)], len(good)
             # A later process may find what is usual, and that an earlier one was not.
             usual_ms = _usual_ms(found)

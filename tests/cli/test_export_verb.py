@@ -55,6 +55,15 @@ def test_an_artifact_does_for_the_plan(
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_forms_of_two_sources_are_refused_before_anything_is_written(
+    mpq: Mpq, artifact: Path, tmp_path: Path
+) -> None:
+    forms = ("--native", tmp_path / "native", "--onnx", tmp_path / "net.onnx")
+    result = mpq("export", artifact, *forms, "--json")
+    assert (result.code, result.json["found"]) == (2, "both")
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_artifact_alone_holds_no_graph(mpq: Mpq, artifact: Path, tmp_path: Path) -> None:
     result = mpq("export", artifact, "--onnx", tmp_path / "net.onnx", "--json")
     assert (result.code, result.json["error"]) == (2, "PlanError")

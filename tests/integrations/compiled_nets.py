@@ -93,3 +93,14 @@ def built(kind: type[nn.Module], seed: int = 0) -> nn.Module:
             module.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr]
     return model.eval()
+
+
+# A call, and the batches that calibrate.
+X = images(1, seed=1)
+DATA = [images(32, seed=2), images(8, seed=3)]
+
+
+def compiled_by(model: Any, calibration: Any = DATA, **options: Any) -> Any:
+    """Compile with quick options; ``calibration=None`` leaves it to a context."""
+    given = {} if calibration is None else {"calibration": calibration}
+    return torch.compile(model, backend="mpq", options={**QUICK, **given, **options})

@@ -202,6 +202,12 @@ def test_a_process_that_is_slow_from_the_start_knows_it_from_before() -> None:
     assert settled([time_in_turns([lambda: [1.0]], machine, blocks=2)])
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes in which the machine is slow are worth repeating."""
+    monkeypatch.setenv("MPQ_PATIENCE", "1")
+
+
 class Moody:
     """A device whose machine is slow in some processes: s with its reference, n the network."""
 
@@ -217,6 +223,7 @@ class Moody:
         return replace(timings([latency_ms] * blocks, 2.0 if mood == "s" else 1.0), known_ms=1.0)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(("slow", "kept"), [("ssfff", 3), ("sssfsf", 2), ("ssssss", 0)])
 def test_a_slow_process_is_repeated(slow: str, kept: int) -> None:
     device = Moody(slow)
@@ -225,6 +232,15 @@ def test_a_slow_process_is_repeated(slow: str, kept: int) -> None:
     assert next(device.slow, None) is None
 
 
+def test_without_patience_no_process_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPQ_PATIENCE", "0")
+    device = Moody("sfsff")
+    found = time_settled(device, [Path("net")], 2, 3)
+    assert [settled([timing]) for timing in found] == [True, False, False]
+    assert "".join(device.slow) == "ff"
+
+
+@pytest.mark.usefixtures("patient")
 def test_the_first_processes_do_not_know_what_is_usual() -> None:
     """Two that were slow throughout thought so of themselves, until others saw the machine."""
 
@@ -239,6 +255,7 @@ def test_the_first_processes_do_not_know_what_is_usual() -> None:
     assert next(device.slow, None) is None
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize(
     ("moods", "processes"),
     [
