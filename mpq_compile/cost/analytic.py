@@ -106,12 +106,21 @@ def traffic_bytes(site: Site, candidate: Candidate, onchip_bytes: int | None = N
 
 def weight_bytes(site: Site, candidate: Candidate) -> int:
     """Return the bytes of the weights packed at their true bits, float32 scales included."""
-    packed = math.ceil(site.weight_count * candidate.weight_bits / 8)
+    return code_bytes(site, candidate) + scale_bytes(site, candidate)
+
+
+def code_bytes(site: Site, candidate: Candidate) -> int:
+    """Return the bytes of the weights alone, packed at their true bits."""
+    return math.ceil(site.weight_count * candidate.weight_bits / 8)
+
+
+def scale_bytes(site: Site, candidate: Candidate) -> int:
+    """Return the bytes of the float32 scales of integer weights."""
     if candidate.is_float:
-        return packed
+        return 0
     depth = site.weight_count // site.out_channels
     scales_per_row = math.ceil(depth / candidate.group_size) if candidate.group_size else 1
-    return packed + _SCALE_BYTES * site.out_channels * scales_per_row
+    return _SCALE_BYTES * site.out_channels * scales_per_row
 
 
 def rate_gmacs(analytic: Analytic, candidate: Candidate) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from mpq_compile.cost.analytic import analytic_latency_us, energy_mj, weight_bytes
+from mpq_compile.cost.analytic import analytic_latency_us, code_bytes, energy_mj, scale_bytes
 from mpq_compile.cost.estimate import kernel_times
 from mpq_compile.cost.keys import key_of
 from mpq_compile.cost.profile import Profile, operator_name
@@ -37,13 +37,16 @@ _Changes = Mapping[tuple[str, str, str], Task]
 def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[str, float]:
     """Return what needs no device: size_bytes, bops, weight_bits, peak_bytes.
 
-    Size holds the packed weights, their scales and the bias (float32, left out where it is zero).
+    Size holds the packed weights, their scales and the bias (float32, left out where it is zero). A
+    weight that several sites read is stored with the first of them.
     BOPs = MACs · w · a. ``weight_bits`` = weights · bits, whose mean is ``avg_bits``. Peak is the
     site's own input, output and residual, in the format of the candidate.
     """
     node = network.node(network.node_of[site.id])
     bias_bytes = 4 * site.out_channels if network.biased(site.id) else 0
-    size = weight_bytes(site, candidate) + bias_bytes
+    size = scale_bytes(site, candidate) + bias_bytes
+    if network.owner_of[site.id] == site.id:
+        size += code_bytes(site, candidate)
     item = format_bits(storage(candidate.input_format)) / 8
     tensors = 3 if node.args[3] is not None else 2
     cells = math.prod(site.input_shape) + (tensors - 1) * math.prod(site.output_shape)

@@ -36,7 +36,7 @@ from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.naming import numbered
-from mpq_compile.lower.parameters import Recipe, describe_workload
+from mpq_compile.lower.parameters import Recipe, StoredSite, describe_workload
 from mpq_compile.lower.views import View, dense
 
 DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
@@ -103,6 +103,7 @@ class Emitter:
         self.recipes: list[Recipe] = []
         self.arrays: dict[str, np.ndarray] = {}
         self._parameter_vars: list[Any] = []
+        self._weights: dict[str, Any] = {}
         self._kernels: dict[str, Any] = {}
         self._views: dict[Any, Any] = {}
 
@@ -120,6 +121,13 @@ class Emitter:
         self.recipes.append(recipe)
         self._parameter_vars.append(var)
         return var
+
+    def weights(self, recipe: Recipe) -> Any:
+        """Register a parameter made of stored weights alone; equal ones are one."""
+        key = repr(recipe)
+        if key not in self._weights:
+            self._weights[key] = self.parameter(recipe)
+        return self._weights[key]
 
     def words(self, values: np.ndarray) -> Any:
         """Register a small int32 or float32 record given here; floats travel as their bits."""
@@ -140,21 +148,26 @@ class Emitter:
         return self.parameter(recipe)
 
     def matmul_parameters(
-        self, site: str, workload: ConvWorkload | LinearWorkload, values: dict[str, Any]
+        self,
+        site: StoredSite,
+        workload: ConvWorkload | LinearWorkload,
+        values: dict[str, Any],
     ) -> tuple[Any, Any]:
         """Register weights and epilogue record of a matrix multiply."""
         described = describe_workload(workload)
         elements, dtype = packing.packed_weight_size(workload, self.tier)
-        weight = Recipe(kind="weight", dtype=dtype, size=elements, site=site, workload=described)
+        weight = Recipe(
+            kind="weight", dtype=dtype, size=elements, site=site.owner, workload=described
+        )
         record = Recipe(
             kind="epilogue",
             dtype="int32",
             size=packing.record_words(workload, self.tier),
-            site=site,
+            site=site.name,
             workload=described,
             values=values,
         )
-        return self.parameter(weight), self.parameter(record)
+        return self.weights(weight), self.parameter(record)
 
     # Calls
 

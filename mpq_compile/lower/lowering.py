@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,7 @@ class Lowering:
         self.integers = _integer_values(self.graph, inputs)
         self.values: dict[fx.Node, Any] = {}
         self.sites: dict[str, StoredSite] = {}
+        self.weights: dict[Hashable, str] = {}
         self.kernel_of: dict[str, str] = {}
         self.updates: dict[int, int] = {}
 

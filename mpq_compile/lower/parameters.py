@@ -38,6 +38,7 @@ class StoredSite:
         bits: Width of the codes; 32 or 16 for float weights.
         shape: Shape of the weight, [N, ...].
         has_bias: False where the bias is zero and is not stored.
+        shared: Site that stores the same weight, before this one; "" where it has its own.
     """
 
     name: str
@@ -45,10 +46,16 @@ class StoredSite:
     bits: int
     shape: tuple[int, ...]
     has_bias: bool
+    shared: str = ""
+
+    @property
+    def owner(self) -> str:
+        """The site whose weight it reads."""
+        return self.shared or self.name
 
     def weight(self, arrays: Arrays) -> np.ndarray:
         """Return int8 codes, or the float weight widened to float32."""
-        stored = arrays[f"{self.name}.weight"]
+        stored = arrays[f"{self.owner}.weight"]
         if self.kind == "int":
             return unpack_bits(stored, self.bits, self.shape)
         if self.kind == "bf16":

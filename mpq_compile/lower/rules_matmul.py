@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def _matmul(
     row_scales: Value | None = None,
 ) -> Value:
     zero_points, residual_scale, bounds = epilogue
-    name, scales = _store(lowering, node)
+    stored, scales = _store(lowering, node)
     values = {
         "input_scale": scales[0],
         "output_scale": scales[1],
@@ -95,7 +96,7 @@ def _matmul(
         "residual_scale": float(residual_scale),
         "bounds": [str(float(b)) for b in bounds],
     }
-    weight, record = lowering.emitter.matmul_parameters(name, workload, values)
+    weight, record = lowering.emitter.matmul_parameters(stored, workload, values)
     optional = [value.var for value in (row_scales, residual) if value is not None]
     arguments = [x.var, weight, record, *optional]
     if node.name in lowering.records:
@@ -106,18 +107,15 @@ def _matmul(
     )
 
 
-def _store(lowering: Lowering, node: fx.Node) -> tuple[str, tuple[float, float]]:
-    """Put the weights of a node among the stored arrays; return name and (input, output)."""
+def _store(lowering: Lowering, node: fx.Node) -> tuple[StoredSite, tuple[float, float]]:
+    """Put the weights of a node among the stored arrays; return them and (input, output)."""
     record = lowering.records.get(node.name)
     if record is None:
         return _store_affine(lowering, node), (1.0, 1.0)
-    site, arrays = stored_site(record)
-    lowering.sites[site.name] = site
-    lowering.emitter.arrays.update(arrays)
-    return site.name, (record.input_scale, record.output_scale)
+    return keep_site(lowering, record), (record.input_scale, record.output_scale)
 
 
-def _store_affine(lowering: Lowering, node: fx.Node) -> str:
+def _store_affine(lowering: Lowering, node: fx.Node) -> StoredSite:
     # A lone batch norm: weights of one, its factors are already in units of the output.
     weight, scale, bias = (lowering.tensor(n) for n in node.args[1:4])
     integer = weight.dtype == np.int8
@@ -131,7 +129,22 @@ def _store_affine(lowering: Lowering, node: fx.Node) -> str:
     lowering.sites[node.name] = site
     lowering.emitter.arrays.update(stored_arrays(site, weight.astype(np.int8), scale, bias))
     assert integer or weight.dtype == np.float32
-    return node.name
+    return site
+
+
+def keep_site(lowering: Lowering, record: SiteRecord) -> StoredSite:
+    """Put the arrays of a site among the stored ones; a weight that is there already is shared."""
+    site, arrays = stored_site(record)
+    name = f"{site.name}.weight"
+    content = hashlib.sha256(arrays[name]).digest()
+    key = record.site.group, site.kind, site.bits, site.shape, content
+    owner = lowering.weights.setdefault(key, site.name)
+    if owner != site.name:
+        site = replace(site, shared=owner)
+        del arrays[name]
+    lowering.sites[site.name] = site
+    lowering.emitter.arrays.update(arrays)
+    return site
 
 
 def stored_site(record: SiteRecord) -> tuple[StoredSite, dict[str, np.ndarray]]:

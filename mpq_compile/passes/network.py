@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -65,6 +67,17 @@ class Network:
         """Node name to site."""
         by_id = {site.id: site for site in self.sites}
         return {node: by_id[site] for site, node in self.node_of.items()}
+
+    @cached_property
+    def owner_of(self) -> dict[str, str]:
+        """Site id to the first site that reads the same weight: often the site itself."""
+        nodes = {node.name: node for node in self.module.graph.nodes}
+        first: dict[str, str] = {}
+        owners = {}
+        for site in self.sites:
+            weight: Any = nodes[self.node_of[site.id]].args[1]
+            owners[site.id] = first.setdefault(str(weight.target), site.id)
+        return owners
 
     def node(self, name: str) -> fx.Node:
         """Return the node of that name."""

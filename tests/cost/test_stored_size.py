@@ -65,3 +65,37 @@ def test_a_network_above_its_size_budget_is_no_success(model: nn.Module) -> None
     network = mpq.assign(model, X[:1], [X], "w8a8", tuned=False)
     network.plan.budget["size_mb"] = (network.size_bytes - 1) / 1e6
     assert artifact_outcome(network, network.folder).exit_code == 1
+
+
+class Shared(nn.Module):
+    """A layer that is used three times, and an embedding whose rows are the head's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.layer = nn.Embedding(40, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 40, bias=False)
+        self.head.weight = self.rows.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T] → [B, T, 40]."""
+        x = self.rows(tokens)
+        for _ in range(3):
+            x = F.relu(self.layer(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "bf16", "fp32"])
+def test_a_weight_that_several_sites_read_is_stored_once(name: str, rounding: str) -> None:
+    torch.manual_seed(0)
+    model = Shared().eval()
+    tokens = torch.randint(0, 40, (80, 6))
+    network = mpq.assign(model, tokens[:1], [tokens], name, tuned=False, rounding=rounding)
+    assert network.size_bytes == network.plan.predicted.size_bytes
+    bits = {"w8a8": 8, "w4a8": 4, "bf16": 16, "fp32": 32}[name]
+    weights = (40 * 16 + 16 * 16) * bits // 8
+    small = 4 * (3 * 16 + 40 + 3 * 16 + 40)  # scales, and biases of the three
+    assert weights <= network.size_bytes <= weights + small
+    tolerance = 0.0 if name.startswith("w") else 0.02
+    found, expected = network(tokens[:3]), network.reference(tokens[:3])
+    assert torch.allclose(found, expected, rtol=0, atol=tolerance)
