@@ -22,6 +22,7 @@ from mpq_compile.kernels.tier import Tier
 from mpq_compile.lower.workloads import input_workload, site_workload
 from mpq_compile.passes.base import constant, is_call
 from mpq_compile.passes.kinds import TABLE_ENTRIES, Kind, kinds
+from mpq_compile.passes.materialize_attention import added_mask_bytes
 from mpq_compile.passes.network import Network
 from mpq_compile.passes.ops import ALL_SITE_OPS, site_conv2d
 from mpq_compile.runtime.device import Device
@@ -67,8 +68,9 @@ def fixed_bytes(network: Network, choices: Choices) -> int:
     """
     names = {name for candidates in choices.values() for name in candidates}
     coded = any(storage(Candidate.parse(name).input_format) == "u8" for name in names)
-    functions = list(kinds(network, allow_float=True).values()).count(Kind.TABLE)
-    total = TABLE_ENTRIES * functions if coded else 0
+    found = kinds(network, allow_float=True)
+    total = TABLE_ENTRIES * list(found.values()).count(Kind.TABLE) if coded else 0
+    total += added_mask_bytes(network, (n for n, kind in found.items() if kind is Kind.ATTENTION))
     for node in network.module.graph.nodes:
         value = constant(network.module, node)
         if value is not None and any(not is_call(user, *ALL_SITE_OPS) for user in node.users):

@@ -136,7 +136,7 @@ def keep_site(lowering: Lowering, record: SiteRecord) -> StoredSite:
     """Put the arrays of a site among the stored ones; a weight that is there already is shared."""
     site, arrays = stored_site(record)
     name = f"{site.name}.weight"
-    content = hashlib.sha256(arrays[name]).digest()
+    content = hashlib.sha256(arrays[name].tobytes()).digest()
     key = record.site.group, site.kind, site.bits, site.shape, content
     owner = lowering.weights.setdefault(key, site.name)
     if owner != site.name:

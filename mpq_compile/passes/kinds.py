@@ -267,7 +267,7 @@ def _is_attention(network: Network, node: fx.Node) -> bool:
     mask = argument(node, 3, "attn_mask")
     plain = not argument(node, 4, "dropout_p", 0.0) and not node.kwargs.get("enable_gqa", False)
     same = len(q) == len(k) == len(v) and q[:-2] == k[:-2] == v[:-2]
-    if not (plain and same and all(_is_float(network, n) for n in node.all_input_nodes[:3])):
+    if not (plain and same and all(_is_float(network, n) for n in node.args[:3])):
         return False
     return mask is None or len(_shape(network, mask) or q + (0,)) <= len(q)
 

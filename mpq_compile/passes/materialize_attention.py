@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import fx
 
 from mpq_compile.passes.base import argument
 from mpq_compile.passes.materialized import Builder
+from mpq_compile.passes.network import Network
 from mpq_compile.quant import ops as qops
 from mpq_compile.quant.multipliers import bounds_of, f32, scale_of, zero_point_of
 from mpq_compile.types import storage
@@ -49,6 +51,15 @@ def _mask(builder: Builder, mask: Any) -> fx.Node | None:
     if mask.name not in builder.masks:
         builder.masks[mask.name] = _added(builder, mask)
     return builder.masks[mask.name]
+
+
+def added_mask_bytes(network: Network, calls: Iterable[str]) -> int:
+    """Return the bytes of the two numbers that stand for each mask of truth values.
+
+    ``calls`` are the nodes that :func:`attention` replaces.
+    """
+    masks: set[Any] = {argument(network.node(name), 3, "attn_mask") for name in calls} - {None}
+    return sum(8 for mask in masks if network.shapes[mask.name][1] == torch.bool)
 
 
 def _added(builder: Builder, mask: fx.Node) -> fx.Node:

@@ -99,3 +99,28 @@ def test_a_weight_that_several_sites_read_is_stored_once(name: str, rounding: st
     tolerance = 0.0 if name.startswith("w") else 0.02
     found, expected = network(tokens[:3]), network.reference(tokens[:3])
     assert torch.allclose(found, expected, rtol=0, atol=tolerance)
+
+
+class Masked(nn.Module):
+    """Attention behind a mask of truth values that the model holds; two layers read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.register_buffer("seen", torch.ones(1, 1, 6, 6, dtype=torch.bool).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, 16] → the same."""
+        for layer in (self.first, self.second):
+            heads = layer(x).unflatten(-1, (2, 8)).transpose(1, 2)
+            mixed = F.scaled_dot_product_attention(heads, heads, heads, attn_mask=self.seen)
+            x = x + mixed.transpose(1, 2).flatten(2)
+        return x
+
+
+@pytest.mark.parametrize("name", ["w8a8", "fp32"])
+def test_what_stands_for_a_mask_is_counted(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 16)
+    network = mpq.assign(Masked().eval(), x[:1], [x], name, tuned=False)
+    assert network.size_bytes == network.plan.predicted.size_bytes
