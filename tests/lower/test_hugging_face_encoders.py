@@ -77,6 +77,13 @@ def distilbert() -> nn.Module:
     return transformers.DistilBertModel(transformers.DistilBertConfig(**DISTIL)).eval()
 
 
+def albert() -> nn.Module:
+    """One layer that is used twice."""
+    torch.manual_seed(3)
+    config = transformers.AlbertConfig(**SIZES, embedding_size=16)
+    return transformers.AlbertModel(config).eval()
+
+
 def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return ids and masks of sentences of different lengths."""
     generator = torch.Generator().manual_seed(seed)
@@ -111,13 +118,23 @@ def test_both_attentions_have_the_same_sites_and_one_kernel() -> None:
         assert list(kinds(graph).values()).count(Kind.ATTENTION) == 2
 
 
-@pytest.mark.parametrize("make", [bert, roberta, distilbert])
+@pytest.mark.parametrize("make", [bert, roberta, distilbert, albert])
 def test_a_model_is_called_as_it_comes(make: Callable[[], nn.Module]) -> None:
     model, x = make(), samples(1)
     net = mpq.assign(model, x, [samples(64, seed=1)], "fp32", tuned=False)
     found, exact = net(*x), model(*x)
     assert type(found) is type(exact)
     assert torch.allclose(found.last_hidden_state, exact.last_hidden_state, atol=1e-5)
+
+
+def test_a_layer_that_is_used_again_is_stored_once() -> None:
+    model, x = albert(), samples(1)
+    net = mpq.assign(model, x, [samples(64, seed=1)], "w8a8", tuned=False)
+    # A table that no site reads codes of is counted, and not stored.
+    assert 0 <= net.plan.predicted.size_bytes - net.size_bytes <= 256
+    weights = sum(p.numel() for p in model.parameters())
+    assert net.size_bytes < 2 * weights  # scales and biases of each use; twice the codes are more
+    assert sum(name.endswith("ffn:linear#1") for name in net.plan.assignment) == 1
 
 
 def test_the_batch_is_free_and_the_length_is_not() -> None:
