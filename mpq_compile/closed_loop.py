@@ -65,6 +65,7 @@ def recipe_for(recipe: Recipe, budget: Budget, evaluate: Evaluate | str | None) 
 
 def plan_within(session: Session, budget: Budget, goal: Goal | None) -> Plan:
     """Return the best plan that is predicted to keep the budget."""
+    session.check_database()
     if goal is None:
         return plan_auto(session, budget) if session.solver == AUTO else session.solve(budget)
     found = cheapest(session, budget, goal)
@@ -105,6 +106,7 @@ def compile_session(
     Raises:
         InfeasibleBudgetError: No assignment was measured within the budget.
     """
+    session.check_database()
     goal = goal_of(session, budget, minimize, evaluate, evaluations)
     timed = not session.analytic and (verify or _bounds_latency(budget))
     if not timed:

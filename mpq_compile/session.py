@@ -99,11 +99,14 @@ class Session:
         self.tuning_s = tuning_budget_s() if self.tuned else 0.0
         self._found: Target = resolve_target(self.target)
         self.profile: Profile = self._found.profile
-        if self.profile.kind != "analytic":
-            check_default_folder()
         self._range_notes: dict[str, str] = {}
         # A process that only helps another stays here.
         current_pool().opened(lambda: partial(perform, network=self.network, batches=self.batches))
+
+    def check_database(self) -> None:
+        """Raise ``ProfileError`` where costs are to be measured and have no place to be kept."""
+        if self.profile.kind != "analytic":
+            check_default_folder()
 
     @cached_property
     def network(self) -> Network:

@@ -138,6 +138,7 @@ def frontier_of(
     """Return the frontier of a session; see :func:`frontier`."""
     axes = _axes(axis)
     _check(session, points, budget, measure)
+    session.check_database()
     _check_tolerance(tolerance)
     budget = budget or Budget()
     judge = Judge(session, evaluate or default_measure(session), session.held_out)

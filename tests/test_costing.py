@@ -123,3 +123,5 @@ def test_a_missing_folder_is_told_before_anything_takes_time(
         mpq.plan(no_model, torch.zeros(1, 2), [torch.zeros(4, 2)])
     with pytest.raises(mpq.CaptureError):
         mpq.plan(no_model, torch.zeros(1, 2), [torch.zeros(4, 2)], target="bit_serial")
+    module, x = model()
+    mpq.assign(module, x[:1], [x], "w8a8", tuned=False)  # measures nothing

@@ -8,6 +8,8 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 from tradeoff_net import ANALYTIC, NAMES, X, model
 
 import mpq_compile as mpq
@@ -62,7 +64,14 @@ def _altered_problem() -> mpq.Plan:
     return replace(made, certificate={**made.certificate, "problem": problem})
 
 
+def _altered_table() -> mpq.Plan:
+    """Return a plan whose table, which people read, says something else than its problem."""
+    made = plan(**FORWARD)
+    return replace(made, table=[{**row, "loss": 123.0} for row in made.table])
+
+
 ALTERED = {
+    "another table": _altered_table,
     "another candidate": lambda: _other(next(iter(plan(**FORWARD).assignment))),
     "a lower loss": lambda: replace(plan(**FORWARD), loss=plan(**FORWARD).loss * 0.9),
     "another problem": _altered_problem,
@@ -80,6 +89,35 @@ ALTERED = {
 def test_an_altered_plan_is_found_out(case: str) -> None:
     report = mpq.check_plan(ALTERED[case]())
     assert not report.ok and report.proven == "wrong"
+
+
+class Recurring(nn.Module):
+    """A layer that is used three times: one weight, one candidate, three rows of the table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 8] → [B, 4]."""
+        for _ in range(3):
+            x = torch.relu(self.layer(x))
+        return self.head(x)
+
+
+def test_ties_are_compared_as_a_whole() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 8)
+    budget = {"size_mb": 0.0003}
+    made = mpq.plan(
+        Recurring().eval(), x[:1], [x], target=ANALYTIC, candidates=NAMES, budget=budget
+    )
+    assert mpq.check_plan(made).ok
+    rows = [
+        {**r, "size_bytes": r["size_bytes"] + (r["site"] == "layer:linear#2")} for r in made.table
+    ]
+    report = mpq.check_plan(replace(made, table=rows))
+    assert "size_bytes of layer:linear#0, layer:linear#1, layer:linear#2" in report.faults[0]
 
 
 def test_a_plan_without_proof_is_told() -> None:

@@ -89,6 +89,7 @@ class Lowering:
     ) -> None:
         self.graph = materialized.module
         self.records = materialized.records
+        self.owner_of = materialized.network.owner_of
         self.inputs = inputs
         self.emitter = emitter
         self.shapes = value_shapes(self.graph, inputs)

@@ -137,7 +137,7 @@ def keep_site(lowering: Lowering, record: SiteRecord) -> StoredSite:
     site, arrays = stored_site(record)
     name = f"{site.name}.weight"
     content = hashlib.sha256(arrays[name].tobytes()).digest()
-    key = record.site.group, site.kind, site.bits, site.shape, content
+    key = lowering.owner_of[site.name], site.kind, site.bits, site.shape, content
     owner = lowering.weights.setdefault(key, site.name)
     if owner != site.name:
         site = replace(site, shared=owner)

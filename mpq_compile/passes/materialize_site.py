@@ -92,7 +92,7 @@ def embedding(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
         candidate=candidate,
         node=new.name,
         weight=weight,
-        bias=torch.zeros(site.weight_shape[1]),
+        bias=torch.zeros(site.weight_shape[0]),
         has_bias=False,
         input_scale=1.0,
         output_scale=1.0,

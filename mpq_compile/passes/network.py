@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -70,13 +69,19 @@ class Network:
 
     @cached_property
     def owner_of(self) -> dict[str, str]:
-        """Site id to the first site that reads the same weight: often the site itself."""
-        nodes = {node.name: node for node in self.module.graph.nodes}
-        first: dict[str, str] = {}
-        owners = {}
+        """Site id to the first site that reads the same weight: often the site itself.
+
+        Weights that were derived from one are the same where they are equal: not where other
+        norms were folded into them.
+        """
+        owners: dict[str, str] = {}
+        readers: dict[str, list[str]] = {}
         for site in self.sites:
-            weight: Any = nodes[self.node_of[site.id]].args[1]
-            owners[site.id] = first.setdefault(str(weight.target), site.id)
+            before = readers.setdefault(site.group, [])
+            same = (name for name in before if torch.equal(self.weight(name), self.weight(site.id)))
+            owners[site.id] = next(same, site.id)
+            if owners[site.id] == site.id:
+                before.append(site.id)
         return owners
 
     def node(self, name: str) -> fx.Node:

@@ -7,8 +7,9 @@ the plan, or the artifact that it stands in, can have it checked, or solve it ag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from mpq_compile.errors import PlanError
 from mpq_compile.solve.certificate import Report, check
@@ -91,20 +92,26 @@ def _ties(plan: Plan) -> Iterator[str]:
 
 
 def _table(plan: Plan, problem: Problem) -> Iterator[str]:
-    """Losses and sizes of sites that are not tied are those of the problem."""
-    tied = [row["group"] for row in plan.table if row["group"] != row["site"]]
-    groups = {g.name: {c.name: c for c in g.candidates} for g in problem.groups}
+    """Losses and sizes of sites, those of ties together, are those of the problem."""
+    terms = {g.name: {c.name: c for c in g.candidates} for g in problem.groups}
+    ties: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in plan.table:
-        term = groups.get(row["site"], {}).get(row["candidate"])
-        if term is None or row["group"] in tied:
+        ties.setdefault((row["group"], row["candidate"]), []).append(row)
+    for (_, candidate), rows in ties.items():
+        # A tie's group bears the name of its first site.
+        term = terms.get(rows[0]["site"], {}).get(candidate)
+        if term is None:
             continue
-        loss = term.costs["loss"] if plan.minimised else term.loss
-        pairs = {"loss": loss, "size_bytes": term.costs.get("size_bytes", row["size_bytes"])}
-        for name, value in pairs.items():
-            if not math.isclose(row[name], value, rel_tol=TOLERANCE):
+        expected = {"loss": term.costs["loss"] if plan.minimised else term.loss}
+        if "size_bytes" in term.costs:
+            expected["size_bytes"] = term.costs["size_bytes"]
+        for name, value in expected.items():
+            found = sum(row[name] for row in rows)
+            if not math.isclose(found, value, rel_tol=TOLERANCE):
+                sites = ", ".join(row["site"] for row in rows)
                 yield (
-                    f"the {name} of {row['site']} at {row['candidate']} is {row[name]} in the "
-                    f"table, {value} in the problem"
+                    f"the {name} of {sites} at {candidate} is {found} in the table, {value} in "
+                    "the problem"
                 )
 
 

@@ -126,7 +126,7 @@ class _Insertion:
         self.roots = quantizer_roots(network, table)
         self.formats = stored_formats(network, table, self.candidates)
         self.names = {id(value): name for name, value in module.named_modules()}
-        self.tied: dict[tuple[str, QSpec, torch.Size], LearnedWeight] = {}
+        self.tied: dict[tuple[str, QSpec], LearnedWeight] = {}
 
     def run(self) -> None:
         nodes = list(self.module.graph.nodes)
@@ -162,15 +162,16 @@ class _Insertion:
             if candidate.weight_bits == 16:
                 weight = self._call(Straight(_bf16), weight)
             elif not candidate.is_float:
-                weight = self._call(self._weight(site.id, site.group, candidate))
+                weight = self._call(self._weight(site.id, candidate))
                 if student.network.biased(site.id):
                     bias = self._call(self._bias(site.id, node.name, candidate))
         node.args = (x, weight, bias, *node.args[3:])
 
-    def _weight(self, site: str, group: str, candidate: Candidate) -> LearnedWeight:
+    def _weight(self, site: str, candidate: Candidate) -> LearnedWeight:
         student = self.student
         weight = student.network.weight(site)
-        key = (group, weight_spec(candidate), weight.shape)
+        # Not the group: weights that were derived from one differ by the norms folded into them.
+        key = student.network.owner_of[site], weight_spec(candidate)
         if key not in self.tied:
             start = fitted_weight(student.network, student.calibration, site, candidate)
             self.tied[key] = LearnedWeight(weight, start)

@@ -124,3 +124,36 @@ def test_what_stands_for_a_mask_is_counted(name: str) -> None:
     x = torch.randn(4, 6, 16)
     network = mpq.assign(Masked().eval(), x[:1], [x], name, tuned=False)
     assert network.size_bytes == network.plan.predicted.size_bytes
+
+
+class Recurring(nn.Module):
+    """A 1-D convolution that is used three times, and one behind two norms, each folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.first, self.second = (
+            nn.Conv1d(8, 8, 3, padding=1),
+            nn.BatchNorm1d(8),
+            nn.BatchNorm1d(8),
+        )
+        self.normed = nn.Conv1d(8, 8, 3, padding=1, bias=False)
+        for norm in (self.first, self.second):
+            nn.init.uniform_(norm.weight, 0.5, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 8, L] → the same."""
+        for _ in range(3):
+            x = F.relu(self.conv(x))
+        x = F.relu(self.first(self.normed(x)))
+        return self.second(self.normed(x))
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "fp32"])
+def test_weights_are_shared_where_they_are_equal(name: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(70, 8, 12)
+    network = mpq.assign(Recurring().eval(), x[:1], [x], name, tuned=False)
+    assert network.size_bytes == network.plan.predicted.size_bytes
+    bits = {"w8a8": 8, "w4a8": 4, "fp32": 32}[name]
+    weights = 3 * 8 * 8 * 3 * bits // 8  # of one layer that is used again, and of two
+    assert weights <= network.size_bytes <= weights + 2 * 5 * 8 * 4

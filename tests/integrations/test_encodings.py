@@ -80,6 +80,28 @@ def test_the_same_network_comes_back(
     assert [first[key] for key in kept] == [last[key] for key in kept]
 
 
+class Words(nn.Module):
+    """Fewer columns than rows, which are the head's weight too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.head = nn.Embedding(20, 16), nn.Linear(16, 20, bias=False)
+        self.head.weight = self.rows.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.rows(tokens).relu())
+
+
+def test_an_embedding_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 20, (32, 6))
+    model = Words().eval()
+    net = assign(model, tokens[:1], [tokens], "w4a8", tuned=False)
+    written = mpq.export_encodings(net, tmp_path / "words.json")
+    again = mpq.from_encodings(model, tokens[:1], written, tuned=False)
+    assert torch.equal(again(tokens), net(tokens))
+
+
 def test_what_is_written(body: Any, net: CompiledNetwork, path: Path) -> None:
     by_site = {entry["name"]: entry for entry in body["param_encodings"]}
     assert {name: entry["candidate"] for name, entry in by_site.items()} == MIXED

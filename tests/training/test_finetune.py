@@ -93,6 +93,41 @@ def test_the_student_computes_what_the_oracle_computes(assign: Any) -> None:
     assert (scores - oracle).square().mean() < 0.002 * power
 
 
+class TwoNorms(nn.Module):
+    """One convolution behind two norms, folded into weights that differ, and a layer used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.again = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        for norm in (self.first, self.second):
+            nn.init.uniform_(norm.weight, -2.0, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(self.conv(x)))
+        x = self.again(self.again(x).relu())
+        return self.second(self.conv(x)).mean((2, 3))
+
+
+def test_weights_that_norms_made_differ_are_trained_apart() -> None:
+    torch.manual_seed(0)
+    found = Session(
+        TwoNorms().eval(), X[:1], [X], target="bit_serial", recipe=Recipe(rounding="nearest")
+    )
+    assignment = uniform(found, "w8a8")
+    owners = found.network.owner_of
+    assert [owners[f"conv:conv2d#{i}"] for i in range(2)] == ["conv:conv2d#0", "conv:conv2d#1"]
+    assert owners["again:conv2d#1"] == "again:conv2d#0"
+    student = Student(found.network, found.rounded_for(assignment), assignment)
+    with torch.no_grad():
+        scores = student.module(X)[0]
+    oracle = found.reference(assignment)(X)
+    assert (scores - oracle).square().mean() < 0.002 * oracle.square().mean()
+    before = noise(found, assignment)
+    found.keep(assignment, trained(found, assignment, epochs=1, rate=1e-6).calibration)
+    assert noise(found, assignment) < 1.5 * before
+
+
 @pytest.mark.parametrize("assign", [uniform, mixed])
 def test_training_brings_the_oracle_nearer_to_float(assign: Any) -> None:
     found = session()
