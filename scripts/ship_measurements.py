@@ -35,7 +35,7 @@ from mpq_compile.cost.shipped import SHIPPED_DIR, SUFFIX  # noqa: E402
 from mpq_compile.cost.store import Store  # noqa: E402
 from mpq_compile.profiling import Profiled, profile, sweep  # noqa: E402
 from mpq_compile.runtime.device import LocalDevice  # noqa: E402
-from mpq_compile.runtime.fingerprint import kernel_hash, toolchain_hash  # noqa: E402
+from mpq_compile.runtime.fingerprint import kernel_hash, lowering_hash, toolchain_hash  # noqa: E402
 
 
 def main() -> int:
@@ -78,13 +78,15 @@ def profiled(name: str, budget_s: float) -> Profiled:
 
 
 def written() -> tuple[Path, int]:
-    """Write the rows of this device, these kernels and this toolchain that were not disturbed."""
+    """Write the rows of this device and of what is installed that were not disturbed."""
     origin = (LocalDevice().fingerprint, toolchain_hash(), kernel_hash())
     with Store(DATABASE, read_only=True) as store:
         rows = [
             (key, value)
             for key, value in store.items()
-            if (key.device, key.toolchain, key.kernels) == origin and value.settled
+            if (key.device, key.toolchain, key.kernels) == origin
+            and (key.operator != "network" or lowering_hash() in key.shape)
+            and value.settled
         ]
     SHIPPED_DIR.mkdir(exist_ok=True)
     path = SHIPPED_DIR / f"{origin[0]}{SUFFIX}"
