@@ -5,8 +5,9 @@
 Times the sweep of ``mpq profile --sweep``, and what plans of the networks of
 ``benchmarks/peers.py`` need for their usual candidates, schedules and whole networks included. It
 takes minutes, wants a machine without other work, and goes on where it was interrupted: its
-database is ``build/shipped.sqlite``. Only rows of the present kernels and toolchain are written, so
-it is to be run again whenever ``kernels`` or TVM has changed. Exit code 1 where the time ran out.
+database is ``build/shipped.sqlite``. Only rows of the present kernels and toolchain are written,
+and networks of the present lowering, so it is to be run again whenever ``kernels``, TVM or
+``mpq_compile/lower`` has changed. Exit code 1 where the time ran out.
 """
 
 from __future__ import annotations
