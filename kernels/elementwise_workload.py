@@ -227,3 +227,45 @@ class RotaryWorkload:
         """Return the canonical name."""
         shape = f"{self.batch}x{self.heads}x{self.rows}x{self.depth}"
         return "/".join(["rotary", shape, self.x.key, self.cos.key, self.sin.key])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LstmStepWorkload:
+    """What an LSTM makes of float32 gates [rows, 4 · hidden]: hidden and cell state.
+
+    Args:
+        carried: False where the cell state before is zero, and no operand.
+    """
+
+    rows: int
+    hidden: int
+    carried: bool
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        return f"lstm_step/{self.rows}x{self.hidden}/{'carried' if self.carried else 'first'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GruStepWorkload:
+    """What a GRU makes of float32 products of input and hidden state: its hidden state.
+
+    Args:
+        inner: Where the products of the input lie, [rows, 3 · hidden].
+        outer: Those of the hidden state: a row each, one for all (a bias), or none.
+        carried: False where the hidden state before is zero, and no operand.
+    """
+
+    rows: int
+    hidden: int
+    inner: Layout
+    outer: Literal["each", "shared", "none"]
+    carried: bool
+
+    @property
+    def key(self) -> str:
+        """Return the canonical name."""
+        shape = f"{self.rows}x{self.hidden}"
+        state = "carried" if self.carried else "first"
+        return f"gru_step/{shape}/{self.inner.key}/{self.outer}/{state}"

@@ -19,12 +19,15 @@ from mpq_compile.kernels import (
     packing,
     pool,
     quantize_rows,
+    recurrent,
     rotary,
     write_rows,
 )
 from mpq_compile.kernels.attention_workload import AttentionWorkload
 from mpq_compile.kernels.choice import Choice, ChoiceOf, modelled
 from mpq_compile.kernels.elementwise_workload import (
+    GruStepWorkload,
+    LstmStepWorkload,
     NormWorkload,
     PoolWorkload,
     QuantizeRowsWorkload,
@@ -332,6 +335,8 @@ GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
     LinearWorkload: matmul.generate,
     AttentionWorkload: attention.generate,
     EmbeddingWorkload: embedding.generate,
+    GruStepWorkload: recurrent.gru,
+    LstmStepWorkload: recurrent.lstm,
     NormWorkload: layer_norm.generate,
     QuantizeRowsWorkload: quantize_rows.generate,
     RotaryWorkload: rotary.generate,

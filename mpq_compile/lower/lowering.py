@@ -24,6 +24,7 @@ from mpq_compile.lower import (
     rules_float,
     rules_matmul,
     rules_norm,
+    rules_recurrent,
 )
 from mpq_compile.lower.emit import Emitter, Value
 from mpq_compile.lower.formats import STORAGE
@@ -208,6 +209,8 @@ _RULES: dict[Any, Callable[[Lowering, fx.Node], Any]] = {
     aten.layer_norm.default: rules_norm.layer_norm,
     aten.rms_norm.default: rules_norm.rms_norm,
     ops.rotary: rules_attention.rotary,
+    ops.lstm_step: rules_recurrent.lstm_step,
+    ops.gru_step: rules_recurrent.gru_step,
     ops.write_rows: rules_cache.write_rows,
     aten.cat.default: rules_elementwise.concat,
     operator.getitem: rules_float.pick,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.passes import composite_layers
+from mpq_compile.passes import composite_layers, recurrent
 from mpq_compile.passes.base import argument, call, constant, is_call, replace
 from mpq_compile.passes.remove_identity import end_is_whole
 
@@ -174,4 +174,5 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.mul.Tensor: _with_number,
     aten.div.Tensor: _with_number,
     **composite_layers.RULES,
+    **recurrent.RULES,
 }

@@ -135,6 +135,8 @@ _FLOATS = INDEX_OPS | frozenset(
         aten.cos.default,
         ops.write_rows,
         ops.rotary,
+        ops.lstm_step,
+        ops.gru_step,
         aten.linalg_vector_norm.default,
         aten.upsample_bicubic2d.vec,
         aten.constant_pad_nd.default,  # of another value than zero

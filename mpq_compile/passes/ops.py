@@ -117,6 +117,41 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
+def lstm_step(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return h = σ(o) · tanh(c) and c = σ(f) · c + σ(i) · tanh(g): a step of an LSTM.
+
+    Args:
+        gates: [B, 4·H], sums of both products: i, f, g and o as in ``nn.LSTM``.
+        cell: [B, H], the cell state before; None for zeros.
+
+    Returns:
+        Hidden state and cell state after the step, [B, H] each.
+    """
+    i, f, g, o = gates.chunk(4, -1)
+    new = torch.sigmoid(i) * torch.tanh(g)
+    cell = new if cell is None else torch.sigmoid(f) * cell + new
+    return torch.sigmoid(o) * torch.tanh(cell), cell
+
+
+def gru_step(inner: Tensor, outer: Tensor | None, hidden: Tensor | None) -> Tensor:
+    """Return ``(1 − z) · n + z · h``, the hidden state of a GRU after a step.
+
+    r = σ(r_x + r_h), z = σ(z_x + z_h) and n = tanh(n_x + r · n_h).
+
+    Args:
+        inner: [B, 3·H], products of the input: r, z and n as in ``nn.GRU``.
+        outer: [B, 3·H] or [3·H], products of the hidden state; None for zeros.
+        hidden: [B, H], the hidden state before; None for zeros.
+    """
+    r, z, n = inner.chunk(3, -1)
+    if outer is not None:
+        r_h, z_h, n_h = outer.chunk(3, -1)
+        r, z = r + r_h, z + z_h
+        n = n + torch.sigmoid(r) * n_h
+    z, n = torch.sigmoid(z), torch.tanh(n)
+    return n - z * n if hidden is None else n + z * (hidden - n)
+
+
 # Sites that multiply, and all sites.
 SITE_OPS = (site_conv2d, site_linear)
 ALL_SITE_OPS = (*SITE_OPS, site_embedding)
