@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from recurrent_nets import Carried, Cells, Recurrent
 from torch import Tensor, nn
 
 
@@ -462,4 +463,7 @@ CASES: Mapping[str, NetCase] = {
     "gates": NetCase(make=Gates, shapes=((3, 6, 7),)),
     "reductions": NetCase(make=Reductions, shapes=((3, 6, 7),), exact=False),
     "tied": NetCase(make=Tied, shapes=((8,),)),
+    "recurrent": NetCase(make=Recurrent, shapes=((6, 12),), exact=False),
+    "cells": NetCase(make=Cells, shapes=((4, 12),), exact=False),
+    "carried": NetCase(make=Carried, shapes=((5, 6), (2, 8), (2, 10)), exact=False),
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from mpq_compile.passes import ops
-from mpq_compile.passes.base import add_constant, argument, call, constant, is_call, replace
+from mpq_compile.passes.base import add_constant, argument, call, constant, is_call
 
 aten = torch.ops.aten
 _ZEROS = (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
@@ -47,7 +47,7 @@ class _Emit:
         return node
 
     def is_zero(self, node: fx.Node) -> bool:
-        """Tell whether a tensor holds zeros alone: what a recurrence starts from, left to itself."""
+        """Tell whether a tensor holds zeros alone, as what a recurrence starts from often does."""
         while is_call(node, *_SHAPED):
             node = node.args[0]  # type: ignore[assignment]
         value = constant(self.module, node)
@@ -105,7 +105,7 @@ class _Lstm:
 
 
 class _Gru:
-    """h = (1 − z) · n + z · h, n = tanh(n_x + r · n_h): products of the hidden state stand alone."""
+    """h = (1 − z) · n + z · h, n = tanh(n_x + r · n_h): both products stay apart."""
 
     def __init__(self, emit: _Emit, weights: _Weights) -> None:
         self.emit = emit
@@ -155,15 +155,16 @@ def _layers(module: fx.GraphModule, node: fx.Node, cell: _MakeCell) -> None:
     assert isinstance(x, fx.Node) and isinstance(parameters, Sequence) and isinstance(count, int)
     axis = 1 if batch_first else 0
     steps = x.meta["val"].shape[axis] if "val" in x.meta else None
-    if not isinstance(steps, int) or any(argument(node, i, "", False) for i in (6,)):
+    if not isinstance(steps, int):
         return  # sequences of any length are no list of steps
     emit = _Emit(module=module, before=node)
     starts = list(given) if isinstance(given, (list, tuple)) else [given]
     directions = 2 if two_ways else 1
     each = len(parameters) // (count * directions)
     ends: list[State] = []
+    ways: list[list[fx.Node]] = []
     for layer in range(count):
-        results = []
+        ways = []
         for direction in range(directions):
             index = layer * directions + direction
             weights = _weights(parameters[index * each : (index + 1) * each], bool(biased))
@@ -172,14 +173,17 @@ def _layers(module: fx.GraphModule, node: fx.Node, cell: _MakeCell) -> None:
             )
             order = range(steps)[:: -1 if direction else 1]
             hiddens, end = _run(emit, cell(emit, weights), x, axis, order, start)
-            results.append(hiddens)
+            ways.append(hiddens)
             ends.append(end)
-        hiddens = [
-            pair[0] if len(pair) == 1 else emit(aten.cat.default, list(pair), -1)
-            for pair in zip(*results, strict=True)
-        ]
-        x = _stacked(emit, hiddens, axis)
-    _hand_over(emit, node, x, hiddens, axis, ends)
+        x = _side_by_side(emit, [_stacked(emit, hiddens, axis) for hiddens in ways])
+    for pick in list(node.users):
+        index: Any = pick.args[1]
+        if index == 0:
+            _steps_to_readers(emit, pick, ways, axis)
+        result = _stacked(emit, [end[index - 1] for end in ends], 0) if index else x
+        pick.replace_all_uses_with(result)
+        module.graph.erase_node(pick)
+    module.graph.erase_node(node)
 
 
 def _weights(parameters: Sequence[Any], biased: bool) -> _Weights:
@@ -212,37 +216,22 @@ def _stacked(emit: _Emit, values: Sequence[fx.Node | None], axis: int) -> fx.Nod
     return parts[0] if len(parts) == 1 else emit(aten.cat.default, parts, axis)
 
 
-def _hand_over(
-    emit: _Emit,
-    node: fx.Node,
-    output: fx.Node,
-    hiddens: Sequence[fx.Node],
-    axis: int,
-    ends: Sequence[State],
-) -> None:
-    """Give the results to their readers: all hidden states, and the last ones of each layer."""
-    for pick in list(node.users):
-        index: Any = pick.args[1]
-        if index == 0:
-            _steps_to_readers(emit.module, pick, hiddens, axis)
-            pick.replace_all_uses_with(output)
-        else:
-            last = _stacked(emit, [end[index - 1] for end in ends], 0)
-            pick.replace_all_uses_with(last)
-        emit.module.graph.erase_node(pick)
-    emit.module.graph.erase_node(node)
+def _side_by_side(emit: _Emit, parts: Sequence[fx.Node]) -> fx.Node:
+    """Join what both directions give; one is alone."""
+    return parts[0] if len(parts) == 1 else emit(aten.cat.default, list(parts), -1)
 
 
 def _steps_to_readers(
-    module: fx.GraphModule, pick: fx.Node, hiddens: Sequence[fx.Node], axis: int
+    emit: _Emit, pick: fx.Node, ways: Sequence[Sequence[fx.Node]], axis: int
 ) -> None:
     """Who takes one step of the sequence, often the last one, needs no sequence."""
     for reader in list(pick.users):
         if not is_call(reader, aten.select.int) or not isinstance(reader.args[2], int):
             continue
         if reader.args[1] in (axis, axis - 3):
-            reader.replace_all_uses_with(hiddens[reader.args[2]])
-            module.graph.erase_node(reader)
+            hidden = _side_by_side(emit, [hiddens[reader.args[2]] for hiddens in ways])
+            reader.replace_all_uses_with(hidden)
+            emit.module.graph.erase_node(reader)
 
 
 def _cell(module: fx.GraphModule, node: fx.Node, cell: _MakeCell) -> None:

@@ -159,6 +159,45 @@ def _rotary(writer: Writer, _: Sizes, call: Call) -> str:
     return writer.op("Add", *parts, into=call.name)
 
 
+def _gates(writer: Writer, x: str, width: int, count: int, into: str) -> list[str]:
+    """Split the last dimension into the gates of a recurrent layer."""
+    names = [f"{into}_gate{index}" for index in range(count)]
+    return writer.ops("Split", x, writer.sizes(*[width] * count), into=names, axis=-1)
+
+
+def _lstm_step(writer: Writer, _: Sizes, call: Call) -> list[str]:
+    """Hidden and cell state of a step."""
+    gates, cell = call.args
+    i, f, g, o = _gates(writer, gates.name, gates.shape[-1] // 4, 4, call.name)
+    i, o = (writer.op("Sigmoid", gate, into=f"{gate}_open") for gate in (i, o))
+    new = writer.op("Mul", i, writer.op("Tanh", g, into=f"{g}_tanh"), into=f"{call.name}_new")
+    if cell is not None:
+        kept = writer.op("Sigmoid", f, into=f"{f}_open")
+        kept = writer.op("Mul", kept, cell.name, into=f"{call.name}_kept")
+        new = writer.op("Add", kept, new, into=f"{call.name}_cell")
+    bent = writer.op("Tanh", new, into=f"{call.name}_bent")
+    return [writer.op("Mul", o, bent, into=call.name), new]
+
+
+def _gru_step(writer: Writer, _: Sizes, call: Call) -> str:
+    """The hidden state of a step."""
+    inner, outer, hidden = call.args
+    width = inner.shape[-1] // 3
+    r, z, n = _gates(writer, inner.name, width, 3, f"{call.name}_x")
+    if outer is not None:
+        r_h, z_h, n_h = _gates(writer, outer.name, width, 3, f"{call.name}_h")
+        r = writer.op("Add", r, r_h, into=f"{call.name}_r")
+        z = writer.op("Add", z, z_h, into=f"{call.name}_z")
+        reset = writer.op("Sigmoid", r, into=f"{call.name}_reset")
+        n = writer.op("Add", n, writer.op("Mul", reset, n_h, into=f"{call.name}_n"), into=n)
+    z = writer.op("Sigmoid", z, into=f"{call.name}_update")
+    n = writer.op("Tanh", n, into=f"{call.name}_new")
+    if hidden is None:
+        return writer.op("Sub", n, writer.op("Mul", z, n, into=f"{call.name}_part"), into=call.name)
+    apart = writer.op("Sub", hidden.name, n, into=f"{call.name}_apart")
+    return writer.op("Add", n, writer.op("Mul", z, apart, into=f"{call.name}_part"), into=call.name)
+
+
 def _clamp(writer: Writer, _: Sizes, call: Call) -> str:
     return writer.clip(call.x.name, *call.args[1:3], into=call.name)
 
@@ -312,6 +351,8 @@ FLOATS: Mapping[Any, Rule] = {
     ops.subtract: _clamped("Sub"),
     ops.multiply: _clamped("Mul"),
     ops.rotary: _rotary,
+    ops.lstm_step: _lstm_step,
+    ops.gru_step: _gru_step,
     ops.clamp: _clamp,
     ops.channel_affine: _channel_affine,
     aten.softmax.int: _softmax("Softmax"),

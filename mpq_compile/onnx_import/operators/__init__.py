@@ -15,6 +15,7 @@ from mpq_compile.onnx_import.operators.norms import NORMS
 from mpq_compile.onnx_import.operators.pooling import POOLING
 from mpq_compile.onnx_import.operators.products import PRODUCTS
 from mpq_compile.onnx_import.operators.quantizers import QUANTIZERS
+from mpq_compile.onnx_import.operators.recurrent import RECURRENT
 from mpq_compile.onnx_import.operators.reductions import REDUCTIONS
 from mpq_compile.onnx_import.operators.resize import RESIZE
 from mpq_compile.onnx_import.operators.sources import SOURCES
@@ -30,6 +31,7 @@ OPERATORS: Mapping[str, Operator] = {
     **POOLING,
     **PRODUCTS,
     **QUANTIZERS,
+    **RECURRENT,
     **REDUCTIONS,
     **RESIZE,
     **SOURCES,
