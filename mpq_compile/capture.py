@@ -194,7 +194,9 @@ def _tensors(inputs: Sequence[Any]) -> tuple[Tensor, ...]:
 
 def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
     try:
-        with torch.no_grad(), _without_traces():
+        with torch.no_grad(), _without_traces(), warnings.catch_warnings():
+            # Recurrent layers assign the list of their weights while they are traced.
+            warnings.filterwarnings("ignore", r"(?s)The tensor attributes? .*_flat_weights\[")
             return torch.export.export(model, inputs, dynamic_shapes=shapes)
     except MpqError:
         raise  # an imported network says itself what it cannot do

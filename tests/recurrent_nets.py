@@ -31,8 +31,9 @@ class Cells(nn.Module):
         self.third, self.last = nn.RNNCell(7, 6, nonlinearity="relu"), nn.Linear(6, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, c = x.new_zeros(len(x), 16), x.new_zeros(len(x), 16)
-        g, r = x.new_zeros(len(x), 7), x.new_zeros(len(x), 6)
+        batch = x.shape[0]
+        h, c = x.new_zeros(batch, 16), x.new_zeros(batch, 16)
+        g, r = x.new_zeros(batch, 7), x.new_zeros(batch, 6)
         for step in range(x.shape[1]):
             h, c = self.first(x[:, step], (h, c))
             g = self.second(h, g)

@@ -18,6 +18,7 @@ from mpq_compile.onnx_import.naming import parameter_paths
 from mpq_compile.onnx_import.network import SOURCE, OnnxNetwork, operator_of
 from mpq_compile.onnx_import.operators import OPERATORS
 from mpq_compile.onnx_import.program import Program, program_of
+from mpq_compile.onnx_import.recurrences import with_recurrences
 from mpq_compile.onnx_import.source import Source, read
 
 
@@ -114,7 +115,8 @@ def model_of(source: Source) -> OnnxModel:
     program = program_of(source)
     for node in program.nodes:
         operator_of(node)
-    program, ranges = without_pairs(with_linears(free_batch(fold_constants(program))))
+    program = with_recurrences(free_batch(fold_constants(program)))
+    program, ranges = without_pairs(with_linears(program))
     _check_float32(program, source.path)
     paths = parameter_paths(program, source.scopes)
     return OnnxModel(

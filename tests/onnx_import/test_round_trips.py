@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from onnx_files import export, small
+from recurrent_nets import Recurrent, TimeFirst
 from shared_nets import NAMES, data_folder, load_net
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from mpq_compile.capture import capture
 from mpq_compile.passes.network import Network, prepare
@@ -60,6 +62,22 @@ def test_an_encoder(tmp_path: Path) -> None:
     found = imported(layer.eval(), x, tmp_path / "net.onnx", dynamo=True)
     expected = ["self_attn", "self_attn.out_proj", "linear1", "linear2"]
     assert [site.path for site in found.sites] == expected
+
+
+@pytest.mark.parametrize("make", [Recurrent, TimeFirst])
+def test_recurrent_layers(tmp_path: Path, make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = make().eval()
+    shape = (1, 6, 12) if make is Recurrent else (1, 1, 8, 10)
+    x = torch.randn(shape)
+    captured = capture(export(model, x, tmp_path / "net.onnx", free=False))
+    with torch.no_grad():
+        expected = pytree.tree_leaves(model(x))
+    for found, wanted in zip(captured.module(x), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    network, same = prepare(captured), prepare(capture(model, x))
+    assert sites(network) == sites(same)
+    assert network.owner_of == same.owner_of
 
 
 @pytest.mark.skipif(not data_folder().is_dir(), reason="the shared networks are not there")

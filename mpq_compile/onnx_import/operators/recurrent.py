@@ -7,9 +7,9 @@ knows a reverse direction alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,113 +19,90 @@ from mpq_compile.onnx_import.program import Node
 
 aten = torch.ops.aten
 _DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-_Results = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
+# Where PyTorch's gates stand among those of ONNX: i, o, f, g and z, r, n.
+_GATES: dict[str, tuple[int, ...]] = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+_Results = tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layer:
-    """The operands that all three have in common.
+def parameters_of(kind: str, w: Tensor, r: Tensor, b: Tensor | None) -> list[list[Tensor]]:
+    """Return weight_ih, weight_hh and, if any, bias_ih and bias_hh of each direction.
 
     Args:
-        node: The call.
-        x: [T, B, I], or [B, T, I] where ``batch_first``.
-        order: Where PyTorch's gates stand among those of ONNX.
-        weights: W [D, G·H, I] and R [D, G·H, H].
-        bias: [D, 2·G·H], those of W before those of R; None for zeros.
+        kind: "LSTM", "GRU" or "RNN".
+        w, r: [D, G·H, I] and [D, G·H, H].
+        b: [D, 2·G·H], those of W before those of R; None for zeros.
     """
-
-    node: Node
-    x: Tensor
-    order: Sequence[int]
-    weights: tuple[Tensor, Tensor]
-    bias: Tensor | None
-
-    @property
-    def batch_first(self) -> bool:
-        return bool(self.node.get("layout", 0))
-
-    @property
-    def backwards(self) -> bool:
-        """True where the only direction is the reverse one."""
-        return self.node.get("direction", "forward") == "reverse"
-
-    @property
-    def directions(self) -> int:
-        return _DIRECTIONS[self.node.get("direction", "forward")]
-
-    def run(self, operator: Any, states: Sequence[Tensor | None]) -> _Results:
-        """Call PyTorch's ``operator``; return outputs as ONNX has them."""
-        time = 1 if self.batch_first else 0
-        x = self.x.flip(time) if self.backwards else self.x
-        starts = [self._state(state) for state in states]
-        start = starts[0] if len(starts) == 1 else starts
-        biased = self.bias is not None
-        fixed = (biased, 1, 0.0, False, self.directions == 2)
-        y, *ends = operator(x, start, self._parameters(), *fixed, batch_first=self.batch_first)
-        y = y.flip(time) if self.backwards else y
-        y = y.unflatten(-1, (self.directions, -1))  # [T, B, D, H], or [B, T, D, H]
-        if self.batch_first:
-            return (y, *(end.transpose(0, 1) for end in ends))
-        return (y.transpose(1, 2), *ends)
-
-    def _state(self, state: Tensor | None) -> Tensor:
-        """Return a state as [D, B, H]."""
-        if state is None:
-            batch = self.x.shape[0 if self.batch_first else 1]
-            return self.x.new_zeros((self.directions, batch, self.weights[1].shape[-1]))
-        return state.transpose(0, 1) if self.batch_first else state
-
-    def _parameters(self) -> list[Tensor]:
-        """Return weight_ih, weight_hh, bias_ih and bias_hh of each direction."""
-        parameters = []
-        for direction in range(self.directions):
-            values = [weight[direction] for weight in self.weights]
-            if self.bias is not None:
-                values += self.bias[direction].chunk(2)
-            parameters += [self._ordered(value) for value in values]
-        return parameters
-
-    def _ordered(self, value: Tensor) -> Tensor:
-        if len(self.order) == 1:
-            return value
-        gates = value.chunk(len(self.order))
-        return torch.cat([gates[gate] for gate in self.order])
+    found = []
+    for direction in range(w.shape[0]):
+        values = [w[direction], r[direction]]
+        if b is not None:
+            middle = b.shape[1] // 2
+            values += [b[direction, :middle], b[direction, middle:]]
+        found.append([_ordered(value, _GATES[kind]) for value in values])
+    return found
 
 
-def lstm(
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Tensor | None = None,
-    h: Tensor | None = None,
-    c: Tensor | None = None,
-    peepholes: Tensor | None = None,
+def _ordered(value: Tensor, order: Sequence[int]) -> Tensor:
+    width = value.shape[0] // len(order)
+    gates = [value[gate * width : (gate + 1) * width] for gate in order]
+    return gates[0] if len(gates) == 1 else torch.cat(gates)
+
+
+def layer(
+    node: Node, kind: str, x: Tensor, states: Sequence[Tensor | None], parameters: Sequence[Tensor]
 ) -> _Results:
-    """Gates i, o, f and g; PyTorch has i, f, g and o."""
-    _check(node, x, lengths, ["Sigmoid", "Tanh", "Tanh"])
-    if peepholes is not None:
-        raise node.unsupported("peepholes", "train the model without them")
-    if node.get("input_forget", 0):
-        raise node.unsupported("input_forget 1")
-    layer = _Layer(node=node, x=x, order=(0, 2, 3, 1), weights=(w, r), bias=b)
-    return layer.run(aten.lstm.input, [h, c])
+    """Return outputs and last states as ONNX has them, of parameters as PyTorch has them.
+
+    Args:
+        node: The call, for its attributes.
+        kind: "LSTM", "GRU" or "RNN".
+        x: [T, B, I], or [B, T, I] with layout 1.
+        states: Hidden and, of an LSTM, cell state; None for zeros.
+        parameters: Of each direction, one after the other.
+    """
+    direction = node.get("direction", "forward")
+    count, batch_first = _DIRECTIONS[direction], bool(node.get("layout", 0))
+    time = 1 if batch_first else 0
+    backwards = direction == "reverse"
+    hidden = parameters[1].shape[1]
+    starts = [_start(x, state, count, hidden, batch_first) for state in states]
+    y, *ends = _operator(node, kind)(
+        x.flip(time) if backwards else x,
+        starts if len(starts) > 1 else starts[0],
+        parameters,
+        len(parameters) // count > 2,
+        1,
+        0.0,
+        False,
+        count == 2,
+        batch_first=batch_first,
+    )
+    y = y.flip(time) if backwards else y
+    y = y.unflatten(-1, (count, hidden))  # [T, B, D, H], or [B, T, D, H]
+    if batch_first:
+        return (y, *(end.transpose(0, 1) for end in ends))
+    return (y.transpose(1, 2), *ends)
 
 
-def gru(
-    node: Node,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Tensor | None = None,
-    h: Tensor | None = None,
-) -> _Results:
-    """Gates z, r and n; PyTorch has r, z and n."""
-    _check(node, x, lengths, ["Sigmoid", "Tanh"])
-    operator = aten.gru.input if node.get("linear_before_reset", 0) else _reset_first
-    return _Layer(node=node, x=x, order=(1, 0, 2), weights=(w, r), bias=b).run(operator, [h])
+def _start(
+    x: Tensor, state: Tensor | None, directions: int, hidden: int, batch_first: bool
+) -> Tensor:
+    """Return a state as [D, B, H]."""
+    if state is None:
+        return x.new_zeros((directions, x.shape[0 if batch_first else 1], hidden))
+    return state.transpose(0, 1) if batch_first else state
+
+
+def _operator(node: Node, kind: str) -> Any:
+    if kind == "LSTM":
+        return aten.lstm.input
+    if kind == "GRU":
+        return aten.gru.input if node.get("linear_before_reset", 0) else _reset_first
+    return aten.rnn_relu.input if _is_relu(node) else aten.rnn_tanh.input
+
+
+def _is_relu(node: Node) -> bool:
+    return {name.lower() for name in node.get("activations", ["Tanh"])} == {"relu"}
 
 
 def _reset_first(
@@ -158,37 +135,68 @@ def _reset_first(
     return torch.cat(outputs, -1), torch.stack(ends)
 
 
-def rnn(
+def check(
     node: Node,
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    lengths: Tensor | None = None,
-    h: Tensor | None = None,
-) -> _Results:
-    """One gate, of tanh or ReLU."""
-    relu = set(node.get("activations", ["Tanh"])) == {"Relu"}
-    _check(node, x, lengths, ["Relu" if relu else "Tanh"])
-    operator = aten.rnn_relu.input if relu else aten.rnn_tanh.input
-    return _Layer(node=node, x=x, order=(0,), weights=(w, r), bias=b).run(operator, [h])
+    kind: str,
+    steps: int | None,
+    lengths: np.ndarray | Tensor | None,
+    peepholes: object,
+) -> None:
+    """Refuse what PyTorch's operators do not compute.
 
-
-def _check(node: Node, x: Tensor, lengths: Any, activations: Sequence[str]) -> None:
-    """Refuse what PyTorch's operators do not compute."""
-    directions = _DIRECTIONS[node.get("direction", "forward")]
-    given = node.get("activations", [*activations] * directions)
-    if [name.lower() for name in given] != [name.lower() for name in activations] * directions:
-        raise node.unsupported(f"activations {given}")
+    Args:
+        steps: Length of the input; None where it is free.
+        lengths: Those of the sequences, if given.
+        peepholes: The weights of them, if given.
+    """
+    plain = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}[kind]
+    plain = ["relu"] if kind == "RNN" and _is_relu(node) else plain
+    expected = plain * _DIRECTIONS[node.get("direction", "forward")]
+    given = [name.lower() for name in node.get("activations", expected)]
+    if given != expected:
+        raise node.unsupported(f"activations {given}", f"train it with {expected}")
     if node.get("clip") is not None:
         raise node.unsupported("clip")
-    steps = x.shape[1 if node.get("layout", 0) else 0]
-    if lengths is not None and any(length != steps for length in lengths.reshape(-1).tolist()):
+    if node.get("input_forget", 0):
+        raise node.unsupported("input_forget 1")
+    if peepholes is not None:
+        raise node.unsupported("peepholes", "train the model without them")
+    if lengths is not None and any(int(length) != steps for length in lengths.reshape(-1)):
         raise node.unsupported("sequences shorter than the input", "cut or pad the input instead")
 
 
+def _of(kind: str) -> Operator:
+    """Return the operator of ONNX whose weights need not be constants."""
+
+    def function(
+        node: Node,
+        x: Tensor,
+        w: Tensor,
+        r: Tensor,
+        b: Tensor | None = None,
+        lengths: np.ndarray | None = None,
+        h: Tensor | None = None,
+        c: Tensor | None = None,
+        peepholes: Tensor | None = None,
+    ) -> _Results:
+        check(node, kind, x.shape[1 if node.get("layout", 0) else 0], lengths, peepholes)
+        parameters = sum(parameters_of(kind, w, r, b), [])
+        return layer(node, kind, x, [h, c] if kind == "LSTM" else [h], parameters)
+
+    return Operator(function=function, known=(4,))
+
+
+def recurrent(
+    node: Node, x: Tensor, h: Tensor | None, c: Tensor | None, *parameters: Tensor
+) -> _Results:
+    """One layer with PyTorch's parameters: ours, made by ``recurrences``."""
+    kind = node.get("kind")
+    return layer(node, kind, x, [h, c] if kind == "LSTM" else [h], parameters)
+
+
 RECURRENT = {
-    "LSTM": Operator(function=lstm, known=(4,)),
-    "GRU": Operator(function=gru, known=(4,)),
-    "RNN": Operator(function=rnn, known=(4,)),
+    "LSTM": _of("LSTM"),
+    "GRU": _of("GRU"),
+    "RNN": _of("RNN"),
+    "Recurrent": Operator(function=recurrent),
 }
