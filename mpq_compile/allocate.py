@@ -137,7 +137,7 @@ class Allocation:
             axis: limit - self.costs.overhead.get(axis, 0.0) for axis, limit in limits.items()
         }
         if "avg_bits" in given:
-            limits["weight_bits"] = given["avg_bits"] * sum(s.weight_count for s in self.sites)
+            limits["weight_bits"] = given["avg_bits"] * sum(s.stored_weights for s in self.sites)
         return limits
 
     def p95_binds(self, budget: Budget) -> bool:

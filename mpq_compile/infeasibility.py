@@ -84,7 +84,7 @@ def _enough(allocation: Allocation, axis: str, value: float) -> str:
 def _in_unit(allocation: Allocation, axis: str, value: float) -> float:
     factor = UNITS[axis][1]
     if axis == "weight_bits":  # the budget names their mean
-        factor = 1 / sum(site.weight_count for site in allocation.sites)
+        factor = 1 / sum(site.stored_weights for site in allocation.sites)
     return (value + allocation.costs.overhead.get(axis, 0.0)) * factor
 
 

@@ -100,7 +100,7 @@ def _predicted(
     peak_bytes: float,
     latency: Prediction | None = None,
 ) -> Predicted:
-    weights = sum(site.weight_count for site in session.network.sites)
+    weights = sum(site.stored_weights for site in session.network.sites)
     latency_us = totals.get("latency_us") if latency is None else latency.mean_us
     return Predicted(
         latency_ms=None if latency_us is None else latency_us / 1e3,

@@ -299,7 +299,7 @@ class _Scale:
         self.several = tuple(axis.name for axis in axes) if len(axes) > 1 else ()
         self.sites = tuple(site.id for site in allocation.sites)
         self._allocation = allocation
-        self._weights = sum(site.weight_count for site in allocation.sites)
+        self._weights = sum(site.stored_weights for site in allocation.sites)
 
     def point(self, curve: Frontier, index: int) -> Point:
         """Return a point of the frontier."""

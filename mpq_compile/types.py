@@ -98,7 +98,8 @@ class Site:
 
     ``weight_shape`` is the PyTorch shape; ``input_shape`` and ``output_shape`` are those of the
     example inputs; ``macs`` counts multiply-accumulates for the example's batch; ``group`` names
-    the tie: sites of one group share one candidate.
+    the tie: sites of one group share one candidate. ``shared`` is the site before this one that
+    stores the same weight; empty where it stores its own.
     """
 
     id: str
@@ -110,6 +111,7 @@ class Site:
     group: str
     groups: int = 1
     source: str = ""
+    shared: str = ""
 
     @property
     def path(self) -> str:
@@ -120,6 +122,11 @@ class Site:
     def weight_count(self) -> int:
         """Number of weight elements."""
         return _product(self.weight_shape)
+
+    @property
+    def stored_weights(self) -> int:
+        """Number of weight elements that are stored for it: none of a weight that it shares."""
+        return 0 if self.shared else self.weight_count
 
     @property
     def out_channels(self) -> int:

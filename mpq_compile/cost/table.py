@@ -39,22 +39,22 @@ def counted_costs(network: Network, site: Site, candidate: Candidate) -> dict[st
     """Return what needs no device: size_bytes, bops, weight_bits, peak_bytes.
 
     Size holds the packed weights, their scales and the bias (float32, left out where it is zero). A
-    weight that several sites read is stored with the first of them.
+    weight that several sites read is stored and counted with the first of them.
     BOPs = MACs · w · a. ``weight_bits`` = weights · bits, whose mean is ``avg_bits``. Peak is the
     site's own input, output and residual, in the format of the candidate.
     """
     node = network.node(network.node_of[site.id])
     bias_bytes = 4 * site.out_channels if network.biased(site.id) else 0
-    size = scale_bytes(site, candidate) + bias_bytes
-    if network.owner_of[site.id] == site.id:
-        size += code_bytes(site, candidate)
+    size = bias_bytes + (0 if site.shared else code_bytes(site, candidate))
+    if network.scale_owner_of[site.id] == site.id:
+        size += scale_bytes(site, candidate)
     item = format_bits(storage(candidate.input_format)) / 8
     tensors = 3 if node.args[3] is not None else 2
     cells = math.prod(site.input_shape) + (tensors - 1) * math.prod(site.output_shape)
     return {
         "size_bytes": float(size),
         "bops": float(site.macs * candidate.weight_bits * candidate.activation_bits),
-        "weight_bits": float(site.weight_count * candidate.weight_bits),
+        "weight_bits": float(site.stored_weights * candidate.weight_bits),
         "peak_bytes": cells * item,
     }
 

@@ -150,7 +150,7 @@ def joined_plan(sessions: Sequence[Session], plans: Sequence[Plan]) -> Plan:
 
 
 def _predicted(sessions: Sequence[Session], parts: Sequence[Predicted]) -> Predicted:
-    weights = [sum(site.weight_count for site in s.network.sites) for s in sessions]
+    weights = [sum(site.stored_weights for site in s.network.sites) for s in sessions]
     bits = sum(w * p.avg_bits for w, p in zip(weights, parts, strict=True))
 
     def total(name: str) -> float | None:

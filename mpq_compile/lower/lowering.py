@@ -90,14 +90,14 @@ class Lowering:
     ) -> None:
         self.graph = materialized.module
         self.records = materialized.records
-        self.owner_of = materialized.network.owner_of
+        self.network = materialized.network
         self.inputs = inputs
         self.emitter = emitter
         self.shapes = value_shapes(self.graph, inputs)
         self.integers = _integer_values(self.graph, inputs)
         self.values: dict[fx.Node, Any] = {}
         self.sites: dict[str, StoredSite] = {}
-        self.weights: dict[Hashable, str] = {}
+        self.kept: dict[Hashable, str] = {}
         self.kernel_of: dict[str, str] = {}
         self.updates: dict[int, int] = {}
 

@@ -39,6 +39,7 @@ class StoredSite:
         shape: Shape of the weight, [N, ...].
         has_bias: False where the bias is zero and is not stored.
         shared: Site that stores the same weight, before this one; "" where it has its own.
+        scaled: Site that stores the same scales, likewise.
     """
 
     name: str
@@ -47,6 +48,7 @@ class StoredSite:
     shape: tuple[int, ...]
     has_bias: bool
     shared: str = ""
+    scaled: str = ""
 
     @property
     def owner(self) -> str:
@@ -66,7 +68,7 @@ class StoredSite:
         """Return float32 [N] or [N, groups]; ones for float weights."""
         if self.kind != "int":
             return np.ones(self.shape[0], np.float32)
-        stored = arrays[f"{self.name}.scale"]
+        stored = arrays[f"{self.scaled or self.name}.scale"]
         return stored if len(stored) == self.shape[0] else stored.reshape(self.shape[0], -1)
 
     def bias(self, arrays: Arrays) -> np.ndarray:

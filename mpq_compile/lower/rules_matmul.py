@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -133,18 +134,31 @@ def _store_affine(lowering: Lowering, node: fx.Node) -> StoredSite:
 
 
 def keep_site(lowering: Lowering, record: SiteRecord) -> StoredSite:
-    """Put the arrays of a site among the stored ones; a weight that is there already is shared."""
+    """Put the arrays of a site among the stored ones; what is there already is shared."""
     site, arrays = stored_site(record)
-    name = f"{site.name}.weight"
-    content = hashlib.sha256(arrays[name].tobytes()).digest()
-    key = lowering.owner_of[site.name], site.kind, site.bits, site.shape, content
-    owner = lowering.weights.setdefault(key, site.name)
-    if owner != site.name:
-        site = replace(site, shared=owner)
-        del arrays[name]
+    network = lowering.network
+    weight, scale = f"{site.name}.weight", f"{site.name}.scale"
+    shared = _kept(lowering, site, arrays[weight], network.owner_of)
+    if shared != site.name:
+        site = replace(site, shared=shared)
+        del arrays[weight]
+    if scale in arrays:
+        scaled = _kept(lowering, site, arrays[scale], network.scale_owner_of)
+        if scaled != site.name:
+            site = replace(site, scaled=scaled)
+            del arrays[scale]
     lowering.sites[site.name] = site
     lowering.emitter.arrays.update(arrays)
     return site
+
+
+def _kept(
+    lowering: Lowering, site: StoredSite, array: np.ndarray, owner_of: Mapping[str, str]
+) -> str:
+    """Return the first site of the same owner that stores an equal array: this one, if none."""
+    content = array.dtype.str, hashlib.sha256(array.tobytes()).digest()
+    key = owner_of[site.name], site.kind, site.bits, site.shape, *content
+    return lowering.kept.setdefault(key, site.name)
 
 
 def stored_site(record: SiteRecord) -> tuple[StoredSite, dict[str, np.ndarray]]:

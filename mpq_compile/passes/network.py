@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -69,20 +69,22 @@ class Network:
 
     @cached_property
     def owner_of(self) -> dict[str, str]:
-        """Site id to the first site that reads the same weight: often the site itself.
+        """Site id to the first site that reads the same weight: often the site itself."""
+        return {site.id: site.shared or site.id for site in self.sites}
 
-        Weights that were derived from one are the same where they are equal: not where other
-        norms were folded into them.
+    @cached_property
+    def scale_owner_of(self) -> dict[str, str]:
+        """Site id to the first site that multiplies by the same weight: they share its scales.
+
+        An embedding has scales of its own, one for each row.
         """
-        owners: dict[str, str] = {}
-        readers: dict[str, list[str]] = {}
-        for site in self.sites:
-            before = readers.setdefault(site.group, [])
-            same = (name for name in before if torch.equal(self.weight(name), self.weight(site.id)))
-            owners[site.id] = next(same, site.id)
-            if owners[site.id] == site.id:
-                before.append(site.id)
-        return owners
+        first: dict[str, str] = {}
+        return {
+            site.id: first.setdefault(self.owner_of[site.id], site.id)
+            if site.multiplies
+            else site.id
+            for site in self.sites
+        }
 
     def node(self, name: str) -> fx.Node:
         """Return the node of that name."""
@@ -153,10 +155,11 @@ def prepare(captured: CapturedGraph) -> Network:
         sites.append(site)
         node_of[site.id] = node.name
     weights = {node.name: str(node.args[1].target) for node in nodes}
+    values = [constant(module, node.args[1]) for node in nodes]
     return Network(
         captured=captured,
         module=module,
-        sites=tuple(sites),
+        sites=tuple(_with_shared(sites, values)),
         node_of=node_of,
         shapes=shapes,
         statistics={name: folded[weight] for name, weight in weights.items() if weight in folded},
@@ -186,6 +189,22 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
         groups=groups,
         source=source_line(node),
     )
+
+
+def _with_shared(sites: Sequence[Site], weights: Sequence[Tensor | None]) -> Iterator[Site]:
+    """Yield sites that know which one before them stores their weight.
+
+    Weights that were derived from one are the same where they are equal: not where other norms
+    were folded into them.
+    """
+    readers: dict[str, list[tuple[str, Tensor]]] = {}
+    for site, weight in zip(sites, weights, strict=True):
+        assert weight is not None
+        before = readers.setdefault(site.group, [])
+        shared = next((name for name, other in before if torch.equal(other, weight)), "")
+        if not shared:
+            before.append((site.id, weight))
+        yield replace(site, shared=shared)
 
 
 def _torch_shape(weight: Tensor, kind: str, groups: int) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ before residual and clamp and ŷ that of the rounded weight,
 al., arXiv 1906.04721; Finkelstein et al., arXiv 1906.03193); ``analytic`` takes that shift from
 batch norms instead of data, and from data where there are none (``analytic_bias``). The gain goes
 into the scale of the weights and the shift into the bias: codes, kernels and size stay what they
-are [derived]. A site without a bias gets a gain alone. Inputs are the float network's, so a fit
-belongs to its site and the width of its weight, whatever other sites have.
+are [derived]. A site without a bias gets a gain alone, and sites that share a weight share one
+gain, so that its scales are stored once. Inputs are the float network's, so a fit belongs to its
+sites and the width of their weight, whatever other sites have.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from mpq_compile.progress import track
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight, weight_spec
 from mpq_compile.reconstruct.analytic_bias import shift_by_statistics
-from mpq_compile.types import Candidate
+from mpq_compile.types import Candidate, QSpec
 
 CORRECTIONS = ("affine", "bias", "analytic", "none")
 # Each channel is fitted on so many values where the data has them, and on so many samples.
@@ -84,10 +85,13 @@ def fit_channels(
             if fitting.complete:
                 break
             fitting.run(*batch.inputs)
-    for site, moments in fitting.moments.items():
-        biased = network.biased(site)
-        for weight, moment in zip(wanted[site], moments, strict=True):
-            calibration.fits[site, weight.spec] = moment.fit(biased, gained=correction == "affine")
+    for (_, spec), moments in _by_weight(network, wanted, fitting.moments).items():
+        biased = {site: network.biased(site) for site in moments}
+        gain = _gain([moment.products(biased[site]) for site, moment in moments.items()])
+        if correction != "affine" or sum(m.count for m in moments.values()) < FEWEST:
+            gain = torch.ones_like(gain)
+        for site, moment in moments.items():
+            calibration.fits[site, spec] = moment.fit(gain, biased[site])
 
 
 def _missing(
@@ -121,21 +125,42 @@ class _Moments:
         self.sums = self.sums + torch.stack([value.sum(1) for value in products])
         self.count += exact.shape[1]
 
-    def fit(self, biased: bool, gained: bool) -> ChannelFit:
-        """Return the least-squares gain and shift; those that change nothing for few values."""
-        if self.count < FEWEST:
-            ones = torch.ones(self.sums.shape[1])
-            return ChannelFit(gain=ones, shift=torch.zeros_like(ones))
-        y, z, yz, zz = self.sums / self.count
-        above, below = (yz - y * z, zz - z * z) if biased else (yz, zz)
-        gain = torch.ones_like(y)
-        if gained:
-            # A channel that does not vary has no gain to be found.
-            varies = below > 1e-9 * zz
-            gain = torch.where(varies, above / below.where(varies, gain), gain)
-            gain = gain.clamp(_LEAST, _MOST)
-        shift = y - gain * z if biased else torch.zeros_like(y)
+    def products(self, biased: bool) -> Tensor:
+        """Return Σ y·ŷ and Σ ŷ², about the means where there is a shift, and Σ ŷ², [3, N]."""
+        y, z, yz, zz = self.sums
+        count = max(self.count, 1)
+        return torch.stack([yz - y * z / count, zz - z * z / count, zz] if biased else [yz, zz, zz])
+
+    def fit(self, gain: Tensor, biased: bool) -> ChannelFit:
+        """Return ``gain`` with the least-squares shift, which is zero for few values."""
+        shift = torch.zeros_like(gain)
+        if biased and self.count >= FEWEST:
+            y, z, _, _ = self.sums / self.count
+            shift = y - gain * z
         return ChannelFit(gain=gain.float(), shift=shift.float())
+
+
+def _gain(products: Sequence[Tensor]) -> Tensor:
+    """Return the least-squares gain of each channel, float64 [N], of the sites of one weight."""
+    above, below, power = torch.stack(list(products)).sum(0)
+    ones = torch.ones_like(above)
+    # A channel that does not vary has no gain to be found.
+    varies = below > 1e-9 * power
+    return torch.where(varies, above / below.where(varies, ones), ones).clamp(_LEAST, _MOST)
+
+
+def _by_weight(
+    network: Network,
+    wanted: Mapping[str, Sequence[QuantizedWeight]],
+    moments: Mapping[str, Sequence[_Moments]],
+) -> dict[tuple[str, QSpec], dict[str, _Moments]]:
+    """Return the moments of the sites that multiply by one rounded weight, by that weight."""
+    together: dict[tuple[str, QSpec], dict[str, _Moments]] = {}
+    for site, weights in wanted.items():
+        for weight, moment in zip(weights, moments[site], strict=True):
+            key = network.scale_owner_of[site], weight.spec
+            together.setdefault(key, {})[site] = moment
+    return together
 
 
 class _Fitting(fx.Interpreter):

@@ -6,6 +6,11 @@ earlier site lost is made up for by a later one as far as it can be. There is no
 step size; GPTQ (arXiv 2210.17323) by name, with coordinate descent after its error feedback.
 Rows of linear layers count by how much the network's output minds an error there
 (``output_fisher``).
+
+A weight that several sites multiply by (steps of a recurrent layer, layers used again) is brought
+as close as it can be at all of them together, before the others: the moments of its sites are added
+up. Their inputs are those of the float network, as what quantized sites before some of them give
+depends on the weight itself [derived].
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from mpq_compile.quant.weights import weight_spec
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, site_units
 from mpq_compile.reconstruct.moments import Moments, Positions, Reader
 from mpq_compile.reconstruct.output_fisher import row_fisher
-from mpq_compile.reconstruct.rounded_site import searched_sites
+from mpq_compile.reconstruct.rounded_site import searched_sites, shared_weights
 from mpq_compile.reconstruct.site_fit import SiteProblem
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.types import Candidate
@@ -36,19 +41,23 @@ def reconstruct_gptq(
 ) -> None:
     """Put codes, scales and biases of all sites with integer weights into ``calibration``.
 
-    Left as they are: sites that share a weight with another, and those that see fewer than 64
-    values of a channel. No channel ends farther from float than with the nearest codes, as far as
-    the calibration data tell.
+    Left as they are: sites that see fewer than 64 values of a channel, and weights that an
+    embedding shares. No channel ends farther from float than with the nearest codes, as far as the
+    calibration data tell.
 
     Raises:
         CalibrationError: A site's inputs or outputs are not finite.
     """
     graph = QuantizedGraph(network, calibration)
     sites = searched_sites(network, assignment)
-    weights = row_fisher(graph, batches, sites)
+    shared = shared_weights(network, assignment)
+    several = [site for readers, _ in shared.values() for site in readers]
+    weights = row_fisher(graph, batches, [*sites, *several])
     graph.assign(assignment)
-    lockstep = Lockstep(graph, batches)
     units = site_units(graph)
+    if shared:
+        _fit_shared(Lockstep(graph, batches), units, shared, weights)
+    lockstep = Lockstep(graph, batches)
     with counted(len(network.sites), "gptq") as advance:
 
         def visit(unit: Unit) -> None:
@@ -58,6 +67,40 @@ def reconstruct_gptq(
                 advance(1)
 
         lockstep.run(units, visit)
+
+
+def _fit_shared(
+    lockstep: Lockstep,
+    units: Sequence[Unit],
+    shared: Mapping[str, tuple[Sequence[str], Candidate]],
+    weights: Mapping[str, Sequence[Tensor]],
+) -> None:
+    """Find the weights that several sites multiply by, and a bias for each site."""
+    network, calibration = lockstep.graph.network, lockstep.graph.calibration
+    owners = {site: owner for owner, (sites, _) in shared.items() for site in sites}
+    moments: dict[str, Moments] = {}
+    readers: dict[str, Reader] = {}
+
+    def visit(unit: Unit) -> None:
+        for site in unit.sites:
+            if site in owners:
+                readers[site] = Reader(node=unit.exit, weight=network.weight(site).float())
+                counts = weights.get(site)
+                moments[site] = gather(
+                    lockstep, readers[site], network.bias(site), counts, rounded=False
+                )
+
+    with counted(len(shared), "gptq of shared weights") as advance:
+        lockstep.run(units, visit)
+        for owner, (sites, candidate) in shared.items():
+            seen = [(moments[site], network.bias(site)) for site in sites]
+            problem = SiteProblem.together(owner, readers[owner], seen)
+            if problem is not None:
+                found = problem.fits(network.rounded(owner, candidate))
+                for site, (weight, fit) in zip(sites, found, strict=True):
+                    calibration.weights[site, weight.spec] = weight
+                    calibration.fits[site, weight.spec] = fit
+            advance(1)
 
 
 def fit_site(
@@ -88,12 +131,17 @@ def fit_site(
 
 
 def gather(
-    lockstep: Lockstep, reader: Reader, bias: Tensor, weights: Sequence[Tensor] | None = None
+    lockstep: Lockstep,
+    reader: Reader,
+    bias: Tensor,
+    weights: Sequence[Tensor] | None = None,
+    rounded: bool = True,
 ) -> Moments:
     """Return the moments of a site: quantized inputs, and what float makes of float inputs.
 
     A residual counts with its own error: the target is what is to be added to the quantized one.
-    ``weights`` say what each row of a batch counts; None for all alike.
+    ``weights`` say what each row of a batch counts; None for all alike. Where inputs are not
+    ``rounded``, all is as in the float network.
     """
     moments, node = Moments(), reader.node
     quantizer, residual = node.args[0], node.args[3]
@@ -102,13 +150,15 @@ def gather(
     for i in range(len(lockstep.batches)):
         shape = lockstep.exact[node][i].shape
         positions = draw(shape)
-        x = lockstep.evaluate(quantizer, {source: lockstep.rounded[source][i]})
         exact = reader.inputs(lockstep.exact[source][i], shape, positions)
         targets = reader.rows @ exact + bias.reshape(reader.groups, -1, 1)
-        if residual is not None:
+        if residual is not None and rounded:
             error = lockstep.exact[residual][i] - lockstep.rounded[residual][i]
             targets = targets + reader.outputs(error.expand(shape), positions)
         counts = None if weights is None else weights[i][positions]
-        inputs = reader.inputs(x, shape, positions)
+        inputs = exact
+        if rounded:
+            x = lockstep.evaluate(quantizer, {source: lockstep.rounded[source][i]})
+            inputs = reader.inputs(x, shape, positions)
         moments.add(inputs, targets, len(lockstep.exact[node][i]), counts)
     return moments

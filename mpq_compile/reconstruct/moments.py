@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -78,6 +79,26 @@ class Moments:
             return squares, crosses
         x, t = self.means()
         return squares - x[..., None] * x[:, None], crosses - t[..., None] * x[:, None]
+
+
+def pooled(seen: Sequence[Moments], about_mean: Sequence[bool]) -> tuple[Tensor, Tensor, float]:
+    """Return E[x xᵀ] and E[t xᵀ] over several sites, and how many draws they are of.
+
+    Each site's are about its own means, or about zero. Sites of one weight see the same samples:
+    they add positions, not samples.
+    """
+    weight = sum(moments.weight for moments in seen)
+    centred = [m.centred(about) for m, about in zip(seen, about_mean, strict=True)]
+    squares, crosses = (
+        torch.stack([m.weight / weight * c[i] for m, c in zip(seen, centred, strict=True)]).sum(0)
+        for i in range(2)
+    )
+    together = Moments(
+        samples=max(moments.samples for moments in seen),
+        weight=weight,
+        weight_squares=sum(moments.weight_squares for moments in seen),
+    )
+    return squares, crosses, together.independent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,12 +55,33 @@ class RoundedSite:
 def searched_sites(network: Network, assignment: Mapping[str, str]) -> dict[str, Candidate]:
     """Return the sites whose roundings can be searched, with what they are assigned.
 
-    Sites that share a weight share its codes: there is no one input to fit them to.
+    Sites that share a weight share its codes: there is no one input to fit them to
+    (:func:`shared_weights`).
     """
     tied = Counter(site.group for site in network.sites)
     alone = [site.id for site in network.sites if tied[site.group] == 1 and site.multiplies]
     candidates = {site: Candidate.parse(assignment[site]) for site in alone}
     return {site: candidate for site, candidate in candidates.items() if not candidate.is_float}
+
+
+def shared_weights(
+    network: Network, assignment: Mapping[str, str]
+) -> dict[str, tuple[list[str], Candidate]]:
+    """Return the integer weights that several sites multiply by, by their first site.
+
+    Those that an embedding reads as well are left out: its rows count whatever is done with them.
+    """
+    readers: dict[str, list[str]] = {}
+    embedded = {network.owner_of[site.id] for site in network.sites if not site.multiplies}
+    for site, owner in network.scale_owner_of.items():
+        if network.owner_of[site] not in embedded:
+            readers.setdefault(owner, []).append(site)
+    found = {}
+    for owner, sites in readers.items():
+        candidate = Candidate.parse(assignment[owner])
+        if len(sites) > 1 and not candidate.is_float:
+            found[owner] = sites, candidate
+    return found
 
 
 def check_samples(batches: Sequence[Batch], rounding: str) -> None:

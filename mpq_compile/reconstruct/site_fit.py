@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight
 from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.integer_least_squares import Feedback, Grid, solve
-from mpq_compile.reconstruct.moments import Moments, Reader
+from mpq_compile.reconstruct.moments import Moments, Reader, pooled
 from mpq_compile.reconstruct.rounded_site import check_finite
 
 # Least share of a multiple of the identity in the inputs' second moments.
@@ -22,24 +23,42 @@ SiteFit = tuple[QuantizedWeight, ChannelFit]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteProblem:
-    """What the codes of a site should come close to; it serves every width of its weight.
+class Place:
+    """One site that multiplies by a weight: where its bias comes from.
 
     Args:
-        target: The weight that reproduces the outputs best, w*, float32 [G, n, K].
-        metric: H, the second moments of inputs, shrunk, float32 [G, K, K].
         inputs, outputs: Means, float64 [G, K] and [G, n].
         bias: The float bias, float32 [N].
         biased: Whether that is stored, and may change: then moments are about the means, else
             about zero.
     """
 
-    target: Tensor
-    metric: Tensor
     inputs: Tensor
     outputs: Tensor
     bias: Tensor
     biased: bool
+
+    def shift(self, weight: Tensor) -> Tensor:
+        """Return what the mean lacks with ``weight``, float64 [G, n, K]; zero without a bias."""
+        if not self.biased:
+            return torch.zeros_like(self.bias)
+        given = (weight @ self.inputs[..., None]).squeeze(-1)
+        return (self.outputs - given).flatten().float() - self.bias
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteProblem:
+    """What the codes of a weight should come close to; it serves every width.
+
+    Args:
+        target: The weight that reproduces the outputs best, w*, float32 [G, n, K].
+        metric: H, the second moments of inputs, shrunk, float32 [G, K, K].
+        places: The sites that multiply by the weight: often one.
+    """
+
+    target: Tensor
+    metric: Tensor
+    places: tuple[Place, ...]
 
     @classmethod
     def of(cls, site: str, reader: Reader, moments: Moments, bias: Tensor) -> SiteProblem | None:
@@ -48,28 +67,31 @@ class SiteProblem:
         Raises:
             CalibrationError: What it saw is not finite.
         """
-        if moments.count < FEWEST:
+        return cls.together(site, reader, [(moments, bias)])
+
+    @classmethod
+    def together(
+        cls, site: str, reader: Reader, seen: Sequence[tuple[Moments, Tensor]]
+    ) -> SiteProblem | None:
+        """Return the problem of a weight, of the moments and biases of each of its sites."""
+        if sum(moments.count for moments, _ in seen) < FEWEST:
             return None
-        check_finite(site, moments.squares, moments.crosses)
-        biased = bool(bias.any())
-        squares, crosses = moments.centred(about_mean=biased)
+        places = []
+        for moments, bias in seen:
+            check_finite(site, moments.squares, moments.crosses)
+            inputs, outputs = moments.means()
+            biased = bool(bias.any())
+            places.append(Place(inputs=inputs, outputs=outputs, bias=bias, biased=biased))
+        squares, crosses, draws = pooled([m for m, _ in seen], [place.biased for place in places])
         rows = reader.rows
         # Inputs that never vary are held where they are.
         power = squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST_POWER)
-        share = shrinkage(squares, moments.independent).clamp_min(_DAMPING)[:, None, None]
+        share = shrinkage(squares, draws).clamp_min(_DAMPING)[:, None, None]
         ridge = share * power[:, None, None]
         damped = (1 - share) * squares + ridge * torch.eye(rows.shape[-1], dtype=torch.float64)
         aim = (1 - share) * crosses + ridge * rows.double()
         target = torch.linalg.solve(damped, aim, left=False)
-        inputs, outputs = moments.means()
-        return cls(
-            target=target.float(),
-            metric=damped.float(),
-            inputs=inputs,
-            outputs=outputs,
-            bias=bias,
-            biased=biased,
-        )
+        return cls(target=target.float(), metric=damped.float(), places=tuple(places))
 
     @cached_property
     def _feedback(self) -> Feedback:
@@ -81,6 +103,10 @@ class SiteProblem:
         Args:
             start: The weight rounded to nearest.
         """
+        return self.fits(start)[0]
+
+    def fits(self, start: QuantizedWeight) -> list[SiteFit]:
+        """Return the same for each place; weights are one."""
         shape, spec = self.target.shape, start.spec
         codes, scale = solve(
             self.target,
@@ -95,12 +121,9 @@ class SiteProblem:
             scale=scale.reshape(start.scale.shape).contiguous(),
             spec=spec,
         )
-        shift = torch.zeros_like(self.bias)
-        if self.biased:
-            real = found.dequantize().reshape(shape).double()
-            given = (real @ self.inputs[..., None]).squeeze(-1)
-            shift = (self.outputs - given).flatten().float() - self.bias
-        return found, ChannelFit(gain=torch.ones_like(shift), shift=shift)
+        real = found.dequantize().reshape(shape).double()
+        shifts = [place.shift(real) for place in self.places]
+        return [(found, ChannelFit(gain=torch.ones_like(s), shift=s)) for s in shifts]
 
 
 def shrinkage(squares: Tensor, draws: float) -> Tensor:

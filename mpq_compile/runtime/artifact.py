@@ -24,7 +24,7 @@ from mpq_compile.lower.interface import Step
 from mpq_compile.lower.parameters import Recipe, StoredSite, build_parameter
 from mpq_compile.types import AuditRow, Plan, Verification
 
-VERSION = 6
+VERSION = 7
 LIBRARY, WEIGHTS, PLAN, MANIFEST = "network.so", "weights.bin", "plan.json", "manifest.json"
 VERIFICATION, HISTORY, TRACE = "verification.json", "history.json", "trace.json"
 # What was measured of an artifact stands beside it: no part of its hash.
