@@ -20,7 +20,7 @@ from mpq_compile.errors import CalibrationError, MpqError
 from mpq_compile.passes import ops
 from mpq_compile.passes.base import ValueRecorder, is_call
 from mpq_compile.passes.network import prepare
-from mpq_compile.passes.rounding import rounded_weight
+from mpq_compile.passes.rounding import fitted_weight
 from mpq_compile.recipe import Recipe
 from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, affordable, site_units
@@ -104,15 +104,41 @@ def test_sites_that_share_a_weight_share_its_codes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.own(F.relu(self.shared(F.relu(self.shared(x)))))
 
-    found = session(model=Tied())
+    torch.manual_seed(0)
+    model = Tied()
+    found = session(model=model)
     calibration = found.rounded_for(uniform(found, "w3a8"))
-    assert {site.partition(":")[0] for site, _ in calibration.weights} == {"own"}
     first, second, _ = found.network.sites
-    codes = [
-        rounded_weight(found.network, calibration, site.id, Candidate.parse("w3a8")).codes
+    one, two = (
+        fitted_weight(found.network, calibration, site.id, Candidate.parse("w3a8"))
         for site in (first, second)
-    ]
-    assert torch.equal(*codes)
+    )
+    assert torch.equal(one.codes, two.codes) and torch.equal(one.scale, two.scale)
+    nearest = found.network.rounded(first.id, Candidate.parse("w3a8"))
+    assert not torch.equal(one.codes, nearest.codes)
+    unseen = inputs(200, seed=2)
+    before = noise(session("nearest", model), "w3a8", unseen)
+    assert noise(found, "w3a8", unseen) < 0.7 * before
+
+
+@pytest.mark.parametrize("name", ["w2a8", "w4a8"])
+def test_steps_of_a_recurrent_layer_come_nearer_to_float(name: str) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(6, 24, batch_first=True), nn.Linear(24, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.lstm(x)[0][:, -1])
+
+    def sequences(samples: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(samples, 7, 6, generator=generator).cumsum(1)
+
+    torch.manual_seed(0)
+    model, x, unseen = Last(), sequences(96, 0), sequences(200, 1)
+    before = noise(session("nearest", model, x=x), name, unseen)
+    assert noise(session(model=model, x=x), name, unseen) < 0.5 * before
 
 
 class Overflowing(nn.Module):
