@@ -99,16 +99,17 @@ def test_sites_that_share_a_weight_share_its_codes() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.shared, self.own = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 4, 1)
+            self.own, self.shared = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, padding=1)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.own(F.relu(self.shared(F.relu(self.shared(x)))))
+            x = F.relu(self.own(x))
+            return self.shared(F.relu(self.shared(x)))
 
     torch.manual_seed(0)
     model = Tied()
     found = session(model=model)
     calibration = found.rounded_for(uniform(found, "w3a8"))
-    first, second, _ = found.network.sites
+    _, first, second = found.network.sites
     one, two = (
         fitted_weight(found.network, calibration, site.id, Candidate.parse("w3a8"))
         for site in (first, second)
@@ -118,7 +119,7 @@ def test_sites_that_share_a_weight_share_its_codes() -> None:
     assert not torch.equal(one.codes, nearest.codes)
     unseen = inputs(200, seed=2)
     before = noise(session("nearest", model), "w3a8", unseen)
-    assert noise(found, "w3a8", unseen) < 0.7 * before
+    assert noise(found, "w3a8", unseen) < 0.8 * before
 
 
 @pytest.mark.parametrize("name", ["w2a8", "w4a8"])
