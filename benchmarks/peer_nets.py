@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -136,6 +137,17 @@ def encoder() -> nn.Module:
     return nn.Sequential(*(EncoderLayer(384, 12, 1536) for _ in range(6)))
 
 
+class Recogniser(nn.Module):
+    """A recurrent network that hears 50 frames of 40 features: [B, 50, 40] → [B, 12]."""
+
+    def __init__(self, layer: type[nn.LSTM] | type[nn.GRU]) -> None:
+        super().__init__()
+        self.layers, self.head = layer(40, 128, 2, batch_first=True), nn.Linear(128, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x)[0][:, -1])
+
+
 @dataclass(frozen=True, kw_only=True)
 class PeerNet:
     """A network of the benchmark.
@@ -179,5 +191,7 @@ NETWORKS = {
         PeerNet(name="mobilenetv2", structure=mobilenetv2, shape=(3, 224, 224)),
         PeerNet(name="resnet20", structure=resnet20, shape=(3, 32, 32)),
         PeerNet(name="encoder", structure=encoder, shape=(128, 384), transformer=True),
+        PeerNet(name="lstm", structure=partial(Recogniser, nn.LSTM), shape=(50, 40)),
+        PeerNet(name="gru", structure=partial(Recogniser, nn.GRU), shape=(50, 40)),
     )
 }

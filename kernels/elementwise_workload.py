@@ -230,42 +230,35 @@ class RotaryWorkload:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LstmStepWorkload:
-    """What an LSTM makes of float32 gates [rows, 4 · hidden]: hidden and cell state.
+class RecurrentStepWorkload:
+    """What a recurrent cell makes of float32 products of its input and of its hidden state.
 
     Args:
-        carried: False where the cell state before is zero, and no operand.
-    """
-
-    rows: int
-    hidden: int
-    carried: bool
-
-    @property
-    def key(self) -> str:
-        """Return the canonical name."""
-        return f"lstm_step/{self.rows}x{self.hidden}/{'carried' if self.carried else 'first'}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GruStepWorkload:
-    """What a GRU makes of float32 products of input and hidden state: its hidden state.
-
-    Args:
-        inner: Where the products of the input lie, [rows, 3 · hidden].
+        kind: Which cell: 4 gates, and a cell state beside the hidden one, or 3 gates.
+        inner_size: Elements of the buffer that holds the products of the inputs of all steps.
+        inner_stride: Elements from the products of one row to those of the next.
         outer: Those of the hidden state: a row each, one for all (a bias), or none.
-        carried: False where the hidden state before is zero, and no operand.
+        carried: False where the state before, the cell's or the hidden one, is zero and no operand.
+        outputs: Formats of the hidden state, which is stored once in each.
     """
 
+    kind: Literal["lstm", "gru"]
     rows: int
     hidden: int
-    inner: Layout
+    inner_size: int
+    inner_stride: int
     outer: Literal["each", "shared", "none"]
     carried: bool
+    outputs: tuple[Format, ...]
+
+    @property
+    def gates(self) -> int:
+        """Gates of the cell."""
+        return 4 if self.kind == "lstm" else 3
 
     @property
     def key(self) -> str:
         """Return the canonical name."""
-        shape = f"{self.rows}x{self.hidden}"
-        state = "carried" if self.carried else "first"
-        return f"gru_step/{shape}/{self.inner.key}/{self.outer}/{state}"
+        shape, state = f"{self.rows}x{self.hidden}", "carried" if self.carried else "first"
+        operands = f"{self.inner_size}s{self.inner_stride}/{self.outer}/{state}"
+        return f"{self.kind}_step/{shape}/{operands}/{'+'.join(self.outputs)}"

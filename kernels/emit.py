@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from mpq_compile.kernels.packing import SCALARS
+from mpq_compile.kernels.packing import SCALAR_WORDS, SCALARS
 
 FORMAT_DTYPE = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
 FORMAT_BYTES = {"u8": 1, "bf16": 2, "fp32": 4}
@@ -95,6 +95,18 @@ def round_to_bf16(v: Any, lanes: int) -> Any:
     odd = T.bitwise_and(T.shift_right(bits, splat(T.uint32(16), lanes)), one)
     rounded = bits + splat(T.uint32(0x7FFF), lanes) + odd
     return T.cast(T.shift_right(rounded, splat(T.uint32(16), lanes)), vector("uint16", lanes))
+
+
+def converted(v: Any, fmt: str, record: Any, index: int, lanes: int) -> Any:
+    """Return float32 ``v`` as ``fmt`` stores it, by a record of several (``pack_convert``)."""
+
+    def word(name: str) -> Any:
+        place = SCALARS.index(name)
+        value = record[index * SCALAR_WORDS + place]
+        return value if place < 3 else T.reinterpret("float32", value)
+
+    product = fenced_product(v, splat(word("scale"), lanes), lanes)
+    return narrow(product, fmt, word("lo"), word("hi"), word("zp_out"), lanes)
 
 
 def scalar(record: Any, name: str) -> Any:

@@ -20,10 +20,9 @@ from mpq_compile.kernels.emit import (
     FORMAT_DTYPE,
     KERNEL_ATTRS,
     PARALLEL_ELEMENTS,
+    converted,
     copy_short,
-    fenced_product,
     load,
-    narrow,
     shared_spans,
     splat,
     store,
@@ -184,10 +183,7 @@ class _Norm:
         """Store float32 ``v`` in every format; ``rest`` columns of it, or all where 0."""
         lanes = self.lanes
         for index, fmt in enumerate(self.workload.outputs):
-            names = ("scale", "lo", "hi", "zp_out")
-            scale, lo, hi, zero_point = (self._word(index + 1, name) for name in names)
-            product = fenced_product(v, splat(scale, lanes), lanes)
-            stored = narrow(product, fmt, lo, hi, zero_point, lanes)
+            stored = converted(v, fmt, self.record, index + 1, lanes)
             if not rest:
                 store(self.outputs[index], place, lanes, stored)
                 continue

@@ -26,11 +26,10 @@ from mpq_compile.kernels import (
 from mpq_compile.kernels.attention_workload import AttentionWorkload
 from mpq_compile.kernels.choice import Choice, ChoiceOf, modelled
 from mpq_compile.kernels.elementwise_workload import (
-    GruStepWorkload,
-    LstmStepWorkload,
     NormWorkload,
     PoolWorkload,
     QuantizeRowsWorkload,
+    RecurrentStepWorkload,
     RotaryWorkload,
     TransposeConvertWorkload,
     WriteRowsWorkload,
@@ -335,10 +334,9 @@ GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
     LinearWorkload: matmul.generate,
     AttentionWorkload: attention.generate,
     EmbeddingWorkload: embedding.generate,
-    GruStepWorkload: recurrent.gru,
-    LstmStepWorkload: recurrent.lstm,
     NormWorkload: layer_norm.generate,
     QuantizeRowsWorkload: quantize_rows.generate,
+    RecurrentStepWorkload: recurrent.generate,
     RotaryWorkload: rotary.generate,
     WriteRowsWorkload: write_rows.generate,
     PoolWorkload: pool.generate,

@@ -9,18 +9,14 @@ import numpy as np
 import torch
 from torch import fx
 
-from mpq_compile.kernels import packing
 from mpq_compile.kernels.elementwise_workload import NormWorkload
 from mpq_compile.lower import rules_float
+from mpq_compile.lower.conversions import IDENTITY, INFINITE, conversion_record, converts
 from mpq_compile.lower.emit import Value
-from mpq_compile.passes.base import argument, constant, is_call
-from mpq_compile.quant import ops as qops
+from mpq_compile.passes.base import argument, constant
 
 if TYPE_CHECKING:
     from mpq_compile.lower.lowering import Lowering
-
-_INFINITE = (float("-inf"), float("inf"))
-_IDENTITY = packing.pack_convert(0, 1.0, _INFINITE, 0)
 
 
 def layer_norm(lowering: Lowering, node: fx.Node) -> Any:
@@ -47,7 +43,7 @@ def _norm(
     source, record = _source(lowering, node.args[0])
     shape = lowering.shape(node)
     size = math.prod(int(n) for n in node.args[1])
-    converted = [user for user in node.users if _converts(user)]
+    converted = [user for user in node.users if converts(user)]
     kept = len(converted) < len(node.users)
     workload = NormWorkload(
         rows=math.prod(shape) // size,
@@ -59,7 +55,11 @@ def _norm(
         source=source.fmt,  # type: ignore[arg-type]
         outputs=(*(["fp32"] if kept else []), *(str(user.args[5]) for user in converted)),  # type: ignore[arg-type]
     )
-    records = [record, *([_IDENTITY] if kept else []), *(_record(user) for user in converted)]
+    records = [
+        record,
+        *([IDENTITY] if kept else []),
+        *(conversion_record(user) for user in converted),
+    ]
     arguments = [source.var, lowering.emitter.words(np.concatenate(records))]
     arguments += [lowering.value(n).var for n in columns if n is not None]
     lowering.kernel_of[node.name] = workload.key
@@ -69,18 +69,8 @@ def _norm(
     return results[0]
 
 
-def _converts(node: fx.Node) -> bool:
-    return is_call(node, qops.CONVERT)
-
-
 def _source(lowering: Lowering, node: Any) -> tuple[Value, np.ndarray]:
     """Return what the kernel reads: the input, or codes or bf16 that are widened to it."""
-    if _converts(node) and node.args[5] == "fp32" and tuple(node.args[3]) == _INFINITE:
-        return lowering.emitter.logical(lowering.value(node.args[0])), _record(node)
-    return lowering.emitter.logical(lowering.value(node)), _IDENTITY
-
-
-def _record(node: fx.Node) -> np.ndarray:
-    """Return the record of a conversion."""
-    zero_point_in, scale, bounds, zero_point = node.args[1:5]
-    return packing.pack_convert(zero_point_in, scale, bounds, zero_point)
+    if converts(node) and node.args[5] == "fp32" and tuple(node.args[3]) == INFINITE:
+        return lowering.emitter.logical(lowering.value(node.args[0])), conversion_record(node)
+    return lowering.emitter.logical(lowering.value(node)), IDENTITY

@@ -1,13 +1,14 @@
-"""Steps of recurrent layers: products in, states out, float32 all of them."""
+"""Steps of recurrent layers: conversions of the hidden state become part of one kernel."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from torch import fx
 
-from mpq_compile.kernels.attention_workload import Layout
-from mpq_compile.kernels.elementwise_workload import GruStepWorkload, LstmStepWorkload
+from mpq_compile.kernels.elementwise_workload import RecurrentStepWorkload
+from mpq_compile.lower.conversions import IDENTITY, conversion_record, converts
 from mpq_compile.lower.emit import Value
 
 if TYPE_CHECKING:
@@ -16,28 +17,47 @@ if TYPE_CHECKING:
 
 def lstm_step(lowering: Lowering, node: fx.Node) -> list[Value]:
     """Call the kernel of ``ops.lstm_step``: hidden and cell state."""
-    gates, cell = node.args
-    operands = [lowering.value(n) for n in (gates, cell) if n is not None]
-    rows, width = operands[0].shape
-    workload = LstmStepWorkload(rows=rows, hidden=width // 4, carried=cell is not None)
-    lowering.kernel_of[node.name] = workload.key
-    arguments = [lowering.emitter.logical(value).var for value in operands]
-    return lowering.emitter.kernel_results(workload, arguments, [((rows, width // 4), "fp32")] * 2)
+    picked = [user for user in node.users if user.args[1] == 0]
+    readers = [reader for pick in picked for reader in pick.users]
+    hidden, cell = _step(lowering, node, "lstm", readers)
+    return [hidden, cell]
 
 
 def gru_step(lowering: Lowering, node: fx.Node) -> Value:
     """Call the kernel of ``ops.gru_step``: the hidden state."""
-    inner, outer, hidden = node.args
+    (hidden,) = _step(lowering, node, "gru", list(node.users))
+    return hidden
+
+
+def _step(
+    lowering: Lowering, node: fx.Node, kind: Literal["lstm", "gru"], readers: list[fx.Node]
+) -> list[Value]:
+    """Return the hidden state as float32, if any reader wants it so, and an LSTM's cell state."""
+    inner, outer, state = node.args
     view = lowering.value(inner).view
-    others = [lowering.value(n) for n in (outer, hidden) if n is not None]
-    rows, width = view.shape
-    workload = GruStepWorkload(
+    others: list[Any] = [lowering.value(n) for n in (outer, state) if n is not None]
+    converted = [reader for reader in readers if converts(reader)]
+    kept = len(converted) < len(readers) or not readers
+    rows, gates = view.shape[0], 4 if kind == "lstm" else 3
+    workload = RecurrentStepWorkload(
+        kind=kind,
         rows=rows,
-        hidden=width // 3,
-        inner=Layout(size=view.size, strides=(0, 0, view.strides[0]), offset=view.offset),
+        hidden=view.shape[1] // gates,
+        inner_size=view.size,
+        inner_stride=view.strides[0],
         outer="none" if outer is None else "shared" if len(others[0].shape) == 1 else "each",
-        carried=hidden is not None,
+        carried=state is not None,
+        outputs=(*(["fp32"] if kept else []), *(str(reader.args[5]) for reader in converted)),  # type: ignore[arg-type]
     )
-    lowering.kernel_of[node.name] = workload.key
+    start = np.zeros_like(IDENTITY)
+    start[0] = view.offset
+    records = [start, *([IDENTITY] if kept else []), *(conversion_record(r) for r in converted)]
     arguments = [view.var, *(lowering.emitter.logical(value).var for value in others)]
-    return lowering.emitter.kernel(workload, arguments, (rows, width // 3), "fp32", False)
+    arguments.append(lowering.emitter.words(np.concatenate(records)))
+    lowering.kernel_of[node.name] = workload.key
+    shape = (rows, workload.hidden)
+    formats = [*workload.outputs, *(["fp32"] if kind == "lstm" else [])]
+    results = lowering.emitter.kernel_outputs(workload, arguments, shape, formats)
+    for reader, result in zip(converted, results[kept:], strict=False):
+        lowering.values[reader] = result
+    return [results[0], *results[len(workload.outputs) :]]

@@ -117,17 +117,18 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
-def lstm_step(gates: Tensor, cell: Tensor | None) -> tuple[Tensor, Tensor]:
+def lstm_step(inner: Tensor, outer: Tensor | None, cell: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return h = σ(o) · tanh(c) and c = σ(f) · c + σ(i) · tanh(g): a step of an LSTM.
 
     Args:
-        gates: [B, 4·H], sums of both products: i, f, g and o as in ``nn.LSTM``.
+        inner: [B, 4·H], products of the input: i, f, g and o as in ``nn.LSTM``.
+        outer: [B, 4·H], products of the hidden state, which are added; None for zeros.
         cell: [B, H], the cell state before; None for zeros.
 
     Returns:
         Hidden state and cell state after the step, [B, H] each.
     """
-    i, f, g, o = gates.chunk(4, -1)
+    i, f, g, o = (inner if outer is None else inner + outer).chunk(4, -1)
     new = torch.sigmoid(i) * torch.tanh(g)
     cell = new if cell is None else torch.sigmoid(f) * cell + new
     return torch.sigmoid(o) * torch.tanh(cell), cell

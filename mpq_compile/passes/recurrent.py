@@ -96,8 +96,10 @@ class _Lstm:
 
     def step(self, gates: fx.Node, state: State) -> State:
         hidden, cell = state
-        gates = _plus_hidden(self.emit, gates, self.weights.hidden, hidden)
-        both = self.emit(ops.lstm_step, gates, cell)
+        product = None
+        if hidden is not None:
+            product = self.emit(aten.linear.default, hidden, self.weights.hidden, None)
+        both = self.emit(ops.lstm_step, gates, product, cell)
         hidden, cell = (self.emit(operator.getitem, both, index) for index in range(2))
         if self.weights.projection is not None:
             hidden = self.emit(aten.linear.default, hidden, self.weights.projection, None)

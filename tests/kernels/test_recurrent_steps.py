@@ -1,8 +1,9 @@
-"""Steps of recurrent layers against PyTorch, on every tier that this CPU executes."""
+"""Steps of recurrent cells against PyTorch, on every tier that this CPU executes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,14 +12,19 @@ import tvm
 from torch import Tensor
 
 from mpq_compile.kernels import recurrent
-from mpq_compile.kernels.attention_workload import Layout
-from mpq_compile.kernels.elementwise_workload import GruStepWorkload, LstmStepWorkload
+from mpq_compile.kernels.elementwise_workload import RecurrentStepWorkload
+from mpq_compile.kernels.emit import FORMAT_DTYPE
+from mpq_compile.kernels.packing import pack_convert
 from mpq_compile.kernels.tier import Tier, host_tiers
 from mpq_compile.passes import ops
+from mpq_compile.quant import reference
 
 THREADS = 2
 TIERS = host_tiers()
-SHAPES = [(1, 1), (1, 16), (1, 33), (3, 7), (2, 128), (300, 130)]
+SHAPES = [(1, 16), (3, 7), (2, 130), (300, 33)]
+INFINITE = (float("-inf"), float("inf"))
+CODES = (127.0, (-127.0, 128.0), 127)  # scale, bounds, zero point of a u8 state in (−1, 1)
+STEPS = 5
 
 
 @pytest.fixture(params=TIERS, ids=[tier.name for tier in TIERS])
@@ -28,60 +34,107 @@ def tier(request: pytest.FixtureRequest) -> Tier:
 
 def drawn(*shape: int, seed: int) -> Tensor:
     """Return products from where gates are open to where they are shut."""
-    return 4 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def run(function: object, tier: Tier, operands: Sequence[Tensor], results: int, size: int):
-    program = tvm.compile(function, target=tier.target(THREADS))
-    arrays = [tvm.runtime.tensor(value.numpy().reshape(-1)) for value in operands]
-    outputs = [tvm.runtime.tensor(np.zeros(size, np.float32)) for _ in range(results)]
-    program["main"](*arrays, *outputs)
-    return [torch.from_numpy(output.numpy()) for output in outputs]
-
-
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("carried", [True, False])
-@pytest.mark.parametrize("rows,hidden", SHAPES)
-def test_a_step_of_an_lstm(rows: int, hidden: int, carried: bool, tier: Tier) -> None:
-    gates, cell = drawn(rows, 4 * hidden, seed=rows), drawn(rows, hidden, seed=hidden)
-    workload = LstmStepWorkload(rows=rows, hidden=hidden, carried=carried)
-    operands = [gates, cell] if carried else [gates]
-    found = run(recurrent.lstm(workload, tier, THREADS), tier, operands, 2, rows * hidden)
-    expected = ops.lstm_step(gates, cell if carried else None)
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b)
-
-
-@pytest.mark.parametrize("carried", [True, False])
-@pytest.mark.parametrize("outer", ["each", "shared", "none"])
-@pytest.mark.parametrize("rows,hidden", SHAPES)
-def test_a_step_of_a_gru(rows: int, hidden: int, outer: str, carried: bool, tier: Tier) -> None:
-    width, steps = 3 * hidden, 5
-    # The products of all steps, of which the kernel reads one.
-    every = drawn(rows, steps, width, seed=rows)
-    layout = Layout(size=every.numel(), strides=(0, 0, steps * width), offset=2 * width)
-    products = {"each": drawn(rows, width, seed=1), "shared": drawn(width, seed=1), "none": None}
-    state = drawn(rows, hidden, seed=2) if carried else None
-    workload = GruStepWorkload(
+def workload_of(kind: str, rows: int, hidden: int, **more: Any) -> RecurrentStepWorkload:
+    """Return a step that reads the third of five from the products of all."""
+    width = hidden * (4 if kind == "lstm" else 3)
+    given: dict[str, Any] = {"outer": "each", "carried": True, "outputs": ("fp32",), **more}
+    return RecurrentStepWorkload(
+        kind=kind,  # type: ignore[arg-type]
         rows=rows,
         hidden=hidden,
-        inner=layout,
-        outer=outer,  # type: ignore[arg-type]
-        carried=carried,
+        inner_size=rows * STEPS * width,
+        inner_stride=STEPS * width,
+        **given,
     )
-    operands = [value for value in (every, products[outer], state) if value is not None]
-    (found,) = run(recurrent.gru(workload, tier, THREADS), tier, operands, 1, rows * hidden)
-    assert_close(found, ops.gru_step(every[:, 2], products[outer], state))
+
+
+def operands(workload: RecurrentStepWorkload) -> list[Tensor | None]:
+    """Return the products of all inputs, those of the state, and the state before."""
+    rows, width = workload.rows, workload.gates * workload.hidden
+    outer = {"each": (rows, width), "shared": (width,), "none": None}[workload.outer]
+    return [
+        drawn(rows, STEPS, width, seed=rows),
+        None if outer is None else drawn(*outer, seed=1),
+        drawn(rows, workload.hidden, seed=2) / 3 if workload.carried else None,
+    ]
+
+
+def run(
+    workload: RecurrentStepWorkload, tier: Tier, values: Sequence[Tensor | None]
+) -> list[np.ndarray]:
+    """Return hidden states as they are stored, and the cell state of an LSTM."""
+    function = recurrent.generate(workload, tier, THREADS)
+    program = tvm.compile(function, target=tier.target(THREADS))
+    records = [
+        pack_convert(0, CODES[0], *CODES[1:]) if fmt == "u8" else pack_convert(0, 1.0, INFINITE, 0)
+        for fmt in workload.outputs
+    ]
+    start = np.zeros_like(records[0])
+    start[0] = 2 * workload.gates * workload.hidden
+    arrays = [value.numpy().reshape(-1) for value in values if value is not None]
+    arguments = [tvm.runtime.tensor(a) for a in [*arrays, np.concatenate([start, *records])]]
+    formats = [*workload.outputs, *(["fp32"] if workload.kind == "lstm" else [])]
+    size = workload.rows * workload.hidden
+    outputs = [tvm.runtime.tensor(np.zeros(size, FORMAT_DTYPE[fmt])) for fmt in formats]
+    program["main"](*arguments, *outputs)
+    return [output.numpy() for output in outputs]
+
+
+def expected(workload: RecurrentStepWorkload, values: Sequence[Tensor | None]) -> list[Tensor]:
+    every, outer, state = values
+    assert every is not None
+    step = ops.lstm_step if workload.kind == "lstm" else ops.gru_step
+    found = step(every[:, 2], outer, state)
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def assert_close(found: np.ndarray, wanted: Tensor) -> None:
+    values = torch.from_numpy(found).reshape(wanted.shape)
+    torch.testing.assert_close(values, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize(
+    "kind,outer",
+    [("lstm", "each"), ("lstm", "none")] + [("gru", outer) for outer in ("each", "shared", "none")],
+)
+@pytest.mark.parametrize("rows,hidden", SHAPES)
+def test_states_are_pytorchs(
+    rows: int, hidden: int, kind: str, outer: str, carried: bool, tier: Tier
+) -> None:
+    workload = workload_of(kind, rows, hidden, outer=outer, carried=carried)
+    values = operands(workload)
+    for found, wanted in zip(run(workload, tier, values), expected(workload, values), strict=True):
+        assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("rows,hidden", [(1, 33), (3, 16)])
+def test_the_hidden_state_is_stored_in_several_formats(
+    rows: int, hidden: int, kind: str, tier: Tier
+) -> None:
+    """Codes and bf16 are exactly those of the float32 values that are stored beside them."""
+    workload = workload_of(kind, rows, hidden, outputs=("fp32", "u8", "bf16"))
+    values = operands(workload)
+    plain, codes, halves, *_ = run(workload, tier, values)
+    assert_close(plain, expected(workload, values)[0])
+    exact = torch.from_numpy(plain)
+    scale, bounds, zero_point = CODES
+    assert torch.equal(
+        torch.from_numpy(codes), reference.convert(exact, 0, scale, bounds, zero_point, "u8")
+    )
+    bits = torch.from_numpy(halves.view(np.int16)).view(torch.bfloat16)
+    assert torch.equal(bits, exact.bfloat16())
 
 
 def test_extremes_saturate(tier: Tier) -> None:
     """Gates far from zero are open or shut, and no number overflows."""
-    gates = torch.tensor([[-200.0, 200.0, 200.0, 200.0]]).repeat_interleave(16, 1)
+    workload = workload_of("lstm", 1, 16, outer="none")
+    gates = torch.tensor([-200.0, 200.0, 200.0, 200.0]).repeat_interleave(16)
     cell = torch.full((1, 16), 0.5)
-    workload = LstmStepWorkload(rows=1, hidden=16, carried=True)
-    hidden, after = run(recurrent.lstm(workload, tier, THREADS), tier, [gates, cell], 2, 16)
+    hidden, after = run(workload, tier, [gates.repeat(1, STEPS, 1), None, cell])
     assert_close(after, torch.full((16,), 0.5))
-    assert_close(hidden, torch.tanh(after))
+    assert_close(hidden, torch.full((16,), 0.5).tanh())

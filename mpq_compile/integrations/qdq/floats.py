@@ -167,8 +167,11 @@ def _gates(writer: Writer, x: str, width: int, count: int, into: str) -> list[st
 
 def _lstm_step(writer: Writer, _: Sizes, call: Call) -> list[str]:
     """Hidden and cell state of a step."""
-    gates, cell = call.args
-    i, f, g, o = _gates(writer, gates.name, gates.shape[-1] // 4, 4, call.name)
+    inner, outer, cell = call.args
+    gates = inner.name
+    if outer is not None:
+        gates = writer.op("Add", outer.name, gates, into=f"{call.name}_sum")
+    i, f, g, o = _gates(writer, gates, inner.shape[-1] // 4, 4, call.name)
     i, o = (writer.op("Sigmoid", gate, into=f"{gate}_open") for gate in (i, o))
     new = writer.op("Mul", i, writer.op("Tanh", g, into=f"{g}_tanh"), into=f"{call.name}_new")
     if cell is not None:
