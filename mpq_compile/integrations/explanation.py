@@ -110,8 +110,8 @@ def _no_plan(known: bool) -> PlanError:
     if not known:
         found = "no graph of it: it was not called, or Dynamo made none and runs it in float"
         remedy = (
-            "; if it was called, TORCH_LOGS=graph_breaks says why there is no graph, and "
-            "mpq.compile does without Dynamo"
+            "; if it was called, TORCH_LOGS=graph_breaks says why there is no graph (recurrent "
+            "layers need torch._dynamo.config.allow_rnn = True); mpq.compile does without Dynamo"
         )
     return PlanError(
         "the compiled model has no plan yet",
