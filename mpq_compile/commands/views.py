@@ -80,18 +80,42 @@ def bounds(budget: Mapping[str, float]) -> str:
 
 
 def candidate_table(plan: Plan) -> Table:
-    """Return site × candidate: loss ± standard error, latency, size, and what was chosen."""
+    """Return site × candidate: loss ± standard error, latency, size, and what was chosen.
+
+    Sites that are tied have one row for each candidate, with their sums: they choose together.
+    """
     table = Table("site", "candidate", "loss", "latency [µs]", "size [kB]", "chosen")
     for column in table.columns[2:5]:
         column.justify = "right"
     table.columns[0].overflow = "fold"
     last = None
-    for row in plan.table:
+    for row in _tied_rows(plan):
         if last not in (None, row["site"]):
             table.add_section()
         table.add_row(*_cells(row, first=row["site"] != last), style="bold" * row["chosen"])
         last = row["site"]
     return table
+
+
+def _tied_rows(plan: Plan) -> list[dict[str, Any]]:
+    """Return a row for each group and candidate: that of its one site, or the sum of several."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in plan.table:
+        groups.setdefault((row["group"], row["candidate"]), []).append(row)
+    return [_sum_of(rows) for rows in groups.values()]
+
+
+def _sum_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if len(rows) == 1:
+        return dict(rows[0])
+    total = dict(rows[0], spread=None)
+    total["site"] += f"\n  and {len(rows) - 1} tied to it"
+    for column in ("loss", "latency_us", "size_bytes"):
+        values = [row[column] for row in rows]
+        total[column] = None if None in values else sum(values)
+    if any(row["latency_source"] == "estimated" for row in rows):
+        total["latency_source"] = "estimated"
+    return total
 
 
 def _cells(row: Mapping[str, Any], first: bool) -> list[str]:
