@@ -10,7 +10,7 @@ from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.calibration_tensors import packed, unpacked
 from mpq_compile.reconstruct.per_site import reconstruct_per_site
 from mpq_compile.registry import METRICS
-from mpq_compile.sensitivity.base import check_table
+from mpq_compile.sensitivity.base import check_table, leading, with_followers
 from mpq_compile.types import SensitivityTable
 from mpq_compile.workpool import Task, current_pool
 
@@ -29,11 +29,11 @@ def measured_sensitivity(
     Raises:
         CalibrationError: It lacks a loss, or has one that is not finite.
     """
-    measure = METRICS.load(metric)()
-    with current_pool().sharing(lambda: _task("sensitivity", calibration, choices, metric)):
-        table: SensitivityTable = measure(network, calibration, batches, choices)
-    check_table(table, choices)
-    return table
+    measure, leaders = METRICS.load(metric)(), leading(network, choices)
+    with current_pool().sharing(lambda: _task("sensitivity", calibration, leaders, metric)):
+        table: SensitivityTable = measure(network, calibration, batches, leaders)
+    check_table(table, leaders)
+    return with_followers(table, choices)
 
 
 def fitted_sites(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +25,8 @@ class Metric(Protocol):
     """A sensitivity metric.
 
     ``needs_labels`` tells whether batches must carry labels; ``unit`` names what ``loss`` is
-    counted in. A call returns the loss increase of each (site, candidate), alone, against float.
+    counted in. A call returns the loss increase of each (site, candidate), alone, against float. Of
+    tied sites ``choices`` names the first one, which stands for all of them (``leading``).
     """
 
     needs_labels: bool
@@ -59,9 +60,10 @@ class QuantizedGraph:
         self._interpreter = fx.Interpreter(self.module)
         self._nodes = {node.name: node for node in self.module.graph.nodes}
         self._downstream = {
-            site.id: _downstream(self._nodes[self.network.node_of[site.id]])
+            site.id: _downstream([self._nodes[self.network.node_of[site.id]]])
             for site in self.network.sites
         }
+        self._tied = tied(self.network)
 
     def assign(self, assignment: Mapping[str, str]) -> None:
         """Switch every quantizer: sites that ``assignment`` leaves out compute in fp32."""
@@ -78,19 +80,39 @@ class QuantizedGraph:
     def outputs_for(
         self, values: Mapping[str, Any], site: str, candidates: Sequence[str]
     ) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
-        """Yield each candidate and the outputs with this one site quantized.
+        """Yield each candidate and the outputs with this site, and those tied to it, quantized.
 
-        Only what follows the site is computed again.
+        Only what follows the first of them is computed again.
         """
+        members = self._tied[site]
+        if len(members) > 1:
+            yield from self._outputs_together(values, members, candidates)
+            return
         changed = self._downstream[site]
         for candidate, environment in self._quantized(values, site, candidates):
             self._run(environment, [node for node in changed if node not in environment])
             yield candidate, environment[changed[-1]]
 
+    def _outputs_together(
+        self, values: Mapping[str, Any], sites: Sequence[str], candidates: Sequence[str]
+    ) -> Iterator[tuple[str, tuple[Tensor, ...]]]:
+        changed = _downstream([self._nodes[self.network.node_of[site]] for site in sites])
+        own = set(changed)
+        kept = {n: values[name] for name, n in self._nodes.items() if n not in own}
+        for candidate in candidates:
+            self.assign(dict.fromkeys(sites, candidate))
+            environment = dict(kept)
+            self._run(environment, changed)
+            yield candidate, environment[changed[-1]]
+
+    def tied_to(self, site: str) -> Sequence[str]:
+        """Return the sites that share a candidate with this one, itself among them, in order."""
+        return self._tied[site]
+
     def outputs_with(
         self, values: Mapping[str, Any], site: str, candidate: str
     ) -> tuple[Tensor, ...]:
-        """Return the outputs with one site quantized."""
+        """Return the outputs with one site, and those tied to it, quantized."""
         return next(self.outputs_for(values, site, [candidate]))[1]
 
     def site_outputs(
@@ -137,13 +159,39 @@ class QuantizedGraph:
                 environment[node] = self._interpreter.run_node(node)
 
 
-def _downstream(site: fx.Node) -> list[fx.Node]:
-    """The site's quantizers, the site, and every node that depends on it, in order."""
-    affected = {site, *site.args[:3]}
-    for node in site.graph.nodes:
+def _downstream(sites: Sequence[fx.Node]) -> list[fx.Node]:
+    """The sites' quantizers, the sites, and every node that depends on them, in order."""
+    affected = {node for site in sites for node in (site, *site.args[:3])}
+    for node in sites[0].graph.nodes:
         if any(source in affected for source in node.all_input_nodes):
             affected.add(node)
-    return [node for node in site.graph.nodes if node in affected]
+    return [node for node in sites[0].graph.nodes if node in affected]
+
+
+def tied(network: Network) -> dict[str, list[str]]:
+    """Return, for each site, the sites of its group in order."""
+    groups: dict[str, list[str]] = {}
+    for site in network.sites:
+        groups.setdefault(site.group, []).append(site.id)
+    return {site.id: groups[site.group] for site in network.sites}
+
+
+def leading(network: Network, choices: Choices) -> dict[str, Sequence[str]]:
+    """Return the choices of the first site of each group, which stands for all of it.
+
+    Errors of one weight that is read several times go the same way: what they do together is
+    several times the sum of what each does alone, so that the sum would say too little.
+    """
+    members = tied(network)
+    return {site: names for site, names in choices.items() if members[site][0] == site}
+
+
+def with_followers(table: SensitivityTable, choices: Choices) -> SensitivityTable:
+    """Return a table of all sites; those that another one stands for add nothing to its loss."""
+    loss = {
+        site: table.loss.get(site, dict.fromkeys(names, 0.0)) for site, names in choices.items()
+    }
+    return replace(table, loss=loss)
 
 
 def pairs(choices: Choices) -> Iterator[tuple[str, str]]:

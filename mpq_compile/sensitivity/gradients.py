@@ -89,6 +89,8 @@ def inner_products(
 ) -> Tensor:
     """Return ⟨g_v, Δz(c)⟩, float64 [(site, candidate) in the order of ``pairs``, B, passes].
 
+    Those of tied sites are added up: to first order, changes of the scores do.
+
     Raises:
         CalibrationError: A site's output does not hold whole samples one after the other.
     """
@@ -99,17 +101,34 @@ def inner_products(
     rows = []
     for site, names in choices.items():
         candidates = [name for name in names if name != "fp32"]
-        exact = recording.values[graph.network.node_of[site]]
-        changes = [
-            _rows(value - exact, part.size, site)
-            for _, value in graph.site_outputs(recording.values, site, candidates)
-        ]
-        if changes:
-            gradients = torch.stack([_rows(slope, part.size, site) for slope in slopes[site]])
-            products = torch.bmm(torch.stack(changes, 1), gradients.permute(1, 2, 0))
-            rows.append(products.transpose(0, 1).double())
+        if candidates:
+            members = graph.tied_to(site)
+            products = [
+                _products(graph, part, recording, member, candidates, slopes[member])
+                for member in members
+            ]
+            rows.append(torch.stack(products).sum(0))
         advance(1)
     return torch.cat(rows) if rows else torch.zeros(0, part.size, 1, dtype=torch.float64)
+
+
+def _products(
+    graph: QuantizedGraph,
+    part: Slice,
+    recording: Recording,
+    site: str,
+    candidates: Sequence[str],
+    slopes: Sequence[Tensor],
+) -> Tensor:
+    """Return the products of one site, float64 [candidates, B, passes]."""
+    exact = recording.values[graph.network.node_of[site]]
+    changes = [
+        _rows(value - exact, part.size, site)
+        for _, value in graph.site_outputs(recording.values, site, candidates)
+    ]
+    gradients = torch.stack([_rows(slope, part.size, site) for slope in slopes])
+    products = torch.bmm(torch.stack(changes, 1), gradients.permute(1, 2, 0))
+    return products.transpose(0, 1).double()
 
 
 def _slopes(

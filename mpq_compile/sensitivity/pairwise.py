@@ -24,7 +24,7 @@ only some pairs may lose that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -36,7 +36,7 @@ from torch import Tensor
 from mpq_compile.calibrate import Batch
 from mpq_compile.passes.network import Network
 from mpq_compile.quant.calibration import Calibration
-from mpq_compile.sensitivity.base import Choices, pairs, table_of
+from mpq_compile.sensitivity.base import Choices, pairs, table_of, tied
 from mpq_compile.sensitivity.divergence import (
     Outputs,
     displacement,
@@ -89,9 +89,18 @@ class PairwiseMetric:
         samples, gram = measure(self, network, calibration, batches, choices)
         sites = [site.id for site in network.sites if site.id in choices]
         near = near_pairs(network) if self.scope == "near" else list(combinations(sites, 2))
-        chosen = [pair for pair in near if pair[0] in choices and pair[1] in choices]
+        chosen = [pair for pair in _of_first(network, near) if set(pair) <= set(choices)]
         terms = cross_terms(choices, chosen, gram)
         return table_of("pairwise", self.unit, choices, samples, terms)
+
+
+def _of_first(network: Network, near: Sequence[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    """Return pairs of the sites that stand for those of the given pairs, each once, in order."""
+    order = {site.id: number for number, site in enumerate(network.sites)}
+    first = {site: members[0] for site, members in tied(network).items()}
+    found = {frozenset((first[a], first[b])) for a, b in near}
+    ordered = [tuple(sorted(pair, key=order.__getitem__)) for pair in found if len(pair) == 2]
+    return sorted(((a, b) for a, b in ordered), key=lambda pair: (order[pair[0]], order[pair[1]]))
 
 
 def cross_terms(choices: Choices, chosen: Sequence[tuple[str, str]], gram: Tensor) -> PairTerms:
