@@ -49,7 +49,7 @@ class _Emit:
     def is_zero(self, node: fx.Node) -> bool:
         """Tell whether a tensor holds zeros alone, as what a recurrence starts from often does."""
         while is_call(node, *_SHAPED):
-            node = node.args[0]  # type: ignore[assignment]
+            node = node.args[0]
         value = constant(self.module, node)
         return is_call(node, *_ZEROS) if value is None else not bool(value.any())
 
@@ -179,10 +179,10 @@ def _layers(module: fx.GraphModule, node: fx.Node, cell: _MakeCell) -> None:
             ends.append(end)
         x = _side_by_side(emit, [_stacked(emit, hiddens, axis) for hiddens in ways])
     for pick in list(node.users):
-        index: Any = pick.args[1]
-        if index == 0:
+        which: Any = pick.args[1]
+        if which == 0:
             _steps_to_readers(emit, pick, ways, axis)
-        result = _stacked(emit, [end[index - 1] for end in ends], 0) if index else x
+        result = _stacked(emit, [end[which - 1] for end in ends], 0) if which else x
         pick.replace_all_uses_with(result)
         module.graph.erase_node(pick)
     module.graph.erase_node(node)
@@ -246,7 +246,7 @@ def _cell(module: fx.GraphModule, node: fx.Node, cell: _MakeCell) -> None:
         inner=inner,
         hidden=hidden,
         inner_bias=biases[0],
-        hidden_bias=biases[1],  # type: ignore[arg-type]
+        hidden_bias=biases[1],
     )
     made = cell(emit, weights)
     starts = list(given) if isinstance(given, (list, tuple)) else [given]
