@@ -18,9 +18,9 @@ problem for each row. It is solved
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +30,7 @@ FACTORS = (0.7, 0.8, 0.9, 1.0, 1.1)
 _BLOCK = 64
 _SWEEPS, _REFITS = 5, 2
 # Rows, times the scales tried, that are worked on at a time.
-_VALUES = 2**24
+_VALUES = 2**23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,9 @@ def solve(
     """
     feedback = feedback or Feedback(moments)
     rows = max(1, _VALUES // (target.shape[0] * target.shape[2] * len(FACTORS)))
+    metric = _Metric(moments)
     parts = [
-        _solve_rows(part, moments, feedback, start, grid)
+        _solve_rows(part, metric, feedback, start, grid)
         for part, start in zip(target.split(rows, 1), scale.split(rows, 1), strict=True)
     ]
     found, scales = (torch.cat(part, 1) for part in zip(*parts, strict=True))
@@ -92,51 +93,45 @@ def loss(codes: Tensor, scale: Tensor, target: Tensor, moments: Tensor) -> Tenso
 
 
 def _solve_rows(
-    target: Tensor, moments: Tensor, feedback: Feedback, scale: Tensor, grid: Grid
+    target: Tensor, metric: _Metric, feedback: Feedback, scale: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     width, count = target.shape[-1], len(FACTORS)
     wide = target.repeat_interleave(count, 1)
-    factors = torch.tensor(FACTORS).repeat(target.shape[1])[None, :, None]
-    scales = scale.repeat_interleave(count, 1) * factors
+    scales = (scale[..., None, :] * torch.tensor(FACTORS)[:, None]).flatten(1, 2)
     every = grid.expand(scales, width)
-    codes = descend(feedback(wide, every, grid), every, wide, moments, grid, sweeps=1)
-    losses = loss(codes, every, wide, moments).unflatten(1, (-1, count))
-    best = losses.argmin(-1, keepdim=True)
-    pick = _picker(best, count)
-    return _refined(pick(codes), pick(scales), target, moments, grid)
-
-
-def _picker(best: Tensor, count: int) -> Callable[[Tensor], Tensor]:
-    """Return what takes the best of ``count`` variants of each row."""
+    codes = feedback(wide, every, grid)
+    gap = metric.gap(codes, every, wide)
+    _descend(codes, every, gap, metric, grid, sweeps=1)
+    best = metric.loss(codes, every, wide, gap).unflatten(1, (-1, count)).argmin(-1)
+    rows = torch.arange(target.shape[1]) * count + best
 
     def pick(values: Tensor) -> Tensor:
-        stacked = values.unflatten(1, (-1, count))
-        index = best[..., None].expand(-1, -1, 1, values.shape[-1])
-        return stacked.gather(2, index).squeeze(2)
+        return values.gather(1, rows[..., None].expand(-1, -1, values.shape[-1]))
 
-    return pick
+    return _refined(pick(codes), pick(scales), pick(gap), target, metric, grid)
 
 
 def _refined(
-    codes: Tensor, scale: Tensor, target: Tensor, moments: Tensor, grid: Grid
+    codes: Tensor, scale: Tensor, gap: Tensor, target: Tensor, metric: _Metric, grid: Grid
 ) -> tuple[Tensor, Tensor]:
     """Refit scales and descend in turns, while rows get better."""
-    width = target.shape[-1]
-    codes = descend(codes, grid.expand(scale, width), target, moments, grid)
+    _descend(codes, grid.expand(scale, codes.shape[-1]), gap, metric, grid)
     if scale.shape[-1] > 1:
         return codes, scale
-    best = loss(codes, grid.expand(scale, width), target, moments)
+    best = metric.loss(codes, scale, target, gap)
     for _ in range(_REFITS):
-        power = codes @ moments
+        reach = codes @ metric.ratios
+        power = reach * metric.power
         below = (power * codes).sum(-1, keepdim=True)
         above = (power * target).sum(-1, keepdim=True)
         fitted = torch.where((below > 0) & (above > 0), above / below.clamp_min(1e-30), scale)
-        moved = descend(codes, fitted.expand_as(codes), target, moments, grid)
-        found = loss(moved, fitted, target, moments)
+        moved, left = codes.clone(), gap + (scale - fitted) * reach
+        _descend(moved, fitted.expand_as(moved), left, metric, grid)
+        found = metric.loss(moved, fitted, target, left)
         better = (found < best)[..., None]
         if not better.any():
             break
-        codes = torch.where(better, moved, codes)
+        codes, gap = torch.where(better, moved, codes), torch.where(better, left, gap)
         scale = torch.where(better, fitted, scale)
         best = torch.minimum(found, best)
     return codes, scale
@@ -154,27 +149,22 @@ class Feedback:
         rows = self._order[..., None].expand_as(moments)
         columns = self._order[:, None, :].expand_as(moments)
         ordered = moments.gather(1, rows).gather(2, columns)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered.double()))
-        self._factor = torch.linalg.cholesky(inverse, upper=True).float()
+        # H = UUᵀ of an upper U: a row loses |error · U|², and each entry of that is made small by
+        # its own column, as those before it are rounded already.
+        upper = torch.linalg.cholesky(ordered.double().flip(1, 2)).flip(1, 2)
+        self._ratios = (upper / upper.diagonal(dim1=1, dim2=2)[:, None, :]).float()
 
     def __call__(self, target: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         order = self._order[:, None, :].expand_as(target)
-        left = target.gather(2, order).mT.contiguous()
-        scales = scale.expand_as(target).gather(2, order).mT.contiguous()
-        codes = torch.empty_like(left)
-        width = left.shape[1]
-        for start in range(0, width, _BLOCK):
-            stop = min(start + _BLOCK, width)
-            block, errors = left[:, start:stop].clone(), torch.empty_like(left[:, start:stop])
-            within = self._factor[:, start:stop, start:stop]
-            for j in range(stop - start):
-                step = scales[:, start + j]
-                code = grid.round(block[:, j], step)
-                codes[:, start + j] = code
-                errors[:, j] = (block[:, j] - code * step) / within[:, j, j, None]
-                block[:, j + 1 :] -= within[:, j, j + 1 :, None] * errors[:, None, j]
-            left[:, stop:] -= self._factor[:, start:stop, stop:].mT @ errors
-        return torch.empty_like(target).scatter_(2, order, codes.mT)
+        aim, scales = target.gather(2, order), scale.expand_as(target).gather(2, order)
+        wanted, codes = aim.clone(), torch.empty_like(aim)
+        for start in range(0, aim.shape[-1], _BLOCK):
+            here, after = slice(start, start + _BLOCK), slice(start + _BLOCK, None)
+            near, ratios = wanted[..., here], self._ratios[:, here]
+            found = _rounded(near, aim[..., here], scales[..., here], ratios[..., here], grid)
+            codes[..., here], moves = found
+            wanted[..., after].baddbmm_(moves, ratios[..., after], alpha=-1)
+        return torch.empty_like(target).scatter_(2, order, codes)
 
 
 def descend(
@@ -193,40 +183,83 @@ def descend(
         target, moments, grid: As in :func:`solve`.
         sweeps: Most passes over the columns.
     """
-    codes = codes.clone()
-    rows = torch.arange(codes.shape[1])
-    for _ in range(sweeps):
-        moved, changed = _swept(codes[:, rows], scale[:, rows], target[:, rows], moments, grid)
-        codes[:, rows] = moved
-        # A row in which nothing moved is done.
-        rows = rows[changed]
-        if not len(rows):
-            break
+    codes, metric = codes.clone(), _Metric(moments)
+    _descend(codes, scale, metric.gap(codes, scale, target), metric, grid, sweeps)
     return codes
 
 
-def _swept(
-    codes: Tensor, scale: Tensor, target: Tensor, moments: Tensor, grid: Grid
+class _Metric:
+    """H as descents use it: by how far each weight is from its best value while others stay.
+
+    Args:
+        moments: H, float32 [G, K, K], positive definite.
+    """
+
+    def __init__(self, moments: Tensor) -> None:
+        self.power = moments.diagonal(dim1=1, dim2=2)[:, None, :]
+        self.ratios = moments / self.power
+
+    def gap(self, codes: Tensor, scale: Tensor, target: Tensor) -> Tensor:
+        """Return how far that is, [G, n, K]."""
+        return (target - codes * scale) @ self.ratios
+
+    def loss(self, codes: Tensor, scale: Tensor, target: Tensor, gap: Tensor) -> Tensor:
+        """Return what :func:`loss` does, without a product of matrices."""
+        return ((target - codes * scale) * gap * self.power).sum(-1)
+
+
+def _descend(
+    codes: Tensor, scale: Tensor, gap: Tensor, metric: _Metric, grid: Grid, sweeps: int = _SWEEPS
+) -> None:
+    """Descend from codes whose ``gap`` is known; both change in place."""
+    rows = torch.arange(codes.shape[1])
+    for _ in range(sweeps):
+        moved = torch.zeros(codes.shape[1], dtype=torch.bool)
+        for start in range(0, codes.shape[2], _BLOCK):
+            stop = start + _BLOCK
+            code, step, left = (x[:, rows, start:stop] for x in (codes, scale, gap))
+            some = (grid.round(code * step + left, step) != code).any(2).any(0)
+            if not some.any():
+                continue
+            # Rows in which nothing wants to move stay as they are.
+            told, ratios = rows[some], metric.ratios[:, start:stop]
+            code, step, left = code[:, some], step[:, some], left[:, some]
+            real = code * step
+            code, moves = _rounded(real + left, real, step, ratios[..., start:stop], grid)
+            codes[:, told, start:stop] = code
+            gap.index_add_(1, told, moves @ ratios, alpha=-1)
+            moved[told] = True
+        # A row in which nothing moved is done.
+        rows = moved.nonzero().flatten()
+        if not len(rows):
+            break
+
+
+def _rounded(
+    wanted: Tensor, start: Tensor, scale: Tensor, ratios: Tensor, grid: Grid
 ) -> tuple[Tensor, Tensor]:
-    """Return the codes after one pass over the columns, and which rows moved, [n]."""
-    pull = ((target - codes * scale) @ moments).mT.contiguous()
-    # Columns first, so that what is worked on at a time lies together.
-    codes, scale = codes.mT.contiguous(), scale.mT.contiguous()
-    power = moments.diagonal(dim1=1, dim2=2)
-    changed = torch.zeros(codes.shape[2], dtype=torch.bool)
-    width = codes.shape[1]
-    for start in range(0, width, _BLOCK):
-        stop = min(start + _BLOCK, width)
-        near, within = pull[:, start:stop].clone(), moments[:, start:stop, start:stop]
-        steps = torch.empty_like(near)
-        for j in range(stop - start):
-            step, here = scale[:, start + j], codes[:, start + j]
-            wanted = here * step + near[:, j] / power[:, start + j, None]
-            best = grid.round(wanted, step)
-            steps[:, j] = (best - here) * step
-            near[:, j + 1 :] -= within[:, j + 1 :, j, None] * steps[:, None, j]
-            codes[:, start + j] = best
-        if steps.any():
-            changed |= steps.ne(0).any(1).any(0)
-            pull[:, stop:] -= moments[:, stop:, start:stop] @ steps
-    return codes.mT, changed
+    """Round columns one after the other, each with what the moves of those before it change.
+
+    In NumPy: where there is little to do in each column, PyTorch's calls take several times as
+    long. A column's values lie together.
+
+    Args:
+        wanted, start: Where each weight should be while others stay, and where it is, [G, n, B].
+        scale: Of each weight, [G, n, B].
+        ratios: How much less is wanted of a column, the last index, when another moves by one.
+        grid: The codes.
+
+    Returns:
+        Codes, and by how much each weight moved, [G, n, B].
+    """
+    aims, starts, steps, factors = (
+        x.mT.contiguous().numpy() for x in (wanted, start, scale, ratios)
+    )
+    codes, moves = np.empty_like(aims), np.empty_like(aims)
+    for j in range(aims.shape[1]):
+        here = slice(j, j + 1)
+        code = np.rint((aims[:, here] - factors[:, here, :j] @ moves[:, :j]) / steps[:, here])
+        np.maximum(code, grid.low, out=code)
+        np.minimum(code, grid.high, out=codes[:, here])
+        np.subtract(codes[:, here] * steps[:, here], starts[:, here], out=moves[:, here])
+    return torch.from_numpy(codes).mT, torch.from_numpy(moves).mT
