@@ -25,10 +25,10 @@ from mpq_compile.progress import counted
 from mpq_compile.quant.calibration import Calibration
 from mpq_compile.quant.weights import weight_spec
 from mpq_compile.reconstruct.lockstep import Lockstep, Unit, site_units
-from mpq_compile.reconstruct.moments import Moments, Positions, Reader
+from mpq_compile.reconstruct.moments import Moments, Pool, Positions, Reader
 from mpq_compile.reconstruct.output_fisher import row_fisher
 from mpq_compile.reconstruct.rounded_site import searched_sites, shared_weights
-from mpq_compile.reconstruct.site_fit import SiteProblem
+from mpq_compile.reconstruct.site_fit import Place, SiteProblem
 from mpq_compile.sensitivity.base import QuantizedGraph
 from mpq_compile.types import Candidate
 
@@ -78,23 +78,24 @@ def _fit_shared(
     """Find the weights that several sites multiply by, and a bias for each site."""
     network, calibration = lockstep.graph.network, lockstep.graph.calibration
     owners = {site: owner for owner, (sites, _) in shared.items() for site in sites}
-    moments: dict[str, Moments] = {}
+    pools = {owner: Pool() for owner in shared}
+    places: dict[str, Place] = {}
     readers: dict[str, Reader] = {}
 
     def visit(unit: Unit) -> None:
         for site in unit.sites:
             if site in owners:
-                readers[site] = Reader(node=unit.exit, weight=network.weight(site).float())
-                counts = weights.get(site)
-                moments[site] = gather(
-                    lockstep, readers[site], network.bias(site), counts, rounded=False
-                )
+                reader = Reader(node=unit.exit, weight=network.weight(site).float())
+                bias, counts = network.bias(site), weights.get(site)
+                moments = gather(lockstep, reader, bias, counts, rounded=False)
+                readers[site], places[site] = reader, Place.of(site, moments, bias)
+                pools[owners[site]].add(moments, places[site].biased)
 
     with counted(len(shared), "gptq of shared weights") as advance:
         lockstep.run(units, visit)
         for owner, (sites, candidate) in shared.items():
-            seen = [(moments[site], network.bias(site)) for site in sites]
-            problem = SiteProblem.together(owner, readers[owner], seen)
+            of_sites = [places[site] for site in sites]
+            problem = SiteProblem.together(readers[owner], pools[owner], of_sites)
             if problem is not None:
                 found = problem.fits(network.rounded(owner, candidate))
                 for site, (weight, fit) in zip(sites, found, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -59,14 +58,8 @@ class Moments:
 
     @property
     def independent(self) -> float:
-        """How many draws the positions are worth.
-
-        Those of one sample resemble each other: a mean between the number of samples and that of
-        positions is taken [derived]. Positions of unlike weights are worth as many of like ones as
-        have the same variance of a mean (Kish).
-        """
-        positions = self.weight**2 / self.weight_squares
-        return float(self.samples) ** 0.25 * positions**0.75
+        """How many draws the positions are worth."""
+        return worth(self.samples, self.weight, self.weight_squares)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the means of inputs and targets."""
@@ -81,24 +74,49 @@ class Moments:
         return squares - x[..., None] * x[:, None], crosses - t[..., None] * x[:, None]
 
 
-def pooled(seen: Sequence[Moments], about_mean: Sequence[bool]) -> tuple[Tensor, Tensor, float]:
-    """Return E[x xᵀ] and E[t xᵀ] over several sites, and how many draws they are of.
+@dataclass
+class Pool:
+    """Moments of the sites that multiply by one weight, added up as they come.
 
-    Each site's are about its own means, or about zero. Sites of one weight see the same samples:
-    they add positions, not samples.
+    Each site's are about its own means, or about zero. They see the same samples: they add
+    positions, not samples.
     """
-    weight = sum(moments.weight for moments in seen)
-    centred = [m.centred(about) for m, about in zip(seen, about_mean, strict=True)]
-    squares, crosses = (
-        torch.stack([m.weight / weight * c[i] for m, c in zip(seen, centred, strict=True)]).sum(0)
-        for i in range(2)
-    )
-    together = Moments(
-        samples=max(moments.samples for moments in seen),
-        weight=weight,
-        weight_squares=sum(moments.weight_squares for moments in seen),
-    )
-    return squares, crosses, together.independent
+
+    count: int = 0
+    samples: int = 0
+    weight: float = 0.0
+    weight_squares: float = 0.0
+    squares: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+    crosses: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
+
+    def add(self, moments: Moments, about_mean: bool) -> None:
+        """Add the moments of one site."""
+        squares, crosses = moments.centred(about_mean)
+        self.squares = self.squares + moments.weight * squares
+        self.crosses = self.crosses + moments.weight * crosses
+        self.count += moments.count
+        self.samples = max(self.samples, moments.samples)
+        self.weight += moments.weight
+        self.weight_squares += moments.weight_squares
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Return E[x xᵀ] [G, K, K] and E[t xᵀ] [G, n, K]."""
+        return self.squares / self.weight, self.crosses / self.weight
+
+    @property
+    def independent(self) -> float:
+        """How many draws the positions are worth."""
+        return worth(self.samples, self.weight, self.weight_squares)
+
+
+def worth(samples: int, weight: float, weight_squares: float) -> float:
+    """Return how many independent draws positions are worth.
+
+    Those of one sample resemble each other: a mean between the number of samples and that of
+    positions is taken [derived]. Positions of unlike weights are worth as many of like ones as have
+    the same variance of a mean (Kish).
+    """
+    return float(samples) ** 0.25 * (weight**2 / weight_squares) ** 0.75
 
 
 @dataclass(frozen=True, kw_only=True)

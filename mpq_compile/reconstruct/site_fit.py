@@ -12,7 +12,7 @@ from torch import Tensor
 from mpq_compile.quant.weights import ChannelFit, QuantizedWeight
 from mpq_compile.reconstruct.correction import FEWEST
 from mpq_compile.reconstruct.integer_least_squares import Feedback, Grid, solve
-from mpq_compile.reconstruct.moments import Moments, Reader, pooled
+from mpq_compile.reconstruct.moments import Moments, Pool, Reader
 from mpq_compile.reconstruct.rounded_site import check_finite
 
 # Least share of a multiple of the identity in the inputs' second moments.
@@ -37,6 +37,17 @@ class Place:
     outputs: Tensor
     bias: Tensor
     biased: bool
+
+    @classmethod
+    def of(cls, site: str, moments: Moments, bias: Tensor) -> Place:
+        """Return what is kept of a site's moments for its bias.
+
+        Raises:
+            CalibrationError: What it saw is not finite.
+        """
+        check_finite(site, moments.squares, moments.crosses)
+        inputs, outputs = moments.means()
+        return cls(inputs=inputs, outputs=outputs, bias=bias, biased=bool(bias.any()))
 
     def shift(self, weight: Tensor) -> Tensor:
         """Return what the mean lacks with ``weight``, float64 [G, n, K]; zero without a bias."""
@@ -67,26 +78,21 @@ class SiteProblem:
         Raises:
             CalibrationError: What it saw is not finite.
         """
-        return cls.together(site, reader, [(moments, bias)])
+        pool = Pool()
+        place = Place.of(site, moments, bias)
+        pool.add(moments, place.biased)
+        return cls.together(reader, pool, [place])
 
     @classmethod
-    def together(
-        cls, site: str, reader: Reader, seen: Sequence[tuple[Moments, Tensor]]
-    ) -> SiteProblem | None:
-        """Return the problem of a weight, of the moments and biases of each of its sites."""
-        if sum(moments.count for moments, _ in seen) < FEWEST:
+    def together(cls, reader: Reader, pool: Pool, places: Sequence[Place]) -> SiteProblem | None:
+        """Return the problem of a weight that several sites multiply by."""
+        if pool.count < FEWEST:
             return None
-        places = []
-        for moments, bias in seen:
-            check_finite(site, moments.squares, moments.crosses)
-            inputs, outputs = moments.means()
-            biased = bool(bias.any())
-            places.append(Place(inputs=inputs, outputs=outputs, bias=bias, biased=biased))
-        squares, crosses, draws = pooled([m for m, _ in seen], [place.biased for place in places])
+        squares, crosses = pool.means()
         rows = reader.rows
         # Inputs that never vary are held where they are.
         power = squares.diagonal(dim1=1, dim2=2).mean(1).clamp_min(_LEAST_POWER)
-        share = shrinkage(squares, draws).clamp_min(_DAMPING)[:, None, None]
+        share = shrinkage(squares, pool.independent).clamp_min(_DAMPING)[:, None, None]
         ridge = share * power[:, None, None]
         damped = (1 - share) * squares + ridge * torch.eye(rows.shape[-1], dtype=torch.float64)
         aim = (1 - share) * crosses + ridge * rows.double()
