@@ -83,7 +83,9 @@ def test_their_loss_is_that_of_all_together(net: Setting) -> None:
     for members in groups(net):
         for name in NAMES[1:]:
             together = divergence_of(net, dict.fromkeys(members, name))
-            assert losses[members[0]][name] == pytest.approx(together, rel=1e-4, abs=1e-7)
+            # Sums of float32 tell nothing below a millionth.
+            assert losses[members[0]][name] == pytest.approx(together, rel=1e-3, abs=1e-6)
+        assert losses[members[0]]["w4a8"] > 1e-4
 
 
 def test_alone_they_lose_less_than_together(net: Setting) -> None:
