@@ -33,7 +33,7 @@ def measured_sensitivity(
     with current_pool().sharing(lambda: _task("sensitivity", calibration, leaders, metric)):
         table: SensitivityTable = measure(network, calibration, batches, leaders)
     check_table(table, leaders)
-    return with_followers(table, choices)
+    return with_followers(network, table, choices)
 
 
 def fitted_sites(

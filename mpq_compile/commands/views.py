@@ -98,17 +98,24 @@ def candidate_table(plan: Plan) -> Table:
 
 
 def _tied_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Return a row for each group and candidate: that of its one site, or the sum of several."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """Return a row for each group and candidate: that of its one site, or the sum of several.
+
+    Candidates that some of its sites do not have are no choice of the group.
+    """
+    rows_of: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    sites: dict[str, set[str]] = {}
     for row in plan.table:
-        groups.setdefault((row["group"], row["candidate"]), []).append(row)
-    return [_sum_of(rows) for rows in groups.values()]
+        group = row.get("group", row["site"])
+        rows_of.setdefault((group, row["candidate"]), []).append(row)
+        sites.setdefault(group, set()).add(row["site"])
+    found = sorted(rows_of, key=lambda key: list(sites).index(key[0]))
+    return [_sum_of(rows_of[key]) for key in found if len(rows_of[key]) == len(sites[key[0]])]
 
 
 def _sum_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(rows) == 1:
         return dict(rows[0])
-    total = dict(rows[0], spread=None)
+    total = dict(rows[0])  # the first stands for the losses of all, and for their spread
     total["site"] += f"\n  and {len(rows) - 1} tied to it"
     for column in ("loss", "latency_us", "size_bytes"):
         values = [row[column] for row in rows]

@@ -159,7 +159,7 @@ def prepare(captured: CapturedGraph) -> Network:
     return Network(
         captured=captured,
         module=module,
-        sites=tuple(_with_shared(sites, values)),
+        sites=tuple(with_shared(sites, values)),
         node_of=node_of,
         shapes=shapes,
         statistics={name: folded[weight] for name, weight in weights.items() if weight in folded},
@@ -191,7 +191,7 @@ def _site(module: fx.GraphModule, node: fx.Node, shapes: Shapes, seen: dict[str,
     )
 
 
-def _with_shared(sites: Sequence[Site], weights: Sequence[Tensor | None]) -> Iterator[Site]:
+def with_shared(sites: Sequence[Site], weights: Sequence[Tensor | None]) -> Iterator[Site]:
     """Yield sites that know which one before them stores their weight.
 
     Weights that were derived from one are the same where they are equal: not where other norms

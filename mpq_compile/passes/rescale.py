@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mpq_compile.passes.base import constant, copied
-from mpq_compile.passes.network import Network, NormStatistics
+from mpq_compile.passes.network import Network, NormStatistics, with_shared
 from mpq_compile.passes.seams import Reader, Seam, producer_constants
 
 
@@ -60,7 +60,10 @@ def with_constants(
         new = value.to(old.dtype)
         is_parameter = isinstance(old, nn.Parameter)
         setattr(owner, leaf, nn.Parameter(new, requires_grad=False) if is_parameter else new)
-    return replace(network, module=module, statistics=statistics, _rounded={})
+    changed = replace(network, module=module, statistics=statistics, _rounded={})
+    # Copies of one weight that were scaled by other factors are weights of their own.
+    weights = [changed.weight(site.id) for site in changed.sites]
+    return replace(changed, sites=tuple(with_shared(changed.sites, weights)), _rounded={})
 
 
 def column_factors(reader: Reader, factor: Tensor) -> Tensor:

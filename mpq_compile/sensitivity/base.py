@@ -186,12 +186,15 @@ def leading(network: Network, choices: Choices) -> dict[str, Sequence[str]]:
     return {site: names for site, names in choices.items() if members[site][0] == site}
 
 
-def with_followers(table: SensitivityTable, choices: Choices) -> SensitivityTable:
+def with_followers(network: Network, table: SensitivityTable, choices: Choices) -> SensitivityTable:
     """Return a table of all sites; those that another one stands for add nothing to its loss."""
+    leaders = leading(network, choices)
     loss = {
-        site: table.loss.get(site, dict.fromkeys(names, 0.0)) for site, names in choices.items()
+        site: table.loss[site] if site in leaders else dict.fromkeys(names, 0.0)
+        for site, names in choices.items()
     }
-    return replace(table, loss=loss)
+    spread = {site: values for site, values in table.spread.items() if site in leaders}
+    return replace(table, loss=loss, spread=spread)
 
 
 def pairs(choices: Choices) -> Iterator[tuple[str, str]]:

@@ -139,7 +139,9 @@ class _Insertion:
     def _store(self, node: fx.Node) -> None:
         """Round a tensor where it is made; its readers read what is stored."""
         fmt = self.formats.get(node.name, "fp32")
-        if node.op not in ("call_function", "placeholder") or fmt == "fp32":
+        # Of several results each is rounded where it is picked.
+        several = node.name not in self.student.network.shapes
+        if node.op not in ("call_function", "placeholder") or fmt == "fp32" or several:
             return
         readers = list(node.users)
         with self.module.graph.inserting_after(node):

@@ -67,3 +67,30 @@ def test_a_bound_on_the_average_is_kept() -> None:
     widths = {site.id: Candidate.parse(plan.assignment[site.id]).weight_bits for site in sites}
     bits = sum(s.stored_weights * widths[s.id] for s in sites)
     assert bits / sum(s.stored_weights for s in sites) <= 6.0
+
+
+class Repeated(nn.Module):
+    """One convolution, three times: a parameter whose lifted copies are scaled apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv1d(16, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = torch.relu(self.conv(x))
+        return self.head(x.mean(2))
+
+
+@pytest.mark.parametrize("equalize", ["none", "cross_layer", "auto"])
+def test_equalization_makes_weights_of_their_own(equalize: str) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(128, 16, 12) * torch.logspace(-1, 0.5, 16)[:, None]
+    recipe = Recipe(rounding="nearest", equalize=equalize)
+    found = Session(Repeated().eval(), (x[:1],), [(x,)], recipe=recipe)
+    network = assign_session(found, "w4a8")
+    assert_equal(network(x[:5]), network.reference(x[:5]))
+    assert network.size_bytes == network.plan.predicted.size_bytes
+    for site in found.network.sites:
+        owner = found.network.owner_of[site.id]
+        assert torch.equal(found.network.weight(owner), found.network.weight(site.id))

@@ -80,6 +80,22 @@ def test_recurrent_layers(tmp_path: Path, make: type[nn.Module]) -> None:
     assert network.owner_of == same.owner_of
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_with_a_free_batch(tmp_path: Path, layer: type[nn.Module]) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = layer(12, 8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Last().eval(), torch.randn(4, 6, 12)
+    found = imported(model, x, tmp_path / "net.onnx", free=True)
+    assert sites(found) == sites(prepare(capture(model, x[:1])))
+
+
 @pytest.mark.skipif(not data_folder().is_dir(), reason="the shared networks are not there")
 @pytest.mark.parametrize("name", NAMES)
 def test_pretrained_networks(tmp_path: Path, name: str) -> None:

@@ -106,3 +106,19 @@ def test_who_reads_the_last_step_needs_no_sequence() -> None:
     # Both directions side by side, and of the way back the first step alone.
     assert calls(network.module)["cat"] == 1 and calls(network.module)["gru_step"] == 7
     assert_same(model, network.module, values)
+
+
+def test_a_state_that_is_filled_with_zeros_has_no_product() -> None:
+    class Filled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(12, 8, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            zeros = torch.full((1, x.shape[0], 8), 0.0)
+            return self.lstm(x, (zeros, zeros))[0]
+
+    model, values = Filled().eval(), inputs((1, 6, 12))
+    network = prepared(model, *values)
+    assert network.captured.dynamic_batch and len(network.sites) == 6
+    assert_same(model, network.module, inputs((3, 6, 12)))
