@@ -1,4 +1,4 @@
-"""The networks of ``peers.py``: ResNet-18, MobileNetV2, ResNet-20 and a transformer encoder.
+"""The networks of ``peers.py``: of images, of clips, a transformer encoder and recurrent ones.
 
 Weights are random, which is fine for speed. Batch norms hold the statistics of random inputs and
 random factors, so that folding them changes every weight and activations keep their size.
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Inputs, outputs, kernel and, if not one, stride → a convolution and its norm.
+ConvNorm = Callable[..., nn.Sequential]
 # Samples whose statistics the batch norms take.
 _STATISTICS_SAMPLES = 16
 
@@ -26,27 +28,33 @@ def conv_norm(
     return nn.Sequential(conv, nn.BatchNorm2d(outputs))
 
 
+def conv_norm_3d(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """Return what ``conv_norm`` does, of volumes."""
+    conv = nn.Conv3d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm3d(outputs))
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions beside an identity, or beside a 1×1 convolution where shapes change."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, conv: ConvNorm = conv_norm) -> None:
         super().__init__()
-        self.conv1 = conv_norm(inputs, outputs, 3, stride)
-        self.conv2 = conv_norm(outputs, outputs, 3)
+        self.conv1 = conv(inputs, outputs, 3, stride)
+        self.conv2 = conv(outputs, outputs, 3)
         same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else conv_norm(inputs, outputs, 1, stride)
+        self.shortcut = nn.Identity() if same else conv(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.relu(self.conv1(x))
         return functional.relu(self.conv2(y) + self.shortcut(x))
 
 
-def basic_stages(widths: tuple[int, ...], blocks: int) -> nn.Sequential:
+def basic_stages(widths: tuple[int, ...], blocks: int, conv: ConvNorm = conv_norm) -> nn.Sequential:
     """Return residual stages; each but the first halves the resolution."""
     layers, inputs = [], widths[0]
     for stage, width in enumerate(widths):
         for block in range(blocks):
-            layers.append(BasicBlock(inputs, width, 2 if stage and not block else 1))
+            layers.append(BasicBlock(inputs, width, 2 if stage and not block else 1, conv))
             inputs = width
     return nn.Sequential(*layers)
 
@@ -57,6 +65,16 @@ def resnet18() -> nn.Module:
         conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1),
         basic_stages((64, 128, 256, 512), blocks=2),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000),
+    )  # fmt: skip
+
+
+def r3d18() -> nn.Module:
+    """R3D-18 for clips of 112×112 pixels and 400 classes (Tran et al. 2018)."""
+    stem = nn.Conv3d(3, 64, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)
+    return nn.Sequential(
+        stem, nn.BatchNorm3d(64), nn.ReLU(),
+        basic_stages((64, 128, 256, 512), 2, conv_norm_3d),
+        nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(512, 400),
     )  # fmt: skip
 
 
@@ -168,7 +186,11 @@ class PeerNet:
         """Return the network in eval mode; the same weights every time on one machine."""
         torch.manual_seed(0)
         module = self.structure()
-        norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        norms = [
+            layer
+            for layer in module.modules()
+            if isinstance(layer, (nn.BatchNorm2d, nn.BatchNorm3d))
+        ]
         generator = torch.Generator().manual_seed(1)
         for norm in norms:
             nn.init.uniform_(norm.weight, 0.75, 1.25, generator=generator)
@@ -189,6 +211,7 @@ NETWORKS = {
     for net in (
         PeerNet(name="resnet18", structure=resnet18, shape=(3, 224, 224)),
         PeerNet(name="mobilenetv2", structure=mobilenetv2, shape=(3, 224, 224)),
+        PeerNet(name="r3d18", structure=r3d18, shape=(3, 8, 112, 112)),
         PeerNet(name="resnet20", structure=resnet20, shape=(3, 32, 32)),
         PeerNet(name="encoder", structure=encoder, shape=(128, 384), transformer=True),
         PeerNet(name="lstm", structure=partial(Recogniser, nn.LSTM), shape=(50, 40)),

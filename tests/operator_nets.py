@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from recurrent_nets import Carried, Cells, Recurrent
 from torch import Tensor, nn
+from volume_nets import Clips, Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class NetCase:
         torch.manual_seed(7)
         model = self.make().eval()
         for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
                 _live_in(module)
         return model
 
@@ -37,7 +38,7 @@ class NetCase:
         return tuple(torch.randn(batch, *shape, generator=generator) for shape in self.shapes)
 
 
-def _live_in(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+def _live_in(norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     norm.running_mean.uniform_(-0.3, 0.3)
     norm.running_var.uniform_(0.5, 2.0)
@@ -465,5 +466,7 @@ CASES: Mapping[str, NetCase] = {
     "tied": NetCase(make=Tied, shapes=((8,),)),
     "recurrent": NetCase(make=Recurrent, shapes=((6, 12),), exact=False),
     "cells": NetCase(make=Cells, shapes=((4, 12),), exact=False),
+    "clips": NetCase(make=Clips, shapes=((3, 8, 12, 12),)),
+    "segmenter": NetCase(make=Segmenter, shapes=((1, 8, 12, 12),)),
     "carried": NetCase(make=Carried, shapes=((5, 6), (2, 8), (2, 10)), exact=False),
 }

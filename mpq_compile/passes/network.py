@@ -29,6 +29,7 @@ from mpq_compile.passes.fuse_rms_norm import FuseRmsNorm
 from mpq_compile.passes.fuse_rotary import FuseRotary
 from mpq_compile.passes.index_forms import IndexForms
 from mpq_compile.passes.lift_one_dimension import LiftOneDimension
+from mpq_compile.passes.lift_volumes import LiftVolumes
 from mpq_compile.passes.remove_identity import RemoveIdentity
 from mpq_compile.passes.sink_expands import SinkExpands
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
@@ -133,6 +134,7 @@ def prepare(captured: CapturedGraph) -> Network:
             CacheWrites(),
             IndexForms(),
             LiftOneDimension(),
+            LiftVolumes(),
             Canonicalize(),
             FoldBatchnorm(statistics=folded),
             FoldScale(statistics=folded),

@@ -140,6 +140,7 @@ def test_sqnr_is_that_of_known_noise() -> None:
 # Parameters as published, ResNet-20 with 1×1 shortcuts; of the recurrent ones counted by hand.
 PARAMETERS = {
     "resnet18": 11_689_512,
+    "r3d18": 33_371_472,
     "mobilenetv2": 3_504_872,
     "resnet20": 272_474,
     "encoder": 10_646_784,
