@@ -356,7 +356,8 @@ def _samples_are_apart(
     size = len(inputs[0])
     longer = _run(module, tuple(torch.cat([value, _other_sample(value)]) for value in inputs))
     return all(
-        torch.allclose(more[:size], value, rtol=1e-3, atol=_near(value), equal_nan=True)
+        more[:size].shape == value.shape
+        and torch.allclose(more[:size], value, rtol=1e-3, atol=_near(value), equal_nan=True)
         for more, value in zip(longer, outputs, strict=True)
     )
 

@@ -127,6 +127,10 @@ def call(module: fx.GraphModule, before: fx.Node, target: object, *args: Any) ->
     values = [arg.meta.get("val") for arg in node.all_input_nodes]
     if all(value is not None for value in values):
         modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
+        if not modes and any(isinstance(value, torch.SymInt) for value in values):
+            # A constant in as many copies as a size that is free.
+            around = before.meta.get("val")
+            modes = [around.fake_mode] if isinstance(around, FakeTensor) else []
         node.meta["val"] = target(*fx.map_arg(args, lambda arg: _as_fake(arg, modes)))  # type: ignore[operator]
     return node
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.passes.base import add_constant, constant, is_call, replace
+from mpq_compile.passes.base import add_constant, call, constant, is_call, replace
 
 aten = torch.ops.aten
 _MERGES = (aten.flatten.using_ints, aten.reshape.default, aten.view.default)
@@ -50,6 +50,33 @@ def _pairs(module: fx.GraphModule, node: fx.Node) -> None:
     known = [torch.broadcast_tensors(*pair) for pair in found if pair is not None and _whole(pair)]
     if len(known) == len(found):
         _replace(module, node, x, [(samples, places) for samples, places in known])
+    elif _numbers_batch(module, x, indices[0]):
+        _one_each(module, node, x, indices[1])
+
+
+def _numbers_batch(module: fx.GraphModule, x: fx.Node, samples: Any) -> bool:
+    """Tell whether indices are 0, 1, … for each sample."""
+    found = [_computed(module, [samples], batch) for batch in _batches(x)]
+    return all(
+        values is not None and torch.equal(values[0], torch.arange(batch))
+        for values, batch in zip(found, _batches(x), strict=True)
+    )
+
+
+def _one_each(module: fx.GraphModule, node: fx.Node, x: fx.Node, places: Any) -> None:
+    """``x[samples, places]`` with a place for each sample that data tell: a token, or a class."""
+    value = places.meta.get("val") if isinstance(places, fx.Node) else None
+    sizes = _sizes(module, x)
+    if not isinstance(value, Tensor) or value.dim() != 1 or sizes is None:
+        return
+    if value.dtype != torch.int64:
+        places = call(module, node, aten.to.dtype, places, torch.int64)
+    # Places may count from the end.
+    behind = call(module, node, aten.remainder.Scalar, places, sizes[0])
+    column = call(module, node, aten.reshape.default, behind, [-1, *[1] * len(sizes)])
+    wide = call(module, node, aten.expand.default, column, [-1, 1, *sizes[1:]])
+    chosen = call(module, node, aten.gather.default, x, 1, wide)
+    replace(module, node, aten.reshape.default, (chosen, [-1, *sizes[1:]]))
 
 
 def _rows(module: fx.GraphModule, node: fx.Node) -> None:

@@ -318,19 +318,49 @@ def _movedim(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _repeat(module: fx.GraphModule, node: fx.Node) -> None:
-    """Copies side by side along each dimension."""
+    """Copies side by side along each dimension; as many as the batch has, where that is asked."""
     x: Any = node.args[0]
     counts: Any = node.args[1]
     shape = _shape(x)
-    if shape is None or len(counts) != len(shape):
+    if shape is None or any(isinstance(count, int) and count < 1 for count in counts):
         return
-    if not all(isinstance(count, int) and count > 0 for count in counts):
+    computed = [axis for axis, count in enumerate(counts) if not isinstance(count, int)]
+    if len(computed) > 1 or (computed and not all(isinstance(size, int) for size in shape)):
         return
+    missing = len(counts) - len(shape)
+    for _ in range(missing):
+        x = call(module, node, aten.unsqueeze.default, x, 0)
+    shape = [1] * missing + shape
     for axis, count in enumerate(counts):
-        if count > 1:
-            x = call(module, node, aten.cat.default, [x] * count, axis)
+        if axis in computed or count > 1:
+            x = _copies(module, node, x, axis, count, shape)
     node.replace_all_uses_with(x)
     module.graph.erase_node(node)
+
+
+def _tile(module: fx.GraphModule, node: fx.Node) -> None:
+    """As ``repeat``, but fewer numbers are of the last dimensions."""
+    shape, counts = _shape(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    if shape is not None:
+        node.args = (node.args[0], [1] * (len(shape) - len(counts)) + counts)
+        _repeat(module, node)
+
+
+def _copies(
+    module: fx.GraphModule, node: fx.Node, x: fx.Node, axis: int, count: Any, shape: list[Any]
+) -> fx.Node:
+    """Repeat one dimension; ``shape`` is brought up to date."""
+    size = shape[axis]
+    if isinstance(count, int) and size != 1:
+        shape[axis] = size * count if isinstance(size, int) else -1
+        return call(module, node, aten.cat.default, [x] * count, axis)
+    if size != 1:
+        x = call(module, node, aten.unsqueeze.default, x, axis)
+    wide = [-1] * (len(shape) + (size != 1))
+    wide[axis] = count
+    x = call(module, node, aten.expand.default, x, wide)
+    shape[axis] = count * size if isinstance(count, int) else -1
+    return x if size == 1 else call(module, node, aten.reshape.default, x, list(shape))
 
 
 def _repeat_interleave(module: fx.GraphModule, node: fx.Node) -> None:
@@ -389,6 +419,7 @@ RULES: dict[Any, Rule] = {
     aten.movedim.int: _movedim,
     aten.movedim.intlist: _movedim,
     aten.repeat.default: _repeat,
+    aten.tile.default: _tile,
     aten.repeat_interleave.self_int: _repeat_interleave,
     aten.square.default: _square,
 }

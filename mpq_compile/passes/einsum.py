@@ -1,4 +1,4 @@
-"""Einsum of two operands as one matrix product between permutations and reshapes."""
+"""Einsum: of two operands one matrix product between permutations and reshapes, of one a turn."""
 
 from __future__ import annotations
 
@@ -66,8 +66,11 @@ def product_of(equation: str) -> Product | None:
 
 
 def expand_einsum(module: fx.GraphModule, node: fx.Node) -> None:
-    """Replace an Einsum of two operands whose shapes are known; any other stays."""
+    """Replace an Einsum of one or two operands whose shapes are known; any other stays."""
     equation, operands = node.args[:2]
+    if len(operands) == 1:
+        _turn(module, node, str(equation), operands[0])
+        return
     found = product_of(str(equation))
     if found is None:
         return
@@ -80,6 +83,19 @@ def expand_einsum(module: fx.GraphModule, node: fx.Node) -> None:
     if sum(not isinstance(size, int) for size in sizes.values()) > 1:
         return  # a reshape can leave one size open
     _Expansion(module, node, sizes).emit(found, operands)
+
+
+def _turn(module: fx.GraphModule, node: fx.Node, equation: str, x: fx.Node) -> None:
+    """One operand: labels that the result lacks are summed, the others brought in order."""
+    before, arrow, after = equation.replace(" ", "").partition("->")
+    plain = arrow and "." not in equation and len(set(before)) == len(before)
+    if not plain or len(set(after)) < len(after) or not set(after) <= set(before):
+        return
+    summed = [axis for axis, label in enumerate(before) if label not in after]
+    if summed:
+        x = call(module, node, aten.sum.dim_IntList, x, summed)
+    left = [label for label in before if label in after]
+    replace(module, node, aten.permute.default, (x, [left.index(label) for label in after]))
 
 
 class _Expansion:

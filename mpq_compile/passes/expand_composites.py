@@ -73,6 +73,31 @@ def _addcmul(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.add.Tensor, (a, product))
 
 
+def _concat(module: fx.GraphModule, node: fx.Node) -> None:
+    """What is empty adds nothing, as the part of a head that a full rotation leaves."""
+    parts: Any = node.args[0]
+    sizes = [getattr(part.meta.get("val"), "shape", ()) for part in parts]
+    kept = [part for part, shape in zip(parts, sizes, strict=True) if 0 not in tuple(shape)]
+    if not kept or len(kept) == len(parts):
+        return
+    if len(kept) == 1:
+        node.replace_all_uses_with(kept[0])
+        module.graph.erase_node(node)
+        return
+    node.args = (kept, *node.args[1:])
+
+
+def _baddbmm(module: fx.GraphModule, node: fx.Node) -> None:
+    """β · a + α · b @ c."""
+    a, b, c = node.args[:3]
+    product = call(module, node, aten.bmm.default, b, c)
+    if node.kwargs.get("alpha", 1) != 1:
+        product = call(module, node, aten.mul.Tensor, product, node.kwargs["alpha"])
+    if node.kwargs.get("beta", 1) != 1:
+        a = call(module, node, aten.mul.Tensor, a, node.kwargs["beta"])
+    replace(module, node, aten.add.Tensor, (product, a))
+
+
 def _batch_norm(module: fx.GraphModule, node: fx.Node) -> None:
     """The form with three results, of which inference reads the first."""
     picks = list(node.users)
@@ -165,6 +190,8 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.expand_as.default: _expand_as,
     aten.reshape_as.default: _reshape_as,
     aten.view_as.default: _reshape_as,
+    aten.cat.default: _concat,
+    aten.baddbmm.default: _baddbmm,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.copy.default: _copy,
     aten.diff.default: _diff,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -30,9 +33,14 @@ class FoldConstants:
     name: str = "fold_constants"
 
     def __call__(self, module: fx.GraphModule) -> fx.GraphModule:
+        several: dict[fx.Node, Sequence[Any]] = {}
         for node in list(module.graph.nodes):
-            value = _evaluate(module, node)
-            if value is not None:
+            value = _picked(node, several)
+            if value is None:
+                value = _evaluate(module, node)
+            if isinstance(value, (list, tuple)):
+                several[node] = value
+            if isinstance(value, Tensor):
                 new = add_constant(module, node, f"{_owner(node)}folded_{node.name}", value)
                 new.meta["val"] = value
                 node.replace_all_uses_with(new)
@@ -40,7 +48,16 @@ class FoldConstants:
         return module
 
 
-def _evaluate(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+def _picked(node: fx.Node, several: Mapping[fx.Node, Sequence[Any]]) -> Any:
+    """Return one of several results, as of a grid or of chunks, where they are known."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return None
+    source, index = node.args
+    return several[source][index] if source in several else None  # type: ignore[index]
+
+
+def _evaluate(module: fx.GraphModule, node: fx.Node) -> Any:
+    """Return what a call of constants gives: a tensor, or several; None for any other."""
     inputs = node.all_input_nodes
     if node.op != "call_function" or not (inputs or is_call(node, *_CREATORS)):
         return None
@@ -49,8 +66,7 @@ def _evaluate(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
         return None
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     with torch.no_grad():
-        result = node.target(*args, **kwargs)
-    return result if isinstance(result, Tensor) else None
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _owner(node: fx.Node) -> str:

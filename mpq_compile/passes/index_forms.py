@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.passes.base import add_constant, replace
+from mpq_compile.passes.base import add_constant, call, constant, replace
 
 aten = torch.ops.aten
 
@@ -50,12 +50,55 @@ def _masked_fill(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _index(module: fx.GraphModule, node: fx.Node) -> None:
-    indices: Any = node.args[1]
-    places = [place for place, index in enumerate(indices) if index is not None]
-    value = indices[places[0]].meta.get("val") if len(places) == 1 else None
-    if isinstance(value, Tensor) and value.dtype == torch.int64 and value.dim() == 1:
-        args = (node.args[0], places[0], indices[places[0]])
-        replace(module, node, aten.index_select.default, args)
+    """Rows of a table are an embedding; positions along one dimension are selected."""
+    source, indices = node.args[:2]
+    places = [place for place, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
+    index: Any = indices[places[0]] if len(places) == 1 else None  # type: ignore[index]
+    value = index.meta.get("val") if index is not None else None
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
+        return
+    axis = places[0]
+    if axis == 0 and _is_table(constant(module, source)) and constant(module, index) is None:
+        replace(module, node, aten.embedding.default, (source, index))
+        return
+    index = _from_the_front(module, node, index, axis)
+    if value.dim() == 1:
+        replace(module, node, aten.index_select.default, (source, axis, index))
+        return
+    sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+    if sizes.count(-1) > 1:
+        return
+    flat = call(module, node, aten.reshape.default, index, [-1])
+    chosen = call(module, node, aten.index_select.default, source, axis, flat)
+    replace(module, node, aten.reshape.default, (chosen, sizes))
+
+
+def _is_table(value: Tensor | None) -> bool:
+    return value is not None and value.dim() == 2 and value.is_floating_point()
+
+
+def _from_the_front(module: fx.GraphModule, node: fx.Node, index: fx.Node, axis: int) -> fx.Node:
+    """Return known positions with those that count from the end counted from the front."""
+    known = constant(module, index)
+    if known is None or not bool((known < 0).any()):
+        return index
+    source: Any = node.args[0]
+    size = source.meta["val"].shape[axis]
+    if not isinstance(size, int):
+        return index
+    return add_constant(module, node, f"{index.target}_from_the_front", known % size)
+
+
+def _arithmetic(module: fx.GraphModule, node: fx.Node) -> None:
+    """Integers that become floats are cast first: ``1.0 - mask``, or a quotient."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return
+    for source in node.all_input_nodes:
+        operand = source.meta.get("val")
+        if isinstance(operand, Tensor) and not operand.is_floating_point():
+            cast = call(module, node, aten.to.dtype, source, value.dtype)
+            node.replace_input_with(source, cast)
 
 
 def _cumsum(module: fx.GraphModule, node: fx.Node) -> None:
@@ -71,4 +114,14 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.masked_fill.Tensor: _masked_fill,
     aten.index.Tensor: _index,
     aten.cumsum.default: _cumsum,
+    **dict.fromkeys(
+        (
+            aten.add.Tensor,
+            aten.sub.Tensor,
+            aten.rsub.Scalar,
+            aten.mul.Tensor,
+            aten.div.Tensor,
+        ),
+        _arithmetic,
+    ),
 }

@@ -153,6 +153,8 @@ _LOGIC = frozenset(
         aten.type_as.default,
         aten.gather.default,
         aten.cumsum.default,
+        aten.remainder.Scalar,
+        aten.floor_divide.default,
         aten.argmax.default,
         aten.argmin.default,
         aten.where.self,

@@ -19,6 +19,7 @@ from mpq_compile.passes.cache_writes import CacheWrites
 from mpq_compile.passes.canonicalize import Canonicalize
 from mpq_compile.passes.expand_composites import ExpandComposites
 from mpq_compile.passes.expand_scaled_sums import ExpandScaledSums
+from mpq_compile.passes.fills import Fills
 from mpq_compile.passes.fold_batchnorm import FoldBatchnorm, NormStatistics
 from mpq_compile.passes.fold_constants import FoldConstants
 from mpq_compile.passes.fold_scale import FoldScale
@@ -32,6 +33,7 @@ from mpq_compile.passes.lift_one_dimension import LiftOneDimension
 from mpq_compile.passes.lift_volumes import LiftVolumes
 from mpq_compile.passes.remove_identity import RemoveIdentity
 from mpq_compile.passes.sink_expands import SinkExpands
+from mpq_compile.passes.views_as_reshapes import ViewsAsReshapes
 from mpq_compile.quant.weights import QuantizedWeight, quantize_weight, weight_spec
 from mpq_compile.types import Candidate, QSpec, Site
 
@@ -125,8 +127,10 @@ def prepare(captured: CapturedGraph) -> Network:
     module = run_passes(
         captured.module,
         [
+            ViewsAsReshapes(),
             RemoveIdentity(),
             ExpandScaledSums(),
+            Fills(),
             FoldConstants(),
             BatchIndices(),
             SinkExpands(),

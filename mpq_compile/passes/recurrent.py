@@ -19,13 +19,6 @@ from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, call, constant, is_call
 
 aten = torch.ops.aten
-_ZEROS = (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
-# Where these have the value that they are filled with.
-_FILLED: dict[Any, int] = {
-    aten.full.default: 1,
-    aten.full_like.default: 1,
-    aten.new_full.default: 2,
-}
 _SHAPED = (
     aten.select.int,
     aten.slice.Tensor,
@@ -57,11 +50,7 @@ class _Emit:
         while is_call(node, *_SHAPED):
             node = node.args[0]
         value = constant(self.module, node)
-        if value is not None:
-            return not bool(value.any())
-        return is_call(node, *_ZEROS) or (
-            is_call(node, *_FILLED) and node.args[_FILLED[node.target]] == 0
-        )
+        return value is not None and not bool(value.any())
 
 
 @dataclass(frozen=True, kw_only=True)
