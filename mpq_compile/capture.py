@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,15 +19,13 @@ from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from mpq_compile.dropout import switch_off_dropout
-from mpq_compile.errors import CaptureError, MpqError
+from mpq_compile.errors import CaptureError
+from mpq_compile.exporting import export, no_tensors
 from mpq_compile.in_place import functional, is_in_place, writes_into_alias, written_by
 from mpq_compile.onnx_import.fixed import FixedSite
 from mpq_compile.onnx_import.model import import_onnx
 
 log = logging.getLogger(__name__)
-
-# How torch.export says that an output is of a class that it cannot take apart.
-_ODD_OUTPUT = re.compile(r"Found <class '([^']+)'> in output, which is not a known type")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +115,7 @@ def capture(
     tensors = _tensors(inputs)
     _check_float32(model, tensors)
     with in_eval_mode(model):
-        program = _export_dynamic(model, inputs, tensors) or _export(model, inputs, None)
+        program = _export_dynamic(model, inputs, tensors) or export(model, inputs, None)
     return _flatten(program, tensors)
 
 
@@ -192,51 +189,6 @@ def _tensors(inputs: Sequence[Any]) -> tuple[Tensor, ...]:
     return tuple(flat)
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedProgram:
-    try:
-        with torch.no_grad(), _without_traces(), warnings.catch_warnings():
-            # Recurrent layers assign the list of their weights while they are traced.
-            warnings.filterwarnings("ignore", r"(?s)The tensor attributes? .*_flat_weights\[")
-            return torch.export.export(model, inputs, dynamic_shapes=shapes)
-    except MpqError:
-        raise  # an imported network says itself what it cannot do
-    except Exception as error:  # export raises whatever the model raises
-        odd = _ODD_OUTPUT.search(str(error))
-        if odd is not None:
-            raise _no_tensors(odd[1].rpartition(".")[2], type(model).__name__) from error
-        raise CaptureError(
-            "torch.export cannot trace the model with these inputs",
-            where=type(model).__name__,
-            expected="a forward without data-dependent Python control flow",
-            found=f"{type(error).__name__}: {str(error).strip()[:600]}",
-            remedy="check the input shapes; replace data-dependent branches by torch operations",
-        ) from error
-
-
-def _no_tensors(found: str, where: str | None = None) -> CaptureError:
-    cache = "; a decoder of Hugging Face returns no cache once model.config.use_cache = False"
-    return CaptureError(
-        "the model returns something else than tensors",
-        where=where,
-        expected="tensors, or tuples, lists and dicts of tensors",
-        found=found,
-        remedy="return tensors only, or wrap the model in a module that does"
-        + (cache if found.endswith("Cache") else ""),
-    )
-
-
-@contextmanager
-def _without_traces() -> Iterator[None]:
-    """Keep PyTorch from logging errors that it raises as well: some are caught."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def _export_dynamic(
     model: nn.Module, inputs: tuple[Any, ...], tensors: tuple[Tensor, ...]
 ) -> ExportedProgram | None:
@@ -249,7 +201,7 @@ def _export_dynamic(
     for dim in (Dim("batch"), Dim.AUTO) if len(tensors) > 1 else (Dim.AUTO,):
         shapes = pytree.tree_map(lambda t, dim=dim: {0: dim}, inputs)
         try:
-            program = _export(model, doubled, shapes)
+            program = export(model, doubled, shapes)
         except CaptureError as error:
             log.debug("free batch refused: %s", error)
             continue
@@ -386,5 +338,5 @@ def _run(module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]
             remedy="check the shapes and dtypes of the example inputs",
         ) from error
     if not all(isinstance(value, Tensor) for value in outputs):
-        raise _no_tensors(", ".join(type(value).__name__ for value in outputs))
+        raise no_tensors(", ".join(type(value).__name__ for value in outputs))
     return outputs

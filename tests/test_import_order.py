@@ -18,7 +18,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("quant",),
     ("kernels",),
     ("onnx_import",),
-    ("capture", "dropout", "in_place"),
+    ("capture", "dropout", "exporting", "in_place"),
     ("passes",),
     ("data",),
     ("calibrate",),

@@ -262,6 +262,24 @@ def _cosine_similarity(module: fx.GraphModule, node: fx.Node) -> None:
 # Norms and layouts
 
 
+def _group_norm(module: fx.GraphModule, node: fx.Node) -> None:
+    """Without weight and bias as with ones and zeros, which is how it is lowered."""
+    x, groups, weight, bias, *rest = (*node.args, *(None,) * 4)[:6]
+    shape = _shape(x)
+    if shape is None or (weight is not None and bias is not None):
+        return
+    made = []
+    for name, given, value in (("weight", weight, 1.0), ("bias", bias, 0.0)):
+        if given is None:
+            given = add_constant(
+                module, node, f"{node.name}_{name}", torch.full((shape[1],), value)
+            )
+            given.meta["val"] = torch.empty(shape[1], device="meta")
+        made.append(given)
+    epsilon = 1e-5 if rest[0] is None else rest[0]
+    replace(module, node, aten.group_norm.default, (x, groups, *made, epsilon))
+
+
 def _instance_norm(module: fx.GraphModule, node: fx.Node) -> None:
     """A group norm of one channel each, or a batch norm where it goes by running statistics."""
     x, weight, bias, mean, variance, by_input, momentum, epsilon, fast = node.args
@@ -270,7 +288,8 @@ def _instance_norm(module: fx.GraphModule, node: fx.Node) -> None:
         running = (x, weight, bias, mean, variance, False, momentum, epsilon, fast)
         replace(module, node, aten.batch_norm.default, running)
     elif shape is not None:
-        replace(module, node, aten.group_norm.default, (x, shape[1], weight, bias, epsilon, fast))
+        args = (x, shape[1], weight, bias, epsilon, fast)
+        _group_norm(module, replace(module, node, aten.group_norm.default, args))
 
 
 def _pixel_unshuffle(module: fx.GraphModule, node: fx.Node) -> None:
@@ -402,6 +421,7 @@ RULES: dict[Any, Rule] = {
     aten.maximum.default: partial(_greater, compare=aten.ge.Tensor),
     aten.minimum.default: partial(_greater, compare=aten.le.Tensor),
     aten.instance_norm.default: _instance_norm,
+    aten.group_norm.default: _group_norm,
     aten.pixel_unshuffle.default: _pixel_unshuffle,
     aten.einsum.default: expand_einsum,
     aten.amax.default: partial(_greatest, least=False),

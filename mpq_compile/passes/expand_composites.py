@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.passes import composite_layers, recurrent
+from mpq_compile.passes import composite_layers, pair_layers, recurrent, sampling, windows
 from mpq_compile.passes.base import argument, call, constant, is_call, replace
 from mpq_compile.passes.remove_identity import end_is_whole
 
@@ -75,6 +75,7 @@ def _addcmul(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _concat(module: fx.GraphModule, node: fx.Node) -> None:
     """What is empty adds nothing, as the part of a head that a full rotation leaves."""
+    node.target = aten.cat.default  # which has other names
     parts: Any = node.args[0]
     sizes = [getattr(part.meta.get("val"), "shape", ()) for part in parts]
     kept = [part for part, shape in zip(parts, sizes, strict=True) if 0 not in tuple(shape)]
@@ -191,6 +192,8 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.reshape_as.default: _reshape_as,
     aten.view_as.default: _reshape_as,
     aten.cat.default: _concat,
+    aten.concat.default: _concat,
+    aten.concatenate.default: _concat,
     aten.baddbmm.default: _baddbmm,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.copy.default: _copy,
@@ -201,5 +204,8 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.mul.Tensor: _with_number,
     aten.div.Tensor: _with_number,
     **composite_layers.RULES,
+    **pair_layers.RULES,
+    **sampling.RULES,
+    **windows.RULES,
     **recurrent.RULES,
 }

@@ -30,6 +30,15 @@ _PLACES: Mapping[Any, int] = {
     aten.full_like.default: 1,
     aten.new_full.default: 2,
 }
+# Where a call says its sizes.
+_SIZES: Mapping[Any, int] = {
+    aten.zeros.default: 0,
+    aten.ones.default: 0,
+    aten.full.default: 0,
+    aten.new_zeros.default: 1,
+    aten.new_ones.default: 1,
+    aten.new_full.default: 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +73,37 @@ def _fill(module: fx.GraphModule, node: fx.Node, value: Any, inputs: list[fx.Nod
     if not isinstance(like, Tensor):
         return
     free = [axis for axis, size in enumerate(like.shape) if not isinstance(size, int)]
-    source = _batch_source(like.shape[free[0]], inputs) if free else None
-    if len(free) > 1 or (free and source is None):
+    sizes = _sizes(module, node, like, free, inputs)
+    if sizes is None:
         return
     shape = [1 if axis in free else size for axis, size in enumerate(like.shape)]
     filled = torch.full(shape, value, dtype=like.dtype)
     new = add_constant(module, node, f"filled_{node.name}", filled)
     new.meta["val"] = filled
-    if source is not None:
-        batch = call(module, node, aten.sym_size.int, source, 0)
-        sizes = [batch if axis in free else -1 for axis in range(len(shape))]
+    if free:
         with module.graph.inserting_before(node):
             new = module.graph.call_function(aten.expand.default, (new, sizes))
         new.meta["val"] = like
     node.replace_all_uses_with(new)
     module.graph.erase_node(node)
+
+
+def _sizes(
+    module: fx.GraphModule, node: fx.Node, like: Tensor, free: list[int], inputs: list[fx.Node]
+) -> list[Any] | None:
+    """Return the sizes to expand to: those that are asked for, or what the batch is."""
+    asked = node.args[_SIZES[node.target]] if node.target in _SIZES else None
+    if isinstance(asked, (list, tuple)):
+        return list(asked)
+    if len(free) > 1:
+        return None
+    sizes: list[Any] = [-1] * like.dim()
+    for axis in free:
+        source = _batch_source(like.shape[axis], inputs)
+        if source is None:
+            return None
+        sizes[axis] = call(module, node, aten.sym_size.int, source, 0)
+    return sizes
 
 
 def _batch_source(size: Any, inputs: list[fx.Node]) -> fx.Node | None:

@@ -53,6 +53,9 @@ def _index(module: fx.GraphModule, node: fx.Node) -> None:
     """Rows of a table are an embedding; positions along one dimension are selected."""
     source, indices = node.args[:2]
     places = [place for place, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
+    if len(places) == 2:
+        _pairs(module, node, places)
+        return
     index: Any = indices[places[0]] if len(places) == 1 else None  # type: ignore[index]
     value = index.meta.get("val") if index is not None else None
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
@@ -71,6 +74,31 @@ def _index(module: fx.GraphModule, node: fx.Node) -> None:
     flat = call(module, node, aten.reshape.default, index, [-1])
     chosen = call(module, node, aten.index_select.default, source, axis, flat)
     replace(module, node, aten.reshape.default, (chosen, sizes))
+
+
+def _pairs(module: fx.GraphModule, node: fx.Node, places: list[int]) -> None:
+    """``x[:, i, j]`` of known vectors: positions of both dimensions as one."""
+    source: Any = node.args[0]
+    axis, shape = places[0], list(source.meta["val"].shape)
+    rows, columns = (constant(module, node.args[1][place]) for place in places)  # type: ignore[index]
+    sizes = shape[axis : axis + 2]
+    if (
+        rows is None
+        or columns is None
+        or places[1] != axis + 1
+        or torch.bool in (rows.dtype, columns.dtype)
+    ):
+        return
+    if not all(isinstance(size, int) for size in sizes) or rows.dim() != 1 or columns.dim() != 1:
+        return
+    flat = rows % sizes[0] * sizes[1] + columns % sizes[1]
+    merged = [size if isinstance(size, int) else -1 for size in shape]
+    merged[axis : axis + 2] = [sizes[0] * sizes[1]]
+    if merged.count(-1) > 1:
+        return
+    joined = call(module, node, aten.reshape.default, source, merged)
+    vector = add_constant(module, node, f"{node.name}_pairs", flat)
+    replace(module, node, aten.index_select.default, (joined, axis, vector))
 
 
 def _is_table(value: Tensor | None) -> bool:
