@@ -16,6 +16,7 @@ from mpq_compile.kernels.attention_workload import (
 )
 from mpq_compile.kernels.elementwise_workload import RotaryWorkload
 from mpq_compile.lower.emit import Value
+from mpq_compile.lower.moves import MOVES
 from mpq_compile.lower.views import View, dense
 from mpq_compile.passes.base import is_call, only_user
 
@@ -30,9 +31,10 @@ def attention(lowering: Lowering, node: fx.Node) -> Value:
     """Call the kernel; where only a transposition reads the result, lower it too."""
     values = [lowering.value(operand) for operand in node.args[:3]]
     views = [_readable(lowering, value) for value in values]
-    mask = None if node.args[3] is None else _mask(lowering, node.args[3], node.args[0])
     zero_points, out_scale, bounds, out = node.args[6:10]
     (batch, heads, queries, depth), (keys, columns) = _four(views[0].shape), views[2].shape[-2:]
+    given = node.args[3]
+    mask = None if given is None else _mask(lowering, given, node.args[0], keys)
     swapped = _swapped(node) if len(views[0].shape) == 4 else None
     layout = heads_last if swapped else heads_first
     workload = AttentionWorkload(
@@ -84,9 +86,12 @@ def _readable(lowering: Lowering, value: Value) -> View:
     return dense(lowering.emitter.logical(value).var, value.shape)
 
 
-def _mask(lowering: Lowering, node: Any, query: fx.Node) -> View:
-    """Return the view of a mask, broadcast to as many axes as the query has."""
+def _mask(lowering: Lowering, node: Any, query: fx.Node, keys: int) -> View:
+    """Return the view of a mask, broadcast to as many axes as the query has, and over keys."""
     value = lowering.value(node)
+    if value.shape[-1] != keys:
+        wide = (*value.shape[:-1], keys)
+        value = MOVES[aten.expand.default](lowering.emitter, value, wide, [wide], {})
     view, rank = _readable(lowering, value), len(lowering.shape(query))
     return view.reshaped((1,) * (rank - len(view.shape)) + view.shape) or view
 

@@ -59,7 +59,7 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
     elif is_call(node, *_ANDS):
         _and(module, node)
     elif is_call(node, _ATTENTION):
-        _attention(node)
+        _attention(module, node)
     elif node.target in _UNARY and _sink(module, node):
         return
     elif node.target in _BINARY:
@@ -200,9 +200,12 @@ def _unexpanded(node: fx.Node) -> tuple[Any, Any]:
     return a, b
 
 
-def _attention(node: fx.Node) -> None:
-    mask = argument(node, _MASK, "attn_mask")
-    mask = broadcast_source(mask)
+def _attention(module: fx.GraphModule, node: fx.Node) -> None:
+    """Give attention the mask as small as it is; one that hides nothing is none."""
+    mask = broadcast_source(argument(node, _MASK, "attn_mask"))
+    fixed = constant(module, mask)
+    if fixed is not None and bool((fixed if fixed.dtype == torch.bool else fixed == 0).all()):
+        mask = None
     if len(node.args) > _MASK:
         node.args = (*node.args[:_MASK], mask, *node.args[_MASK + 1 :])
     elif mask is not None:

@@ -25,6 +25,9 @@ aten = torch.ops.aten
 LEAST_DECIBELS = {"w8a8": 45.0, "bf16": 45.0, "fp32": 100.0}
 
 
+MASKS = ["none", "causal", "float", "bool", "rows", "all", "computed_rows"]
+
+
 class Attends(nn.Module):
     """Multi-head attention; ``joined`` projects q, k and v at once, ``kind`` names the mask."""
 
@@ -52,7 +55,15 @@ class Attends(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.kind == "written":
             return torch.softmax(q @ k.mT * 0.2 + self.bias, -1) @ v
-        mask = {"float": self.bias, "bool": self.seen}.get(self.kind)
+        masks = {
+            "float": self.bias,
+            "bool": self.seen,
+            # One value for all keys of a row, or of all rows.
+            "rows": self.bias[:, :, :1],
+            "all": self.bias[:, :1, :1],
+            "computed_rows": q[..., :1],
+        }
+        mask = masks.get(self.kind)
         scale = 0.4 if self.kind == "scaled" else None
         causal = self.kind == "causal"
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale)
@@ -97,7 +108,7 @@ def kernels(low: Lowered) -> Counter[str]:
     return Counter(name.split("_")[1] for name in names)
 
 
-@pytest.mark.parametrize("kind", ["none", "scaled", "causal", "float", "bool", "written"])
+@pytest.mark.parametrize("kind", [*MASKS, "scaled", "written"])
 def test_integer_attention_equals_the_oracle(kind: str) -> None:
     torch.manual_seed(2)
     model, x = Attends(kind).eval(), inputs()
@@ -109,8 +120,20 @@ def test_integer_attention_equals_the_oracle(kind: str) -> None:
     assert floats == (["TVM: aten.where.self"] if kind == "bool" else [])
 
 
+@pytest.mark.parametrize("mask", [torch.ones(1, 1, 9, 1, dtype=torch.bool), torch.zeros(9, 9)])
+def test_a_mask_that_hides_nothing_is_none(mask: Tensor) -> None:
+    model, x = Attends("bool").eval(), inputs()
+    model.seen = mask
+    found = []
+    for model.kind in ("bool", "none"):
+        network = mpq.assign(model, x[:1], [x], "fp32")
+        assert agreement_decibels(network(x), network.reference(x)) > LEAST_DECIBELS["fp32"]
+        found += [row.kernel for row in network.audit if row.kernel.startswith("attention/")]
+    assert len(found) == 2 and found[0] == found[1]
+
+
 @pytest.mark.parametrize("candidate", ["bf16", "fp32"])
-@pytest.mark.parametrize("kind", ["none", "causal", "bool"])
+@pytest.mark.parametrize("kind", MASKS)
 def test_float_attention_is_near_the_oracle(kind: str, candidate: str) -> None:
     torch.manual_seed(2)
     model, x = Attends(kind, joined=True).eval(), inputs()
