@@ -8,6 +8,7 @@ of one row. Both are found by computing such tensors here, for several sizes of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,28 +56,36 @@ def _pairs(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _numbers_batch(module: fx.GraphModule, x: fx.Node, samples: Any) -> bool:
-    """Tell whether indices are 0, 1, … for each sample."""
+    """Tell whether indices are 0, 1, … for each sample, along a first axis."""
     found = [_computed(module, [samples], batch) for batch in _batches(x)]
     return all(
-        values is not None and torch.equal(values[0], torch.arange(batch))
+        values is not None
+        and len(values[0]) == batch
+        and torch.equal(values[0].flatten(), torch.arange(batch))
         for values, batch in zip(found, _batches(x), strict=True)
     )
 
 
 def _one_each(module: fx.GraphModule, node: fx.Node, x: fx.Node, places: Any) -> None:
-    """``x[samples, places]`` with a place for each sample that data tell: a token, or a class."""
+    """``x[samples, places]`` with places for each sample that data tell: a token, or neighbours."""
     value = places.meta.get("val") if isinstance(places, fx.Node) else None
     sizes = _sizes(module, x)
-    if not isinstance(value, Tensor) or value.dim() != 1 or sizes is None:
+    if not isinstance(value, Tensor) or sizes is None or value.dim() == 0:
+        return
+    own = value.shape[1:]
+    if str(value.shape[0]) != str(x.meta["val"].shape[0]) or any(
+        not isinstance(n, int) for n in own
+    ):
         return
     if value.dtype != torch.int64:
         places = call(module, node, aten.to.dtype, places, torch.int64)
     # Places may count from the end.
     behind = call(module, node, aten.remainder.Scalar, places, sizes[0])
-    column = call(module, node, aten.reshape.default, behind, [-1, *[1] * len(sizes)])
-    wide = call(module, node, aten.expand.default, column, [-1, 1, *sizes[1:]])
+    count = math.prod(own)
+    column = call(module, node, aten.reshape.default, behind, [-1, count, *[1] * (len(sizes) - 1)])
+    wide = call(module, node, aten.expand.default, column, [-1, count, *sizes[1:]])
     chosen = call(module, node, aten.gather.default, x, 1, wide)
-    replace(module, node, aten.reshape.default, (chosen, [-1, *sizes[1:]]))
+    replace(module, node, aten.reshape.default, (chosen, [-1, *own, *sizes[1:]]))
 
 
 def _rows(module: fx.GraphModule, node: fx.Node) -> None:

@@ -182,6 +182,27 @@ def _greatest(module: fx.GraphModule, node: fx.Node, least: bool) -> None:
     module.graph.erase_node(node)
 
 
+def _log_sum_exp(module: fx.GraphModule, node: fx.Node) -> None:
+    """m + log Σ exp(x − m), m the greatest."""
+    x: Any = node.args[0]
+    axes: Any = node.args[1]
+    axes = [axes] if isinstance(axes, int) else list(axes)
+    shape = _shape(x)
+    if shape is None:
+        return
+    top = x
+    for axis in axes:
+        several = call(module, node, aten.max.dim, top, axis, True)
+        top = call(module, node, operator.getitem, several, 0)
+    powers = call(module, node, aten.exp.default, call(module, node, aten.sub.Tensor, x, top))
+    total = call(module, node, aten.sum.dim_IntList, powers, axes, True)
+    logs = call(module, node, aten.add.Tensor, call(module, node, aten.log.default, total), top)
+    if not argument(node, 2, "keepdim", False):
+        logs = call(module, node, aten.squeeze.dims, logs, axes)
+    node.replace_all_uses_with(logs)
+    module.graph.erase_node(node)
+
+
 def _least_values(module: fx.GraphModule, node: fx.Node) -> None:
     """The least along a dimension, where nobody asks where it stands."""
     picks = _only_values(node)
@@ -427,6 +448,7 @@ RULES: dict[Any, Rule] = {
     aten.amax.default: partial(_greatest, least=False),
     aten.amin.default: partial(_greatest, least=True),
     aten.min.dim: _least_values,
+    aten.logsumexp.default: _log_sum_exp,
     aten.adaptive_max_pool1d.default: partial(_adaptive_max_pool, target=aten.max_pool1d.default),
     aten.adaptive_max_pool2d.default: partial(_adaptive_max_pool, target=aten.max_pool2d.default),
     aten.adaptive_max_pool3d.default: partial(_adaptive_max_pool, target=aten.max_pool3d.default),

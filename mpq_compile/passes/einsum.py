@@ -66,10 +66,13 @@ def product_of(equation: str) -> Product | None:
 
 
 def expand_einsum(module: fx.GraphModule, node: fx.Node) -> None:
-    """Replace an Einsum of one or two operands whose shapes are known; any other stays."""
+    """Replace an Einsum whose operands' shapes are known; any other stays."""
     equation, operands = node.args[:2]
     if len(operands) == 1:
         _turn(module, node, str(equation), operands[0])
+        return
+    if len(operands) > 2:
+        _chain(module, node, str(equation), operands)
         return
     found = product_of(str(equation))
     if found is None:
@@ -96,6 +99,22 @@ def _turn(module: fx.GraphModule, node: fx.Node, equation: str, x: fx.Node) -> N
         x = call(module, node, aten.sum.dim_IntList, x, summed)
     left = [label for label in before if label in after]
     replace(module, node, aten.permute.default, (x, [left.index(label) for label in after]))
+
+
+def _chain(module: fx.GraphModule, node: fx.Node, equation: str, operands: Any) -> None:
+    """Several operands: the first two become one, with the labels that something still reads."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    a, b, *rest = left.split(",")
+    read = set(out).union(*rest)
+    joined = "".join(dict.fromkeys(label for label in a + b if label in read))
+    if not arrow or "." in equation or product_of(f"{a},{b}->{joined}") is None:
+        return
+    first = call(module, node, aten.einsum.default, f"{a},{b}->{joined}", list(operands[:2]))
+    last = ",".join([joined, *rest]) + f"->{out}"
+    args = (last, [first, *operands[2:]])
+    whole = replace(module, node, aten.einsum.default, args)
+    expand_einsum(module, first)
+    expand_einsum(module, whole)
 
 
 class _Expansion:

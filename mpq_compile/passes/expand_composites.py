@@ -99,6 +99,28 @@ def _baddbmm(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.add.Tensor, (product, a))
 
 
+def _addcdiv(module: fx.GraphModule, node: fx.Node) -> None:
+    """a + value · b / c."""
+    a, b, c = node.args[:3]
+    quotient = call(module, node, aten.div.Tensor, b, c)
+    value = argument(node, 3, "value", 1)
+    if value != 1:
+        quotient = call(module, node, aten.mul.Tensor, quotient, value)
+    replace(module, node, aten.add.Tensor, (a, quotient))
+
+
+def _lerp(module: fx.GraphModule, node: fx.Node) -> None:
+    """a + weight · (b − a)."""
+    a, b, weight = node.args[:3]
+    difference = call(module, node, aten.sub.Tensor, b, a)
+    replace(
+        module,
+        node,
+        aten.add.Tensor,
+        (a, call(module, node, aten.mul.Tensor, difference, weight)),
+    )
+
+
 def _batch_norm(module: fx.GraphModule, node: fx.Node) -> None:
     """The form with three results, of which inference reads the first."""
     picks = list(node.users)
@@ -188,6 +210,9 @@ def _diff(module: fx.GraphModule, node: fx.Node) -> None:
 
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.addcmul.default: _addcmul,
+    aten.addcdiv.default: _addcdiv,
+    aten.lerp.Scalar: _lerp,
+    aten.lerp.Tensor: _lerp,
     aten.expand_as.default: _expand_as,
     aten.reshape_as.default: _reshape_as,
     aten.view_as.default: _reshape_as,

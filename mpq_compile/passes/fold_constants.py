@@ -23,6 +23,11 @@ _CREATORS = (
     aten.zeros.default,
     aten.eye.default,
     aten.scalar_tensor.default,
+    aten.linspace.default,
+    aten.logspace.default,
+    aten.tril_indices.default,
+    aten.triu_indices.default,
+    aten.hann_window.default,
 )
 
 

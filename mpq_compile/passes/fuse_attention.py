@@ -6,6 +6,7 @@ reads a value in between, another axis, or shapes that broadcast leave the chain
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,15 @@ import torch
 from torch import fx
 
 from mpq_compile.passes import ops
-from mpq_compile.passes.base import argument, constant, is_call, only_user, replace
+from mpq_compile.passes.base import (
+    add_constant,
+    argument,
+    call,
+    constant,
+    is_call,
+    only_user,
+    replace,
+)
 from mpq_compile.passes.fuse_epilogues import Shapes
 from mpq_compile.passes.sink_expands import broadcast_source
 
@@ -23,6 +32,8 @@ _SOFTMAXES = (aten.softmax.int, aten._softmax.default)
 _WHERES = (aten.where.self, aten.where.ScalarSelf)
 _FILLS = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 _SUMS = (aten.add.Tensor, ops.add)
+# A score that is this much lower has no weight.
+_HIDES = -1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +57,9 @@ class FuseAttention:
         weights, v = _unguarded(module, output.args[0]), output.args[1]
         if weights is None or not self._over_keys(weights):
             return
-        scores, mask = self._unmasked(weights.args[0])
+        scores, masks = self._unmasked(weights.args[0])
+        if not all(mask.is_known(module) for mask in masks):
+            return
         scores, factor = _unscaled(scores)
         if not _is_step(scores, *_PRODUCTS):
             return
@@ -55,6 +68,7 @@ class FuseAttention:
             return
         k = self._transposed(module, output, k)
         scale = factor * q_factor * k_factor
+        mask = _joined(module, output, masks)
         fused = replace(
             module,
             output,
@@ -79,15 +93,23 @@ class FuseAttention:
         plain = softmax.target is not aten.softmax.int or dtype in (None, torch.float32)
         return rank > 0 and int(argument(softmax, 1, "dim")) % rank == rank - 1 and plain  # type: ignore[call-overload]
 
-    def _unmasked(self, scores: Any) -> tuple[Any, Any]:
-        """Return the scores before a mask is added, and the mask; None where there is none."""
+    def _unmasked(self, scores: Any) -> tuple[Any, list[_Mask]]:
+        """Return the scores before anything is added or hidden, and what that was."""
+        if _is_step(scores, aten.where.self) and self._shape(scores.args[1]) == self._shape(scores):
+            seen, value, fill = scores.args[:3]
+            inner, masks = self._unmasked(value)
+            if _is_scores(inner):
+                return inner, [*masks, _Mask(seen=seen, value=fill)]
         if not _is_step(scores, *_SUMS) or not _unclamped(scores):
-            return scores, None
+            return scores, []
         for value, mask in (scores.args[:2], scores.args[1::-1]):
             is_mask = isinstance(mask, fx.Node) and self._is_float(mask)
-            if self._shape(value) == self._shape(scores) and is_mask and _is_scores(value):
-                return value, broadcast_source(mask)
-        return scores, None
+            if self._shape(value) != self._shape(scores) or not is_mask:
+                continue
+            inner, masks = self._unmasked(value)
+            if _is_scores(inner):
+                return inner, [*masks, _Mask(value=broadcast_source(mask))]
+        return scores, []
 
     def _fits(self, q: Any, k: Any, v: Any) -> bool:
         """Tell whether [..., Tq, D], [..., D, Tk] and [..., Tk, Dv] share their first axes."""
@@ -101,6 +123,33 @@ class FuseAttention:
 
     def _is_float(self, node: fx.Node) -> bool:
         return self.shapes.get(node.name, (None, None))[1] == torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mask:
+    """What is added to scores; or, with ``seen``, what is put where that is false."""
+
+    value: Any
+    seen: fx.Node | None = None
+
+    def is_known(self, module: fx.GraphModule) -> bool:
+        """Tell whether it hides scores by so low a number that their own does not matter."""
+        if self.seen is None:
+            return True
+        fill = constant(module, self.value)
+        return fill is not None and fill.numel() == 1 and float(fill) <= _HIDES
+
+
+def _joined(module: fx.GraphModule, before: fx.Node, masks: Sequence[_Mask]) -> fx.Node | None:
+    """Return one mask for all that is added."""
+    total: fx.Node | None = None
+    for mask in masks:
+        value: fx.Node = mask.value
+        if mask.seen is not None:
+            nothing = add_constant(module, before, f"{before.name}_seen", torch.zeros(1))
+            value = call(module, before, aten.where.self, mask.seen, nothing, value)
+        total = value if total is None else call(module, before, ops.add, total, value)
+    return total
 
 
 def _unguarded(module: fx.GraphModule, weights: Any) -> fx.Node | None:

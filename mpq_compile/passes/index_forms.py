@@ -117,6 +117,10 @@ def _from_the_front(module: fx.GraphModule, node: fx.Node, index: fx.Node, axis:
     return add_constant(module, node, f"{index.target}_from_the_front", known % size)
 
 
+def _floor_divide(module: fx.GraphModule, node: fx.Node) -> None:
+    node.args = (node.args[0], _number(module, node, node.args[1]))
+
+
 def _arithmetic(module: fx.GraphModule, node: fx.Node) -> None:
     """Integers that become floats are cast first: ``1.0 - mask``, or a quotient."""
     value = node.meta.get("val")
@@ -142,6 +146,7 @@ _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
     aten.masked_fill.Tensor: _masked_fill,
     aten.index.Tensor: _index,
     aten.cumsum.default: _cumsum,
+    aten.floor_divide.default: _floor_divide,
     **dict.fromkeys(
         (
             aten.add.Tensor,

@@ -64,7 +64,7 @@ class Lifting(ABC):
             twin = self.layers[node.target](self, node)
         elif not any(source in self.twins for source in node.all_input_nodes):
             return
-        elif node.target in self.followers:
+        elif node.target in self.followers and self.rank in (rank_of(node), rank_of(node.args[0])):
             twin = self.followers[node.target](self, node)
         else:
             twin = self._pointwise(node)

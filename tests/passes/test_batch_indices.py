@@ -54,7 +54,7 @@ OTHERS: dict[str, Formula] = {
     "first_sample": lambda x, b: x[(b * 0)[:, None], ORDER],
     "places_of_samples": lambda x, b: x[b[:, None], (ORDER + b[:, None]) % 6],
     "of_twice_the_batch": lambda x, b: torch.cat([x, x + 1])[b[:, None], ORDER],
-    "of_data": lambda x, b: x[b[:, None], (x[:, :4, 0] > 0).long()],
+    "of_data_of_others": lambda x, b: x[b.flip(0)[:, None], (x[:, :4, 0] > 0).long()],
     "one_row_on": lambda x, b: x.flatten(0, 1)[(b * 6 + 1).clamp(max=3)],
 }
 
@@ -71,6 +71,24 @@ def test_samples_that_read_themselves(name: str) -> None:
     assert_same(model, module, (x[:2],))
     # Nothing is left of the numbers of samples: the network runs without operators in float.
     Session(model, x[:1], [x], "bit_serial")
+
+
+OF_DATA: dict[str, Formula] = {
+    "one": lambda x, b: x[b, x[:, :, 0].argmax(1)],
+    "one_from_the_end": lambda x, b: x[b, x[:, :, 0].argmax(1) - 6],
+    "several": lambda x, b: x[b[:, None], (x[:, :4, 0] > 0).long()],
+    "neighbours": lambda x, b: x[b[:, None, None], (x @ x.mT).topk(3)[1]],
+    "numbers": lambda x, b: x[:, :, 0][b, x[:, :, 1].argmin(1)],
+}
+
+
+@pytest.mark.parametrize("name", OF_DATA)
+def test_places_that_data_tell_for_each_sample(name: str) -> None:
+    model, x = Looked(OF_DATA[name]), torch.randn(3, 6, 4)
+    module = after(captured(model, x).module, *PASSES)
+    assert not calls(module)["index"] and calls(module)["gather"] == 1
+    assert_same(model, module, (x,))
+    assert_same(model, module, (x[:2],))
 
 
 @pytest.mark.parametrize("name", OTHERS)

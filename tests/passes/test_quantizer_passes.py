@@ -302,20 +302,19 @@ def test_an_accumulator_that_could_overflow_is_refused() -> None:
 
 
 def test_operators_without_a_rule_need_consent() -> None:
-    class Sorted(nn.Module):
+    class Multiplied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            values, _ = torch.sort(self.a(x), dim=-1)
-            return self.b(values)
+            return self.b(torch.cumprod(self.a(x), dim=-1))
 
     torch.manual_seed(0)
     x = torch.randn(32, 6)
-    network, calibration = calibrated(Sorted(), x)
-    with pytest.raises(UnsupportedOpError, match="aten.sort.default") as caught:
+    network, calibration = calibrated(Multiplied(), x)
+    with pytest.raises(UnsupportedOpError, match="aten.cumprod.default") as caught:
         materialize(network, calibration, uniform(network, "w8a8"))
-    assert "torch.sort(self.a(x), dim=-1)" in str(caught.value.where)
+    assert "torch.cumprod(self.a(x), dim=-1)" in str(caught.value.where)
     result = materialize(network, calibration, uniform(network, "w8a8"), allow_float=True)
     assert decibels(result.module(x), network.module(x)) > 25
