@@ -65,16 +65,16 @@ def _masks_as_given() -> Iterator[None]:
 
     Values cannot be looked at while a model is traced, and the mask itself says as much.
     """
-    asked = transformer._detect_is_causal_mask  # type: ignore[attr-defined]
+    asked = transformer._detect_is_causal_mask
 
     def given(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
         return is_causal is True
 
-    transformer._detect_is_causal_mask = given  # type: ignore[attr-defined]
+    transformer._detect_is_causal_mask = given
     try:
         yield
     finally:
-        transformer._detect_is_causal_mask = asked  # type: ignore[attr-defined]
+        transformer._detect_is_causal_mask = asked
 
 
 @contextmanager

@@ -380,7 +380,7 @@ def _repeat(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _tile(module: fx.GraphModule, node: fx.Node) -> None:
     """As ``repeat``, but fewer numbers are of the last dimensions."""
-    shape, counts = _shape(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+    shape, counts = _shape(node.args[0]), list(node.args[1])
     if shape is not None:
         node.args = (node.args[0], [1] * (len(shape) - len(counts)) + counts)
         _repeat(module, node)

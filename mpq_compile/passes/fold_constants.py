@@ -58,7 +58,7 @@ def _picked(node: fx.Node, several: Mapping[fx.Node, Sequence[Any]]) -> Any:
     if node.op != "call_function" or node.target is not operator.getitem:
         return None
     source, index = node.args
-    return several[source][index] if source in several else None  # type: ignore[index]
+    return several[source][index] if source in several else None
 
 
 def _evaluate(module: fx.GraphModule, node: fx.Node) -> Any:
@@ -71,7 +71,7 @@ def _evaluate(module: fx.GraphModule, node: fx.Node) -> Any:
         return None
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
     with torch.no_grad():
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        return node.target(*args, **kwargs)
 
 
 def _owner(node: fx.Node) -> str:

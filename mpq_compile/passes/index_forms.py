@@ -52,11 +52,11 @@ def _masked_fill(module: fx.GraphModule, node: fx.Node) -> None:
 def _index(module: fx.GraphModule, node: fx.Node) -> None:
     """Rows of a table are an embedding; positions along one dimension are selected."""
     source, indices = node.args[:2]
-    places = [place for place, index in enumerate(indices) if index is not None]  # type: ignore[arg-type]
+    places = [place for place, index in enumerate(indices) if index is not None]
     if len(places) == 2:
         _pairs(module, node, places)
         return
-    index: Any = indices[places[0]] if len(places) == 1 else None  # type: ignore[index]
+    index: Any = indices[places[0]] if len(places) == 1 else None
     value = index.meta.get("val") if index is not None else None
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
         return
@@ -80,7 +80,7 @@ def _pairs(module: fx.GraphModule, node: fx.Node, places: list[int]) -> None:
     """``x[:, i, j]`` of known vectors: positions of both dimensions as one."""
     source: Any = node.args[0]
     axis, shape = places[0], list(source.meta["val"].shape)
-    rows, columns = (constant(module, node.args[1][place]) for place in places)  # type: ignore[index]
+    rows, columns = (constant(module, node.args[1][place]) for place in places)
     sizes = shape[axis : axis + 2]
     if (
         rows is None

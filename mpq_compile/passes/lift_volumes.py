@@ -212,7 +212,7 @@ def _conv(lift: _Lift, node: fx.Node) -> Twin | None:
     side_by_side = weight.transpose(1, 2).flatten(1, 2)
     args = (
         frames,
-        lift.constant(node.args[1], side_by_side),  # type: ignore[arg-type]
+        lift.constant(node.args[1], side_by_side),
         argument(node, 2, "bias"),
         stride[1:],
         padding if named else _three(padding)[1:],
@@ -249,7 +249,7 @@ def _conv_transpose(lift: _Lift, node: fx.Node) -> Twin | None:
     inputs, outputs, *_ = weight.shape
     apart = weight.flip(2).reshape(groups, inputs // groups, outputs, *weight.shape[2:])
     side_by_side = apart.permute(0, 3, 1, 2, 4, 5).flatten(0, 2)
-    kernel = lift.constant(node.args[1], side_by_side)  # type: ignore[arg-type]
+    kernel = lift.constant(node.args[1], side_by_side)
     return aten.conv_transpose2d.input, (frames, kernel, argument(node, 2, "bias"), *rest)
 
 
@@ -265,7 +265,7 @@ def _frames_apart(
     beside = weight.transpose(1, 2).reshape(inputs, count * outputs, *kernel)
     args = (
         lift.twin(node.args[0]),
-        lift.constant(node.args[1], beside),  # type: ignore[arg-type]
+        lift.constant(node.args[1], beside),
         None if values is None else lift.constant(bias, values.repeat(count)),
         *rest,
     )

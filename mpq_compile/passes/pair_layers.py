@@ -27,7 +27,7 @@ def _bilinear(module: fx.GraphModule, node: fx.Node) -> None:
         return
     outputs, left, right = kernel.shape
     wide = kernel.transpose(1, 2).reshape(outputs * right, left)
-    matrix = add_constant(module, node, f"{weight.target}_transposed", wide)  # type: ignore[union-attr]
+    matrix = add_constant(module, node, f"{weight.target}_transposed", wide)
     matrix.meta["val"] = wide
     rows = [size if isinstance(size, int) else -1 for size in shape[:-1]]
     if rows.count(-1) > 1:

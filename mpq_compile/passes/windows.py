@@ -30,7 +30,7 @@ def _pair(value: Any) -> list[int]:
 def _unfold(module: fx.GraphModule, node: fx.Node) -> None:
     """``x.unfold(dim, size, step)``: the windows' values come last."""
     x: Any = node.args[0]
-    axis, size, step = (int(number) for number in node.args[1:4])  # type: ignore[arg-type]
+    axis, size, step = (int(number) for number in node.args[1:4])
     shape = _shape(x)
     if shape is None or not isinstance(shape[axis], int):
         return
