@@ -69,7 +69,7 @@ def resnet18() -> nn.Module:
 
 
 def r3d18() -> nn.Module:
-    """R3D-18 for clips of 112×112 pixels and 400 classes (Tran et al. 2018)."""
+    """R3D-18 for clips of 400 classes (Tran et al. 2018)."""
     stem = nn.Conv3d(3, 64, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False)
     return nn.Sequential(
         stem, nn.BatchNorm3d(64), nn.ReLU(),
@@ -211,7 +211,7 @@ NETWORKS = {
     for net in (
         PeerNet(name="resnet18", structure=resnet18, shape=(3, 224, 224)),
         PeerNet(name="mobilenetv2", structure=mobilenetv2, shape=(3, 224, 224)),
-        PeerNet(name="r3d18", structure=r3d18, shape=(3, 8, 112, 112)),
+        PeerNet(name="r3d18", structure=r3d18, shape=(3, 8, 64, 64)),
         PeerNet(name="resnet20", structure=resnet20, shape=(3, 32, 32)),
         PeerNet(name="encoder", structure=encoder, shape=(128, 384), transformer=True),
         PeerNet(name="lstm", structure=partial(Recogniser, nn.LSTM), shape=(50, 40)),

@@ -37,8 +37,8 @@ def constrained(
 ) -> dict[str, list[str]]:
     """Return ``choices`` narrowed by the user's constraints.
 
-    A key is a site id, a module path, or ``re:`` and a pattern that matches either as a whole; a
-    value is a candidate or a list of them.
+    A key is a site id, the path of a module, which means all sites in it, or ``re:`` and a pattern
+    that matches an id or a site's path as a whole; a value is a candidate or a list of them.
 
     Raises:
         PlanError: A key matches no site, or a value leaves a site without a candidate.
@@ -51,7 +51,7 @@ def constrained(
                 f"constraint {key!r} matches no site",
                 expected="a site id, a module path or re:PATTERN",
                 found=repr(key),
-                remedy=nearest(key, [site.path for site in sites]),
+                remedy=nearest(key, list(dict.fromkeys(site.path for site in sites))),
             )
         for site in matched:
             narrowed[site.id] = _kept(site, narrowed[site.id], wanted)
@@ -103,7 +103,7 @@ def matches_site(key: str, site: Site) -> bool:
                 remedy="correct the pattern after re:",
             ) from error
         return bool(pattern.fullmatch(site.id) or pattern.fullmatch(site.path))
-    return key in (site.id, site.path)
+    return key in (site.id, site.path) or site.path.startswith(f"{key}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,8 +43,20 @@ def export(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> ExportedPr
             where=type(model).__name__,
             expected="a forward without data-dependent Python control flow",
             found=f"{type(error).__name__}: {str(error).strip()[:600]}",
-            remedy="check the input shapes; replace data-dependent branches by torch operations",
+            remedy=_remedy(error),
         ) from error
+
+
+def _remedy(error: BaseException) -> str:
+    """Return what to do about a model that cannot be traced."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # Recurrent layers call what they are given so where sequences are packed.
+    if any(frame.f_locals.get("batch_sizes") is not None for frame in frames):
+        return (
+            "run recurrent layers over the padded sequence, and take the last step of each sample "
+            "by torch.gather"
+        )
+    return "check the input shapes; replace data-dependent branches by torch operations"
 
 
 def no_tensors(found: str, where: str | None = None) -> CaptureError:

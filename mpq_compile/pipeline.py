@@ -53,7 +53,8 @@ def plan(
         metric: Sensitivity metric by name.
         solver: Solver by name; ``minimize`` is always solved exactly.
         candidates: Names to choose from; None for the profile's defaults.
-        constraints: ``{"conv1": "w8a8", "re:.*fc": ["w8a8", "w4a8"]}`` pins sites.
+        constraints: ``{"conv1": "w8a8", "re:.*fc": ["w8a8", "w4a8"]}`` pins sites; the path of a
+            module means all sites in it.
         seed: Recorded. Which samples are drawn from a data set or a folder, and what a loader
             shuffles by: global random generators are seeded while data is read. Every other stage
             is deterministic.
@@ -174,14 +175,15 @@ def assign(
     model: Any,
     example_inputs: Any,
     calibration: Any,
-    assignment: str | Mapping[str, str] | Policy,
+    assignment: str | Mapping[str, str] | Policy | Plan,
     target: TargetLike = "local",
     allow_float: bool = False,
     verify: bool = False,
     tuned: bool = True,
     **recipe: Unpack[RecipeOptions],
 ) -> CompiledNetwork:
-    """Build a given assignment: one candidate for all sites, a mapping from site id, or a policy.
+    """Build a given assignment: one candidate for all sites, a mapping from site id, a policy, or
+    that of a plan.
 
     Raises:
         PlanError: A name is unknown, the target does not support it at a site, or the policy is of
@@ -200,11 +202,13 @@ def assign(
 
 
 def assign_session(
-    session: Session, assignment: str | Mapping[str, str] | Policy, verify: bool = False
+    session: Session, assignment: str | Mapping[str, str] | Policy | Plan, verify: bool = False
 ) -> CompiledNetwork:
     """Build an assignment within a session."""
     if isinstance(assignment, Policy):
         assignment = assignment.assignment_for(session.network)
+    elif isinstance(assignment, Plan):
+        assignment = assignment.assignment
     full = complete_assignment(session.network, assignment)
     for site in session.network.sites:
         session.profile.candidates_for(site, [full[site.id]])

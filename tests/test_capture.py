@@ -345,6 +345,21 @@ def test_errors_say_what_to_do(model: object, inputs: object, message: str) -> N
     assert caught.value.remedy and caught.value.found and caught.value.expected
 
 
+def test_packed_sequences_are_named() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 8, batch_first=True)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
+
+    with pytest.raises(CaptureError, match="cannot trace") as caught:
+        capture(Packed(), (torch.randn(2, 5, 4), torch.tensor([5, 3])))
+    assert "padded sequence" in str(caught.value.remedy)
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "net.pt2"
     path.write_bytes(b"not an archive")

@@ -137,6 +137,18 @@ def test_constraints_pin_sites() -> None:
     assert found.assignment[SITES[2]] in ("w4a8", "w2a8")
 
 
+def test_the_path_of_a_module_pins_all_sites_in_it() -> None:
+    net = nn.Sequential(model(), nn.Linear(5, 4))
+    pinned = {"0": "w8a8", "1": "w2a8"}
+    found = mpq.plan(net.eval(), X[:1], [X], ANALYTIC, candidates=WIDE, constraints=pinned)
+    assert list(found.assignment.values()) == ["w8a8"] * 3 + ["w2a8"]
+
+
+def test_a_plan_is_an_assignment() -> None:
+    given = plan(budget={"avg_bits": 4})
+    assert torch.equal(assign(given)(X), assign(given.assignment)(X))
+
+
 def test_max_drop_without_labels_finds_the_smallest() -> None:
     strict = plan(budget={"max_drop": 5.0}, minimize="size").predicted.size_bytes
     loose = plan(budget={"max_drop": 100.0}, minimize="size").predicted.size_bytes

@@ -171,7 +171,7 @@ Constraint = Annotated[
     typer.Option(
         "--constraint",
         metavar="SITE=CAND",
-        help="Pin a site (id, module path or re:PATTERN); repeatable.",
+        help="Pin a site, or all sites of a module (id, path or re:PATTERN); repeatable.",
         rich_help_panel=_CHOICE,
     ),
 ]

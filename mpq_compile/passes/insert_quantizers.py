@@ -76,6 +76,8 @@ class ActivationQuantizer(nn.Module):
     def straight_through(self, x: Tensor) -> Tensor:
         """Return the same, with the gradient of clipping alone: that of rounding is taken as 1."""
         rounded = self(x.detach())
+        if not x.is_floating_point():
+            return rounded
         if self.candidate.dynamic or self.candidate.input_format in ("fp32", "bf16"):
             return x + (rounded - x.detach())
         qparams = self._calibration.qparams(self._root, self.candidate.activation_bits)

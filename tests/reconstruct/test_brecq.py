@@ -156,6 +156,20 @@ def test_every_operator(name: str) -> None:
         assert all(bool(v.isfinite().all()) for v in graph.module(*x))
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_numbers_of_rows_are_no_codes(drop: float) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 20, (32, 6))
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    network = prepare(capture(model.eval(), ids[:1]))
+    batches = read_batches([ids], network)
+    calibration = calibrate(network, batches)
+    assignment = {site.id: "w4a8" for site in network.sites}
+    few = BlockSearch(annealing=Annealing(steps=2), drop=drop)
+    reconstruct_brecq(network, calibration, batches, assignment, few)
+    assert {site.op for site in network.sites} == {"embedding", "linear"}
+
+
 @pytest.mark.parametrize("rounding", ["brecq", "qdrop", "nearest"])
 def test_what_runs_is_what_was_rounded(rounding: str) -> None:
     torch.manual_seed(0)
