@@ -14,6 +14,7 @@ from mpq_compile.kernels import (
     attention,
     elementwise,
     embedding,
+    frames,
     layer_norm,
     matmul,
     packing,
@@ -35,6 +36,7 @@ from mpq_compile.kernels.elementwise_workload import (
     WriteRowsWorkload,
 )
 from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
+from mpq_compile.kernels.frames import FramesWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.lower.naming import numbered
@@ -334,6 +336,7 @@ GENERATORS: dict[type, Callable[[Any, Tier, int], Any]] = {
     LinearWorkload: matmul.generate,
     AttentionWorkload: attention.generate,
     EmbeddingWorkload: embedding.generate,
+    FramesWorkload: frames.generate,
     NormWorkload: layer_norm.generate,
     QuantizeRowsWorkload: quantize_rows.generate,
     RecurrentStepWorkload: recurrent.generate,

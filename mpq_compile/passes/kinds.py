@@ -275,7 +275,7 @@ def _is_float(network: Network, node: fx.Node) -> bool:
 def _is_move(network: Network, node: fx.Node) -> bool:
     if is_call(node, PAD):
         return argument(node, 2, "value", 0) == 0
-    return node.target in MOVES
+    return node.target in MOVES or is_call(node, ops.frames_beside)
 
 
 def _is_max_pool(network: Network, node: fx.Node) -> bool:

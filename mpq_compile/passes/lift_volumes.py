@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mpq_compile.passes import ops
 from mpq_compile.passes.base import add_constant, argument, call, constant
 from mpq_compile.passes.lifting import Lifting, Rules, Twin
 
@@ -144,11 +145,6 @@ class _Taps:
     before: int
     behind: int
 
-    def outputs(self, time: int) -> int:
-        """Return how many frames are computed of so many."""
-        room = time + self.before + self.behind - self.dilation * (self.count - 1) - 1
-        return room // self.stride + 1
-
     @property
     def trivial(self) -> bool:
         """Tell whether each frame is computed of itself."""
@@ -158,36 +154,9 @@ class _Taps:
         """[B·T, C, H, W] → [B·T', count·C, H, W], the taps of a group side by side."""
         if self.trivial:
             return frames
-        channels, time, height, width = sizes
-        steps = _padded(lift, lift.steps(frames, sizes), self.before, self.behind, time)
-        wanted = self.outputs(time)
-        last = self.stride * (wanted - 1) + 1
-        taps = []
-        for tap in range(self.count):
-            start = tap * self.dilation
-            taps.append(_cut(lift, steps, start, start + last, self.stride))
-        if groups > 1:
-            apart = [-1, wanted, groups, channels // groups, height, width]
-            taps = [lift.emit(aten.reshape.default, tap, apart) for tap in taps]
-        joined = taps[0]
-        if len(taps) > 1:
-            joined = lift.emit(aten.cat.default, taps, 2 if groups == 1 else 3)
-        return lift.frames(joined, (self.count * channels, wanted, height, width))
-
-
-def _padded(lift: _Lift, steps: fx.Node, before: int, behind: int, time: int) -> fx.Node:
-    """Put frames of zeros at the ends, or cut some off."""
-    if before > 0 or behind > 0:
-        amounts = [0, 0, 0, 0, 0, 0, max(before, 0), max(behind, 0)]
-        steps = lift.emit(aten.constant_pad_nd.default, steps, amounts, 0)
-    if before < 0 or behind < 0:
-        start = max(-before, 0)
-        steps = _cut(lift, steps, start, start + time + before + behind, 1)
-    return steps
-
-
-def _cut(lift: _Lift, steps: fx.Node, start: int, end: int, stride: int) -> fx.Node:
-    return lift.emit(aten.slice.Tensor, steps, 1, start, end, stride)
+        _, time, *_ = sizes
+        span = (self.stride, self.dilation, self.before, self.behind)
+        return lift.emit(ops.frames_beside, frames, time, self.count, *span, groups)
 
 
 def _conv(lift: _Lift, node: fx.Node) -> Twin | None:

@@ -144,6 +144,9 @@ def move(builder: Builder, node: fx.Node) -> tuple[fx.Node, str]:
     if is_call(node, PAD):
         padded = (args[0], args[1], zero_point_of(qparams))
         return builder.graph.call_function(PAD, padded), fmt
+    if is_call(node, ops.frames_beside):
+        filled = (*args[:8], zero_point_of(qparams))
+        return builder.graph.call_function(node.target, filled), fmt
     kwargs = fx.node.map_arg(node.kwargs, lambda n: _moved(builder, n, fmt))
     return builder.graph.call_function(node.target, args, kwargs), fmt
 

@@ -106,6 +106,37 @@ def write_rows(cache: Tensor, rows: Tensor, position: Tensor, axis: int) -> Tens
     return cache.index_copy(axis, position, rows)
 
 
+def frames_beside(
+    x: Tensor,
+    time: int,
+    taps: int,
+    stride: int,
+    dilation: int,
+    before: int,
+    behind: int,
+    groups: int = 1,
+    fill: float = 0,
+) -> Tensor:
+    """Return the frames that a convolution over time reads, side by side as channels.
+
+    Args:
+        x: [B · time, C, H, W].
+        taps: Frames of one result, ``dilation`` apart; the taps of a group of channels lie
+            together.
+        stride: Frames between two results.
+        before, behind: Frames of ``fill`` at the ends; negative ones are cut off.
+
+    Returns:
+        [B · frames, taps · C, H, W].
+    """
+    steps = F.pad(x.reshape(-1, time, *x.shape[1:]), (*(0,) * 6, before, behind), value=fill)
+    frames = (time + before + behind - dilation * (taps - 1) - 1) // stride + 1
+    last = stride * (frames - 1) + 1
+    starts = range(0, dilation * taps, dilation)
+    parts = [steps[:, at : at + last : stride].unflatten(2, (groups, -1)) for at in starts]
+    return torch.stack(parts, 3).flatten(2, 4).flatten(0, 1)
+
+
 def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return ``x · cos + rotate_half(x) · sin``: a rotary position embedding.
 

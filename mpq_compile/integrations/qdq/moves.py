@@ -163,6 +163,25 @@ def _concat(writer: Writer, _: Sizes, call: Call) -> str:
     return writer.op("Concat", *(part.name for part in call.args[0]), into=call.name, axis=axis)
 
 
+def _frames_beside(writer: Writer, sizes: Sizes, call: Call) -> str:
+    """Frames as an axis of their own, padded, cut and joined, and back."""
+    time, taps, stride, dilation, before, behind, groups = (int(n) for n in call.args[1:8])
+    _, channels, height, width = call.x.shape
+    stem, part = call.name, channels // groups
+    split = writer.sizes(-1, time, groups, part, height, width)
+    steps = writer.op("Reshape", call.x.name, split, into=f"{stem}_steps")
+    if before or behind:
+        ends, zero = writer.sizes(before, behind), writer.scalar(0.0)
+        steps = writer.op("Pad", steps, ends, zero, writer.sizes(1), into=f"{stem}_padded")
+    frames = (time + before + behind - dilation * (taps - 1) - 1) // stride + 1
+    cuts = []
+    for at in range(0, dilation * taps, dilation):
+        end = at + stride * (frames - 1) + 1
+        cuts.append(writer.sliced(steps, 1, at, end, stride, into=f"{stem}_from_{at}"))
+    joined = writer.op("Concat", *cuts, into=f"{stem}_joined", axis=3)
+    return writer.op("Reshape", joined, sizes.reshaped(call.out), into=call.name)
+
+
 def _write_rows(writer: Writer, sizes: Sizes, call: Call) -> str:
     """Rows of a cache replaced at their positions."""
     cache, rows, position, axis = call.args
@@ -195,4 +214,5 @@ MOVES: Mapping[Any, Rule] = {
     aten.cat.default: _concat,
     PAD: _pad,
     ops.write_rows: _write_rows,
+    ops.frames_beside: _frames_beside,
 }
