@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
 from operator_nets import CASES
+from torch import Tensor
 
 from mpq_compile.errors import LoweringError
 from mpq_compile.pipeline import assign_session
@@ -44,6 +46,23 @@ def test_floats_must_agree_closely() -> None:
     with pytest.raises(LoweringError, match="oracle") as caught:
         check_against_oracle(with_oracle_of("fp32", "w2a8"), CASES["mobile"].inputs(1))
     assert "dB" in str(caught.value.found)
+
+
+def test_floats_may_differ_by_what_last_bits_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 dB are enough for a network that makes much of its last bits, and for no other."""
+    network = assign_session(session(), "fp32")
+    (x,) = CASES["mobile"].inputs(1)
+    wrong = 1 + 1e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+    def oracle_and_device(oracle: Callable[[Tensor], Tensor]) -> CompiledNetwork:
+        monkeypatch.setattr(CompiledNetwork, "reference", lambda self, value: oracle(value))
+        monkeypatch.setattr(CompiledNetwork, "__call__", lambda self, value: oracle(value) * wrong)
+        return network
+
+    wild = oracle_and_device(lambda value: 1 + 1e4 * (value - x))
+    check_against_oracle(wild, [x])
+    with pytest.raises(LoweringError, match="oracle"):
+        check_against_oracle(oracle_and_device(lambda value: 1 + value), [x])
 
 
 def test_agreement_is_the_ratio_of_powers() -> None:

@@ -91,6 +91,12 @@ def constant(module: fx.GraphModule, node: object) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
+def sizes_of(node: object) -> list[Any] | None:
+    """Return the sizes of what a node gives, symbols where they are free; None for no tensor."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return list(value.shape) if isinstance(value, Tensor) else None
+
+
 def add_constant(module: fx.GraphModule, before: fx.Node, name: str, value: Tensor) -> fx.Node:
     """Register ``value`` as a buffer (dots allowed in ``name``) and return its node."""
     parts = name.split(".")

@@ -13,19 +13,14 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from mpq_compile.passes.base import add_constant, argument, call, constant, replace
+from mpq_compile.passes.base import add_constant, argument, call, constant, replace, sizes_of
 from mpq_compile.passes.einsum import expand_einsum
 
 aten = torch.ops.aten
 
 Rule = Callable[[fx.GraphModule, fx.Node], None]
-
-
-def _shape(node: Any) -> list[Any] | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return list(value.shape) if isinstance(value, Tensor) else None
 
 
 # Paddings
@@ -45,7 +40,7 @@ def _pad_by_values(module: fx.GraphModule, node: fx.Node, mode: str) -> None:
     """Join each padded dimension, the last one first, with pieces of itself."""
     x: Any = node.args[0]
     pads: Any = node.args[1]
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or mode not in ("reflect", "circular", "replicate") or min(pads) < 0:
         return  # the operator stays as it is
     sizes = [(-1 - index, shape[-1 - index]) for index in range(len(pads) // 2)]
@@ -100,7 +95,7 @@ def _glu(module: fx.GraphModule, node: fx.Node) -> None:
     """One half times the sigmoid of the other."""
     x = node.args[0]
     axis: Any = argument(node, 1, "dim", -1)
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or not isinstance(shape[axis], int):
         return
     half = shape[axis] // 2
@@ -114,7 +109,7 @@ def _prelu(module: fx.GraphModule, node: fx.Node) -> None:
     """relu(x) + slope · min(x, 0), with a slope for each channel; with one, a leaky ReLU."""
     x: Any = node.args[0]
     slopes: Any = node.args[1]
-    slope, shape = constant(module, slopes), _shape(x)
+    slope, shape = constant(module, slopes), sizes_of(x)
     if slope is None or shape is None:
         return
     if slope.numel() == 1:
@@ -146,7 +141,7 @@ def _celu(module: fx.GraphModule, node: fx.Node) -> None:
 def _greater(module: fx.GraphModule, node: fx.Node, compare: Any) -> None:
     """The first where it compares so, else the second."""
     a, b = node.args[:2]
-    shapes = [_shape(n) for n in (a, b)]
+    shapes = [sizes_of(n) for n in (a, b)]
     if None not in shapes and shapes[0] == shapes[1]:
         condition = call(module, node, compare, a, b)
         replace(module, node, aten.where.self, (condition, a, b))
@@ -165,7 +160,7 @@ def _greatest(module: fx.GraphModule, node: fx.Node, least: bool) -> None:
     """The greatest over dimensions, along one after the other; of what is negative the least."""
     x: Any = node.args[0]
     axes: Any = argument(node, 1, "dim", ())
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None:
         return
     rank = len(shape)
@@ -187,7 +182,7 @@ def _log_sum_exp(module: fx.GraphModule, node: fx.Node) -> None:
     x: Any = node.args[0]
     axes: Any = node.args[1]
     axes = [axes] if isinstance(axes, int) else list(axes)
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None:
         return
     top = x
@@ -220,7 +215,7 @@ def _least_values(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _adaptive_max_pool(module: fx.GraphModule, node: fx.Node, target: Any) -> None:
     """A max pooling of windows that do not overlap, where the sizes are multiples."""
-    picks, shape = _only_values(node), _shape(node.args[0])
+    picks, shape = _only_values(node), sizes_of(node.args[0])
     asked: Any = node.args[1]
     if picks is None or shape is None:
         return
@@ -241,7 +236,7 @@ def _spread(module: fx.GraphModule, node: fx.Node, root: bool) -> None:
     correction: Any = argument(node, 2, "unbiased", True) if unbiased else 1
     correction = node.kwargs.get("correction", correction)
     keepdim = argument(node, 3, "keepdim", False) if unbiased else node.kwargs.get("keepdim", False)
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None:
         return
     axes = list(range(len(shape))) if not axes else [axes] if isinstance(axes, int) else list(axes)
@@ -286,7 +281,7 @@ def _cosine_similarity(module: fx.GraphModule, node: fx.Node) -> None:
 def _group_norm(module: fx.GraphModule, node: fx.Node) -> None:
     """Without weight and bias as with ones and zeros, which is how it is lowered."""
     x, groups, weight, bias, *rest = (*node.args, *(None,) * 4)[:6]
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or (weight is not None and bias is not None):
         return
     made = []
@@ -304,7 +299,7 @@ def _group_norm(module: fx.GraphModule, node: fx.Node) -> None:
 def _instance_norm(module: fx.GraphModule, node: fx.Node) -> None:
     """A group norm of one channel each, or a batch norm where it goes by running statistics."""
     x, weight, bias, mean, variance, by_input, momentum, epsilon, fast = node.args
-    shape = _shape(x)
+    shape = sizes_of(x)
     if not by_input:
         running = (x, weight, bias, mean, variance, False, momentum, epsilon, fast)
         replace(module, node, aten.batch_norm.default, running)
@@ -317,7 +312,7 @@ def _pixel_unshuffle(module: fx.GraphModule, node: fx.Node) -> None:
     """[B, C, H·r, W·r] → [B, C·r², H, W]."""
     x = node.args[0]
     factor: Any = node.args[1]
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
         return
     _, channels, height, width = shape
@@ -333,7 +328,7 @@ def _channel_shuffle(module: fx.GraphModule, node: fx.Node) -> None:
     """Channels of groups in turns."""
     x = node.args[0]
     groups: Any = node.args[1]
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or not all(isinstance(n, int) for n in shape[1:]):
         return
     _, channels, *rest = shape
@@ -345,7 +340,7 @@ def _channel_shuffle(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _movedim(module: fx.GraphModule, node: fx.Node) -> None:
     """A permutation."""
-    shape = _shape(node.args[0])
+    shape = sizes_of(node.args[0])
     if shape is None:
         return
     rank = len(shape)
@@ -361,7 +356,7 @@ def _repeat(module: fx.GraphModule, node: fx.Node) -> None:
     """Copies side by side along each dimension; as many as the batch has, where that is asked."""
     x: Any = node.args[0]
     counts: Any = node.args[1]
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or any(isinstance(count, int) and count < 1 for count in counts):
         return
     computed = [axis for axis, count in enumerate(counts) if not isinstance(count, int)]
@@ -380,7 +375,7 @@ def _repeat(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _tile(module: fx.GraphModule, node: fx.Node) -> None:
     """As ``repeat``, but fewer numbers are of the last dimensions."""
-    shape, counts = _shape(node.args[0]), list(node.args[1])
+    shape, counts = sizes_of(node.args[0]), list(node.args[1])
     if shape is not None:
         node.args = (node.args[0], [1] * (len(shape) - len(counts)) + counts)
         _repeat(module, node)
@@ -408,7 +403,7 @@ def _repeat_interleave(module: fx.GraphModule, node: fx.Node) -> None:
     x = node.args[0]
     count: Any = node.args[1]
     axis: Any = argument(node, 2, "dim")
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or axis is None or not isinstance(shape[axis], int):
         return
     axis %= len(shape)

@@ -7,22 +7,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from mpq_compile.passes.base import add_constant, argument, call, constant, is_call, replace
+from mpq_compile.passes.base import (
+    add_constant,
+    argument,
+    call,
+    constant,
+    is_call,
+    replace,
+    sizes_of,
+)
 
 aten = torch.ops.aten
-
-
-def _shape(node: Any) -> list[Any] | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return list(value.shape) if isinstance(value, Tensor) else None
 
 
 def _bilinear(module: fx.GraphModule, node: fx.Node) -> None:
     """y_o = aᵀ W_o b + c: a linear layer of the first input, then a product with the second."""
     a, b, weight, bias = (*node.args, None)[:4]
-    kernel, shape = constant(module, weight), _shape(b)
+    kernel, shape = constant(module, weight), sizes_of(b)
     if kernel is None or shape is None:
         return
     outputs, left, right = kernel.shape
@@ -58,7 +61,7 @@ def _pairwise_distance(module: fx.GraphModule, node: fx.Node) -> None:
 def _distances(module: fx.GraphModule, node: fx.Node) -> None:
     """Euclidean distances of all rows: √(‖a‖² + ‖b‖² − 2 a·b), no less than zero."""
     a, b = node.args[:2]
-    if argument(node, 2, "p", 2.0) != 2 or _shape(b) is None:
+    if argument(node, 2, "p", 2.0) != 2 or sizes_of(b) is None:
         return
     squares = []
     for x in (a, b):
@@ -111,7 +114,7 @@ def _bag(module: fx.GraphModule, node: fx.Node) -> None:
 
 def _bag_size(module: fx.GraphModule, rows: Any, offsets: Any) -> int | None:
     """Return how many rows a bag has, where offsets are multiples of it."""
-    known, shape = constant(module, offsets), _shape(rows)
+    known, shape = constant(module, offsets), sizes_of(rows)
     if known is not None and known.tolist() == [0] and shape is not None:
         return shape[0] if isinstance(shape[0], int) else None
     if known is not None:

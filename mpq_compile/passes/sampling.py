@@ -12,22 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mpq_compile.passes.base import add_constant, argument, call, replace
+from mpq_compile.passes.base import add_constant, argument, call, replace, sizes_of
 
 aten = torch.ops.aten
 _BILINEAR, _NEAREST = 0, 1
 _ZEROS, _BORDER = 0, 1
 
 
-def _shape(node: Any) -> list[Any] | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return list(value.shape) if isinstance(value, Tensor) else None
-
-
 def _affine_grid(module: fx.GraphModule, node: fx.Node) -> None:
     """θ [B, 2, 3] → places [B, H, W, 2] of the output's pixels in the input, in [−1, 1]."""
     theta = node.args[0]
-    whole = _shape(node)
+    whole = sizes_of(node)
     corners = bool(argument(node, 2, "align_corners", False))
     if whole is None or len(whole) != 4 or not all(isinstance(n, int) for n in whole[1:]):
         return
@@ -119,7 +114,7 @@ class _Sampling:
 
 
 def _grid_sample(module: fx.GraphModule, node: fx.Node) -> None:
-    image, grid = _shape(node.args[0]), _shape(node.args[1])
+    image, grid = sizes_of(node.args[0]), sizes_of(node.args[1])
     mode, padding = node.args[2:4]
     if image is None or grid is None or len(image) != 4:
         return

@@ -10,16 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from mpq_compile.passes.base import call, replace
+from mpq_compile.passes.base import call, replace, sizes_of
 
 aten = torch.ops.aten
-
-
-def _shape(node: Any) -> list[Any] | None:
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return list(value.shape) if isinstance(value, Tensor) else None
 
 
 def _pair(value: Any) -> list[int]:
@@ -31,7 +26,7 @@ def _unfold(module: fx.GraphModule, node: fx.Node) -> None:
     """``x.unfold(dim, size, step)``: the windows' values come last."""
     x: Any = node.args[0]
     axis, size, step = (int(number) for number in node.args[1:4])
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or not isinstance(shape[axis], int):
         return
     axis %= len(shape)
@@ -69,7 +64,7 @@ def _stacked(module: fx.GraphModule, node: fx.Node, parts: list[fx.Node], axis: 
 def _im2col(module: fx.GraphModule, node: fx.Node) -> None:
     """[B, C, H, W] → [B, C·KH·KW, windows]."""
     x: Any = node.args[0]
-    shape = _shape(x)
+    shape = sizes_of(x)
     if shape is None or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
         return
     kernel, dilation, padding, stride = (_pair(value) for value in node.args[1:5])
@@ -101,7 +96,7 @@ def _im2col(module: fx.GraphModule, node: fx.Node) -> None:
 def _col2im(module: fx.GraphModule, node: fx.Node) -> None:
     """[B, C·KH·KW, windows] → [B, C, H, W], of windows beside each other."""
     x = node.args[0]
-    shape = _shape(x)
+    shape = sizes_of(x)
     size, kernel, dilation, padding, stride = (_pair(value) for value in node.args[1:6])
     apart = kernel == stride and dilation == [1, 1] and not any(padding)
     if shape is None or len(shape) != 3 or not apart or not isinstance(shape[1], int):
