@@ -74,18 +74,33 @@ def import_float_op(
             found=len(example_tensors),
         )
     fixed = [leaf if slot < 0 else None for leaf, slot in zip(leaves, slots, strict=True)]
-    # Memory order of the examples, or memory they share, must leave no traces in the export.
-    examples = tuple(
-        tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in example_tensors
-    )
+    shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in example_tensors)
+    # Numbers are told apart by how they are written: 1, 1.0 and True are equal.
+    key = (target, tuple(map(repr, fixed)), tuple(slots), layout, shapes)
+    if key not in _IMPORTED:
+        if len(_IMPORTED) >= _MOST_IMPORTED:
+            del _IMPORTED[next(iter(_IMPORTED))]
+        _IMPORTED[key] = _imported(_OneOp(target, fixed, slots, layout), shapes)
+    return _IMPORTED[key]
+
+
+# What was imported before: networks that are unrolled call the same operator at every step, and
+# exporting one takes a tenth of a second.
+_IMPORTED: dict[Any, IRModule] = {}
+_MOST_IMPORTED = 512
+
+
+def _imported(operator: _OneOp, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> IRModule:
+    """Export a call of an operator, and import it."""
+    examples = tuple(torch.zeros(shape, dtype=dtype) for shape, dtype in shapes)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(_OneOp(target, fixed, slots, layout).eval(), examples)
+            program = torch.export.export(operator.eval(), examples)
             module = from_exported_program(program)
     except Exception as error:
         raise UnsupportedOpError(
-            f"no float lowering for {target}",
+            f"no float lowering for {operator.target}",
             found=f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[-1][:200]}",
             remedy="replace the operator in the model",
         ) from error
