@@ -135,6 +135,8 @@ def concat(lowering: Lowering, node: fx.Node) -> Value:
     shape = lowering.shape(node)
     axis = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape)
     parts = [lowering.value(part) for part in node.args[0]]
+    if len(parts) == 1:
+        return parts[0]
     nhwc = any(part.nhwc for part in parts)
     bring = lowering.emitter.channels_last if nhwc else lowering.emitter.logical
     parts = [bring(part) for part in parts]

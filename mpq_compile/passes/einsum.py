@@ -82,7 +82,11 @@ def expand_einsum(module: fx.GraphModule, node: fx.Node) -> None:
         return
     sizes: dict[str, Any] = {}
     for labels, value in zip((found.a, found.b), values, strict=True):
-        sizes |= dict(zip(labels, value.shape, strict=True))
+        for label, size in zip(labels, value.shape, strict=True):
+            if str(sizes.get(label, size)) != str(size):
+                return  # one of them is repeated
+            # A symbol may stand for a number, which the other operand says.
+            sizes[label] = size if isinstance(size, int) else sizes.get(label, size)
     if sum(not isinstance(size, int) for size in sizes.values()) > 1:
         return  # a reshape can leave one size open
     _Expansion(module, node, sizes).emit(found, operands)

@@ -79,13 +79,11 @@ def _concat(module: fx.GraphModule, node: fx.Node) -> None:
     parts: Any = node.args[0]
     sizes = [getattr(part.meta.get("val"), "shape", ()) for part in parts]
     kept = [part for part, shape in zip(parts, sizes, strict=True) if 0 not in tuple(shape)]
-    if not kept or len(kept) == len(parts):
-        return
     if len(kept) == 1:
         node.replace_all_uses_with(kept[0])
         module.graph.erase_node(node)
-        return
-    node.args = (kept, *node.args[1:])
+    elif kept:
+        node.args = (kept, *node.args[1:])
 
 
 def _baddbmm(module: fx.GraphModule, node: fx.Node) -> None:

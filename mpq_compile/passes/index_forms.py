@@ -61,10 +61,11 @@ def _index(module: fx.GraphModule, node: fx.Node) -> None:
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
         return
     axis = places[0]
-    if axis == 0 and _is_table(constant(module, source)) and constant(module, index) is None:
+    unknown = constant(module, index) is None
+    index = _from_the_front(module, node, index, axis)
+    if unknown and axis == 0 and _is_table(constant(module, source)):
         replace(module, node, aten.embedding.default, (source, index))
         return
-    index = _from_the_front(module, node, index, axis)
     if value.dim() == 1:
         replace(module, node, aten.index_select.default, (source, axis, index))
         return
@@ -106,14 +107,17 @@ def _is_table(value: Tensor | None) -> bool:
 
 
 def _from_the_front(module: fx.GraphModule, node: fx.Node, index: fx.Node, axis: int) -> fx.Node:
-    """Return known positions with those that count from the end counted from the front."""
+    """Return positions with those that count from the end counted from the front."""
     known = constant(module, index)
-    if known is None or not bool((known < 0).any()):
-        return index
     source: Any = node.args[0]
-    size = source.meta["val"].shape[axis]
-    if not isinstance(size, int):
+    whole = constant(module, source)
+    size = (source.meta["val"] if whole is None else whole).shape[axis]
+    if not isinstance(size, int) or (known is not None and not bool((known < 0).any())):
         return index
+    if known is None:
+        negative = call(module, node, aten.lt.Scalar, index, 0)
+        shifted = call(module, node, aten.add.Tensor, index, size)
+        return call(module, node, aten.where.self, negative, shifted, index)
     return add_constant(module, node, f"{index.target}_from_the_front", known % size)
 
 

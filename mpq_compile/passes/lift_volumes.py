@@ -97,7 +97,8 @@ class _Lift(Lifting):
         if not isinstance(value, Tensor) or whole is None or value.dim() == 0:
             return False
         if constant(self.module, source) is not None:
-            return value.dim() < 3 or value.shape[-3] == 1
+            one_for_all = value.dim() < 5 or value.shape[0] == 1
+            return one_for_all and (value.dim() < 3 or value.shape[-3] == 1)
         known = self.size(source) is not None and value.shape[0] == whole.shape[0]
         return known and value.shape[_TIME] in (1, whole.shape[_TIME])
 
@@ -371,10 +372,15 @@ def _resized(lift: _Lift, node: fx.Node, target: Any, options: int) -> Twin | No
     factors: Any = argument(node, 2 + options, "scale_factors")
     channels, time, height, width = after
     frames = lift.twin(node.args[0])
-    if (height, width) != before[2:]:
+    # A factor may move values and leave the size as it is.
+    same = [factor == 1.0 for factor in factors] if factors else [True] * 3
+    kept = [(height, width) == before[2:] and not all(same[1:]), time == before[1] and not same[0]]
+    if any(kept) and target is aten.upsample_nearest2d.vec:
+        return None  # an image of the same size is copied, a volume goes by its factor
+    if (height, width) != before[2:] or not all(same[1:]):
         size, factor = (None, factors[1:]) if factors else ([height, width], None)
         frames = lift.emit(target, frames, size, *rest, factor)
-    if time != before[1]:
+    if time != before[1] or not same[0]:
         lines = lift.lines(frames, (channels, before[1], height, width))
         size, factor = (None, [factors[0], 1.0]) if factors else ([time, height * width], None)
         frames = lift.frames_of_lines(lift.emit(target, lines, size, *rest, factor), after)
@@ -413,7 +419,7 @@ def _slice(lift: _Lift, node: fx.Node) -> Twin | None:
 def _pad(lift: _Lift, node: fx.Node) -> Twin | None:
     amounts: Any = node.args[1]
     before, after = lift.size(node.args[0]), lift.size(node)
-    if before is None or after is None or len(amounts) > 6:
+    if before is None or after is None or len(amounts) > 6 or min(amounts) < 0:
         return None
     frames, space = lift.twin(node.args[0]), list(amounts[:4])
     if any(amounts[4:]):

@@ -117,9 +117,10 @@ def _bag_size(module: fx.GraphModule, rows: Any, offsets: Any) -> int | None:
     known, shape = constant(module, offsets), sizes_of(rows)
     if known is not None and known.tolist() == [0] and shape is not None:
         return shape[0] if isinstance(shape[0], int) else None
-    if known is not None:
+    if known is not None and shape is not None:
         steps = known.diff().unique().tolist()
-        return int(steps[0]) if len(steps) == 1 and int(known[0]) == 0 else None
+        even = len(steps) == 1 and int(known[0]) == 0
+        return int(steps[0]) if even and shape[0] == int(known[-1]) + int(steps[0]) else None
     if is_call(offsets, aten.arange.start_step) and offsets.args[0] == 0:
         step = argument(offsets, 2, "step", 1)
         return step if isinstance(step, int) else None

@@ -8,6 +8,7 @@ from form_nets import FORMS, IMAGES, Bags, Pictured, Written, seeded
 from graphs import assert_same, calls, prepared
 from torch import Tensor, nn
 
+from mpq_compile.errors import UnsupportedOpError
 from mpq_compile.passes.kinds import Kind, kinds
 
 
@@ -107,6 +108,40 @@ def test_rows_that_data_choose_are_an_embedding() -> None:
     network = prepared(net, ids[:1])
     assert calls(network.module)["site_embedding"] == 1
     assert_same(net, network.module, [ids])
+
+
+def test_positions_that_data_tell_may_count_from_the_end() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.last = nn.Parameter(seeded(7, 8)), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            return self.last(self.rows[ids] + x[:, ids[0]])
+
+    net, x, ids = Rows().eval(), seeded(1, 7, 8), torch.tensor([[-1, 6, -7]])
+    assert_same(net, prepared(net, x, ids).module, [x, ids])
+
+
+def test_an_einsum_that_repeats_values_is_refused() -> None:
+    scale = torch.rand(1, 8)
+    net = Written(lambda x: torch.einsum("bij,ij->bij", x, scale)).eval()
+    with pytest.raises(UnsupportedOpError, match="einsum"):
+        kinds(prepared(net, seeded(1, 6, 8)))
+
+
+def test_bags_of_different_sizes_are_refused() -> None:
+    class Uneven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.last = nn.EmbeddingBag(20, 6), nn.Linear(6, 3)
+            self.register_buffer("offsets", torch.tensor([0, 2, 4]))
+
+        def forward(self, rows: Tensor) -> Tensor:
+            return self.last(self.bag(rows, self.offsets))
+
+    with pytest.raises(UnsupportedOpError, match="embedding_bag"):
+        kinds(prepared(Uneven(), torch.arange(12)))
 
 
 def test_a_table_of_images_is_chosen_from() -> None:

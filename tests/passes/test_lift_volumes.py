@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from graphs import assert_same, calls, prepared
 from torch import Tensor, nn
 from volume_nets import Clips, Segmenter
@@ -50,6 +51,7 @@ POOLINGS = {
     "nearest": nn.Upsample(scale_factor=(2.0, 3.0, 2.0)),
     "nearest_size": nn.Upsample(size=(9, 8, 18)),
     "linear": nn.Upsample(scale_factor=2.0, mode="trilinear"),
+    "linear_factor": nn.Upsample(scale_factor=(1.1, 1.05, 2.0), mode="trilinear"),
     "linear_corners": nn.Upsample(size=(11, 8, 12), mode="trilinear", align_corners=True),
     "norm": nn.BatchNorm3d(4),
 }
@@ -120,3 +122,16 @@ def test_what_varies_over_time_is_added_to_the_volume_itself() -> None:
 
     net, x = Positions().eval(), volume(2, 4, 6, 8, 9)
     assert_same(net, prepared(net, x[:1]).module, [x])
+
+
+def test_what_crops_or_differs_by_sample_is_left_to_the_volume_itself() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.share = nn.Conv3d(4, 6, 1), nn.Parameter(torch.rand(2, 1, 1, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.pad(self.conv(x) * self.share, (1, 0, -1, 0, -1, 2))
+
+    net, x = Odd().eval(), volume(2, 4, 6, 8, 9)
+    assert_same(net, prepared(net, x).module, [x])
