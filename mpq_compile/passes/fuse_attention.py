@@ -69,6 +69,9 @@ class FuseAttention:
         k = self._transposed(module, output, k)
         scale = factor * q_factor * k_factor
         mask = _joined(module, output, masks)
+        ranks = [len(self._shape(n) or ()) for m in masks for n in (m.value, m.seen)]
+        if mask is not None and max(ranks) < 2:  # one value for each key
+            mask = call(module, output, aten.unsqueeze.default, mask, 0)
         fused = replace(
             module,
             output,

@@ -94,6 +94,14 @@ def test_masks_that_are_added_or_chosen_are_one() -> None:
     assert_same(net, network.module, [x, seen])
 
 
+def test_a_mask_may_have_one_value_for_each_key() -> None:
+    bias = seeded(6)
+    net = Written(lambda x: (x @ x.mT + bias).softmax(-1) @ x).eval()
+    network = prepared(net, seeded(1, 6, 8))
+    assert calls(network.module)["scaled_dot_product_attention"] == 1
+    assert_same(net, network.module, [seeded(3, 6, 8)])
+
+
 def test_rows_that_data_choose_are_an_embedding() -> None:
     class Positions(nn.Module):
         def __init__(self) -> None:
