@@ -316,11 +316,16 @@ def _samples_are_apart(
 ) -> bool:
     """Tell whether the samples of a batch do not change each other's results."""
     size = len(inputs[0])
-    longer = _run(module, tuple(torch.cat([value, _other_sample(value)]) for value in inputs))
+    others = tuple(_other_sample(value) for value in inputs)
+    # Also behind others: every sample may read the first one's numbers.
+    before = _run(module, tuple(torch.cat(pair) for pair in zip(inputs, others, strict=True)))
+    behind = _run(module, tuple(torch.cat(pair) for pair in zip(others, inputs, strict=True)))
+    found = [[value[:size] for value in before], [value[size:] for value in behind]]
     return all(
-        more[:size].shape == value.shape
-        and torch.allclose(more[:size], value, rtol=1e-3, atol=_near(value), equal_nan=True)
-        for more, value in zip(longer, outputs, strict=True)
+        same.shape == value.shape
+        and torch.allclose(same, value, rtol=1e-3, atol=_near(value), equal_nan=True)
+        for values in found
+        for same, value in zip(values, outputs, strict=True)
     )
 
 

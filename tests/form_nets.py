@@ -58,6 +58,8 @@ FORMS = {
     "copies_of_rows": lambda x: torch.ones(2, 6, 8).cumsum(1).repeat(x.shape[0], 1, 1)[:1] + x,
     "tiles": lambda x: x.tile(2, 1)[:, :6] + torch.ones(8).tile(6, 1),
     "nothing_joined": lambda x: torch.cat([x[..., :8], x[..., 8:]], -1) * 2,
+    "chosen_by_mask": lambda x: x[:, torch.arange(6) % 2 == 0] + x.narrow(1, 2, 3).narrow(1, -3, 3),
+    "on_a_diagonal": lambda x: x @ torch.eye(8, 9)[:, :8],
     "one_joined": lambda x: torch.concat([x * 2], 1),
     "nothing_beside": lambda x: torch.cat([x[..., :3], x[..., 8:], x[..., 3:]], -1),
     "negative_positions": lambda x: x[:, [-1, 0, -2]],

@@ -189,6 +189,9 @@ def _log_sum_exp(module: fx.GraphModule, node: fx.Node) -> None:
     for axis in axes:
         several = call(module, node, aten.max.dim, top, axis, True)
         top = call(module, node, operator.getitem, several, 0)
+    # Of a row that is hidden as a whole, −inf − m is to be −inf.
+    most = torch.finfo(torch.float32).max
+    top = call(module, node, aten.clamp.default, top, -most, most)
     powers = call(module, node, aten.exp.default, call(module, node, aten.sub.Tensor, x, top))
     total = call(module, node, aten.sum.dim_IntList, powers, axes, True)
     logs = call(module, node, aten.add.Tensor, call(module, node, aten.log.default, total), top)
@@ -418,6 +421,14 @@ def _repeat_interleave(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.reshape.default, (copies, sizes))
 
 
+def _narrow(module: fx.GraphModule, node: fx.Node) -> None:
+    """A slice, by its start and length."""
+    x, axis, start, length = node.args[:4]
+    if isinstance(start, int) and isinstance(length, int):
+        end = None if start < 0 and start + length == 0 else start + length
+        replace(module, node, aten.slice.Tensor, (x, axis, start, end))
+
+
 def _square(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.pow.Tensor_Scalar, (node.args[0], 2))
 
@@ -459,4 +470,5 @@ RULES: dict[Any, Rule] = {
     aten.tile.default: _tile,
     aten.repeat_interleave.self_int: _repeat_interleave,
     aten.square.default: _square,
+    aten.narrow.default: _narrow,
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,14 +64,14 @@ def _reshape_as(module: fx.GraphModule, node: fx.Node) -> None:
     replace(module, node, aten.reshape.default, (x, sizes))
 
 
-def _addcmul(module: fx.GraphModule, node: fx.Node) -> None:
-    """a + value · b · c."""
+def _add_scaled(module: fx.GraphModule, node: fx.Node, inner: Any) -> None:
+    """a + value · b · c, or a + value · b / c."""
     a, b, c = node.args[:3]
-    product = call(module, node, aten.mul.Tensor, b, c)
+    term = call(module, node, inner, b, c)
     value = argument(node, 3, "value", 1)
     if value != 1:
-        product = call(module, node, aten.mul.Tensor, product, value)
-    replace(module, node, aten.add.Tensor, (a, product))
+        term = call(module, node, aten.mul.Tensor, term, value)
+    replace(module, node, aten.add.Tensor, (a, term))
 
 
 def _concat(module: fx.GraphModule, node: fx.Node) -> None:
@@ -95,16 +96,6 @@ def _baddbmm(module: fx.GraphModule, node: fx.Node) -> None:
     if node.kwargs.get("beta", 1) != 1:
         a = call(module, node, aten.mul.Tensor, a, node.kwargs["beta"])
     replace(module, node, aten.add.Tensor, (product, a))
-
-
-def _addcdiv(module: fx.GraphModule, node: fx.Node) -> None:
-    """a + value · b / c."""
-    a, b, c = node.args[:3]
-    quotient = call(module, node, aten.div.Tensor, b, c)
-    value = argument(node, 3, "value", 1)
-    if value != 1:
-        quotient = call(module, node, aten.mul.Tensor, quotient, value)
-    replace(module, node, aten.add.Tensor, (a, quotient))
 
 
 def _lerp(module: fx.GraphModule, node: fx.Node) -> None:
@@ -207,8 +198,8 @@ def _diff(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 _RULES: dict[Any, Callable[[fx.GraphModule, fx.Node], None]] = {
-    aten.addcmul.default: _addcmul,
-    aten.addcdiv.default: _addcdiv,
+    aten.addcmul.default: partial(_add_scaled, inner=aten.mul.Tensor),
+    aten.addcdiv.default: partial(_add_scaled, inner=aten.div.Tensor),
     aten.lerp.Scalar: _lerp,
     aten.lerp.Tensor: _lerp,
     aten.expand_as.default: _expand_as,

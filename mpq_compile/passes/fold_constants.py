@@ -22,6 +22,7 @@ _CREATORS = (
     aten.ones.default,
     aten.zeros.default,
     aten.eye.default,
+    aten.eye.m,
     aten.scalar_tensor.default,
     aten.linspace.default,
     aten.logspace.default,

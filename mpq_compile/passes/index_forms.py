@@ -57,6 +57,11 @@ def _index(module: fx.GraphModule, node: fx.Node) -> None:
         _pairs(module, node, places)
         return
     index: Any = indices[places[0]] if len(places) == 1 else None
+    seen = constant(module, index)
+    if seen is not None and seen.dtype == torch.bool and seen.dim() == 1:
+        chosen = seen.nonzero().flatten()
+        index = add_constant(module, node, f"{index.target}_places", chosen)
+        index.meta["val"] = chosen
     value = index.meta.get("val") if index is not None else None
     if not isinstance(value, Tensor) or value.dtype not in (torch.int64, torch.int32):
         return

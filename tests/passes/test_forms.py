@@ -44,6 +44,28 @@ def test_bags_and_layers_of_two_inputs(mode: str) -> None:
     assert_same(net, network.module, rows)
 
 
+def test_a_row_that_is_hidden_as_a_whole_has_no_sum() -> None:
+    seen = torch.tensor([0.0, float("-inf")])
+    net = Written(lambda x: (x[..., :2, None] + seen).logsumexp(2).exp()[..., :1] * x).eval()
+    assert_same(net, prepared(net, seeded(1, 6, 8)).module, [seeded(2, 6, 8)])
+    hidden = nn.Sequential(nn.Linear(8, 8)).eval()
+    net = Written(lambda x: (x - float("inf")).logsumexp(-1).exp()[..., None] + hidden(x)).eval()
+    assert_same(net, prepared(net, seeded(1, 6, 8)).module, [seeded(2, 6, 8)])
+
+
+def test_places_that_the_first_sample_tells_bind_the_batch() -> None:
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+            return self.first(x)[:, ids[0]]
+
+    network = prepared(First(), seeded(1, 6, 8), torch.tensor([[1, 4, 0]]))
+    assert not network.captured.dynamic_batch
+
+
 def test_several_arguments_of_one_parameter_share_a_free_batch() -> None:
     class Sums(nn.Module):
         def __init__(self) -> None:
