@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -200,7 +199,7 @@ def _export_dynamic(
     doubled = pytree.tree_map(lambda t: torch.cat([t, t]), inputs)
     # One name for the batch of several inputs: symbols of their own would never compare as equal.
     for dim in (Dim("batch"), Dim.AUTO) if len(tensors) > 1 else (Dim.AUTO,):
-        shapes = _by_parameter(model, pytree.tree_map(lambda t, dim=dim: {0: dim}, inputs))
+        shapes = pytree.tree_map(lambda t, dim=dim: {0: dim}, inputs)
         try:
             program = export(model, doubled, shapes)
         except CaptureError as error:
@@ -210,15 +209,6 @@ def _export_dynamic(
         # A size that the model asks for as a number, as len() does, is a symbol fixed to it.
         return program if not any(is_concrete_int(n.meta["val"].shape[0]) for n in users) else None
     return None
-
-
-def _by_parameter(model: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what is given for each argument by parameter: ``*args`` is one."""
-    kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return given
-    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*given[:named], tuple(given[named:])) if len(given) > named else given
 
 
 def _flatten(program: ExportedProgram, tensors: tuple[Tensor, ...]) -> CapturedGraph:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from mpq_compile.passes.base import add_constant, call, constant, replace
 
@@ -108,7 +108,8 @@ def _pairs(module: fx.GraphModule, node: fx.Node, places: list[int]) -> None:
 
 
 def _is_table(value: Tensor | None) -> bool:
-    return value is not None and value.dim() == 2 and value.is_floating_point()
+    """Tell whether rows were learned: tables of a rotation's angles are read as they are."""
+    return isinstance(value, nn.Parameter) and value.dim() == 2
 
 
 def _from_the_front(module: fx.GraphModule, node: fx.Node, index: fx.Node, axis: int) -> fx.Node:

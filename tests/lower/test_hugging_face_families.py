@@ -78,7 +78,8 @@ class Named(nn.Module):
         super().__init__()
         self.model, self.names, self.result = model, names, result
 
-    def forward(self, *values: Tensor) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+        values = [first] if second is None else [first, second]
         arguments = dict(zip(self.names, values, strict=True))
         return getattr(self.model(**arguments, use_cache=False), self.result)
 

@@ -66,19 +66,6 @@ def test_places_that_the_first_sample_tells_bind_the_batch() -> None:
     assert not network.captured.dynamic_batch
 
 
-def test_several_arguments_of_one_parameter_share_a_free_batch() -> None:
-    class Sums(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(8, 4)
-
-        def forward(self, *parts: Tensor) -> Tensor:
-            return sum(self.first(part) for part in parts)
-
-    network = prepared(Sums(), seeded(1, 8), seeded(1, 8))
-    assert network.captured.dynamic_batch
-
-
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_transformer_with_a_mask_that_is_made_inside(causal: bool) -> None:
     class Decoder(nn.Module):
