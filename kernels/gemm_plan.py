@@ -17,6 +17,10 @@ from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
 
+# Hardware fetches ahead within one.
+PAGE_BYTES = 4096
+
+
 @dataclass(frozen=True, kw_only=True)
 class GemmPlan:
     """One planned kernel.
@@ -95,6 +99,15 @@ class GemmPlan:
     def tile_size(self) -> int:
         """Sums of one register block."""
         return self.block.pixels * self.block.vectors * self.step.lanes
+
+    @property
+    def tile_distance(self) -> int:
+        """Sums from one task's register block to the next task's: at least a page lies between.
+
+        A core that reads its own in order fetches what follows ahead, up to the end of a page, and
+        would take from another core what that one writes.
+        """
+        return self.tile_size + PAGE_BYTES // 4
 
     @property
     def tile_dtype(self) -> str:

@@ -53,7 +53,7 @@ def _emit(plan: GemmPlan, kind: BlockKind, buffers: Buffers, epilogue: Epilogue)
     if plan.is_staged:
         size = (tasks * staging.size,)
         scratch = T.alloc_buffer(size, plan.step.input_dtype, align=64)
-    tile = T.alloc_buffer((tasks * plan.tile_size,), plan.tile_dtype, align=64)
+    tile = T.alloc_buffer((tasks * plan.tile_distance,), plan.tile_dtype, align=64)
     with task_loop(tasks) as task:
         across = T.bind(T.floormod(task, plan.split.channels) * plan.channels_per_task)
         first = T.bind(T.floordiv(task, plan.split.channels) * plan.rows_per_task)
@@ -70,7 +70,7 @@ def _emit(plan: GemmPlan, kind: BlockKind, buffers: Buffers, epilogue: Epilogue)
             weights=buffers.weights,
             epilogue=epilogue,
             tile=tile,
-            tile_base=task * plan.tile_size,
+            tile_base=task * plan.tile_distance,
         )
         epilogue.surround(task, tasks)
         with block.task():

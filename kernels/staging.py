@@ -16,6 +16,8 @@ from mpq_compile.kernels.geometry import Geometry
 
 # Scratch of a task starts at a multiple of this many elements.
 ALIGNMENT = 64
+# Elements of a page, of the smallest kind: what one core fetches ahead is not what another writes.
+PAGE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,8 @@ class Staging:
 
     @property
     def size(self) -> int:
-        """Elements of one task's scratch."""
-        used = self.rows * self.shape.row_size + self.slack
+        """Elements of one task's scratch, and a page before the next task's."""
+        used = self.rows * self.shape.row_size + self.slack + PAGE
         return -(-used // ALIGNMENT) * ALIGNMENT
 
     def emit(self, scratch: Any, base: Any, source: Any, first_row: Any, blank: Any) -> None:

@@ -160,7 +160,7 @@ class TileBlock(PixelBlock):
     @property
     def _whole(self) -> Block:
         """The size of the blocks that wait: one size, so that one piece of code finishes them."""
-        return self.plan.block_of(self.plan.block.rows, self.plan.block.vectors)
+        return self.plan.block_of(self.plan.line_rows, self.plan.block.vectors)
 
     def _finish_pending(self) -> None:
         """Finish the block that waits, if one does."""
