@@ -175,8 +175,9 @@ class Epilogue:
         if self.residual_format:
             places = (residual, residual + self.lanes)
             values = [v + self._residual(p) for v, p in zip(values, places, strict=True)]
-        bounds = [self._scalar(name) for name in ("lo", "hi", "zp_out")]
-        store(self.output, offset, 2 * self.lanes, joined_codes(values, *bounds, self.lanes))
+        lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
+        codes = joined_codes(values, lo, hi, zp_out, self.lanes)
+        store(self.output, offset, 2 * self.lanes, codes)
 
     def _stored(self, v: Any) -> Any:
         lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))

@@ -16,7 +16,6 @@ from mpq_compile.kernels.staging import Staging
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
 
-
 # Hardware fetches ahead within one.
 PAGE_BYTES = 4096
 
