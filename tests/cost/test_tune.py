@@ -14,6 +14,7 @@ from mpq_compile.cost.measurement import Measurement, MeasurementKey
 from mpq_compile.cost.store import Store
 from mpq_compile.cost.tune import CHECK, TRIAL, Schedules, search_of, tune, tuning_budget_s
 from mpq_compile.errors import DeviceError
+from mpq_compile.kernels.tier import host_tiers
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.pipeline import assign_session
 from mpq_compile.runtime.device import LocalDevice
@@ -30,6 +31,9 @@ DEVICE = LocalDevice()
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MPQ_DB", str(tmp_path / "db.sqlite"))
     monkeypatch.setenv("MPQ_TUNE", "1")
+    # Tiles of AMX leave two choices of CONV, and no border before 40 channels.
+    tiers = [tier.name for tier in host_tiers() if tier.dot != "amx"]
+    monkeypatch.setenv("MPQ_TIER", tiers[0])
     return tmp_path / "db.sqlite"
 
 
