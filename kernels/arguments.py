@@ -80,5 +80,4 @@ def epilogue_of(workload: Workload, tier: Tier, buffers: Buffers) -> Epilogue:
         compensation_rows=compensation_rows(workload, tier),
         border=border_of(workload),
         bf16_rounding=BF16_OF_F32 if rounds else "",
-        joins=tier.joins_bytes and workload.out == "u8" and shape.group_outputs % tier.lanes == 0,
     )

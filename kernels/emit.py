@@ -17,22 +17,6 @@ from mpq_compile.kernels.packing import SCALAR_WORDS, SCALARS
 FORMAT_DTYPE = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
 FORMAT_BYTES = {"u8": 1, "bf16": 2, "fp32": 4}
 
-# The low bytes of two vectors of words; TVM would take each vector's for itself, in two steps.
-JOINED_BYTES = "mpq_joined_bytes"
-# The instruction by name: of a shuffle LLVM makes four.
-_LOW_BYTES = ", ".join(f"i8 {4 * lane % 128}" for lane in range(64))
-_FIRST_HALF = ", ".join(f"i32 {lane}" for lane in range(32))
-JOINED_BYTES_IR = f"""
-define linkonce_odr <32 x i8> @{JOINED_BYTES}(<16 x i32> %first, <16 x i32> %second) alwaysinline {{
-  %a = bitcast <16 x i32> %first to <64 x i8>
-  %b = bitcast <16 x i32> %second to <64 x i8>
-  %both = call <64 x i8> asm "vpermt2b $3, $2, $0", "=v,0,v,v"
-    (<64 x i8> %a, <64 x i8> <{_LOW_BYTES}>, <64 x i8> %b)
-  %low = shufflevector <64 x i8> %both, <64 x i8> poison, <32 x i32> <{_FIRST_HALF}>
-  ret <32 x i8> %low
-}}
-"""
-
 ROUNDER = 1.5 * 2**23
 ROUNDER_BITS = 0x4B400000
 
@@ -91,36 +75,17 @@ def widen(value: Any, fmt: str, zero_point: Any, lanes: int) -> Any:
 
 def narrow(v: Any, fmt: str, lo: Any, hi: Any, zp_out: Any, lanes: int) -> Any:
     """Clamp float32 ``v`` to [lo, hi] and convert it to the stored form of ``fmt``."""
-    if fmt == "u8":
-        return joined_codes([v], lo, hi, zp_out, lanes)
-    v = clamped(v, lo, hi, lanes)
-    return v if fmt == "fp32" else round_to_bf16(v, lanes)
-
-
-def clamped(v: Any, lo: Any, hi: Any, lanes: int) -> Any:
-    """Clamp float32 ``v`` to [lo, hi]."""
-    return T.min(T.max(v, splat(lo, lanes)), splat(hi, lanes))
-
-
-def joined_codes(values: Sequence[Any], lo: Any, hi: Any, zp_out: Any, lanes: int) -> Any:
-    """Clamp float32 vectors to [lo, hi] and round them to one vector of u8 codes.
-
-    Several need ``JOINED_BYTES_IR``.
-    """
+    v = T.min(T.max(v, splat(lo, lanes)), splat(hi, lanes))
+    if fmt == "fp32":
+        return v
+    if fmt == "bf16":
+        return round_to_bf16(v, lanes)
     # Adding 1.5 · 2**23 leaves round_half_even(v) in the low bits of the sum, for |v| < 2**22: no
     # conversion, and no library call on processors that lack an instruction for rounding.
-    words = [
-        T.reinterpret(
-            vector("int32", lanes), clamped(v, lo, hi, lanes) + splat(T.float32(ROUNDER), lanes)
-        )
-        for v in values
-    ]
+    shifted = T.reinterpret(vector("int32", lanes), v + splat(T.float32(ROUNDER), lanes))
     # The zero point is added to bytes: four times fewer than words, and they wrap alike.
-    if len(words) == 1:
-        codes = T.cast(words[0], vector("uint8", lanes))
-    else:
-        codes = T.call_pure_extern(vector("uint8", 2 * lanes), JOINED_BYTES, *words)
-    return codes + splat(T.cast(zp_out, "uint8"), len(words) * lanes)
+    codes = T.cast(shifted, vector("uint8", lanes))
+    return codes + splat(T.cast(zp_out, "uint8"), lanes)
 
 
 def round_to_bf16(v: Any, lanes: int) -> Any:

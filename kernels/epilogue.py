@@ -11,11 +11,9 @@ from tvm.script import tirx as T
 from mpq_compile.kernels.border import Border, border_value
 from mpq_compile.kernels.emit import (
     FORMAT_BYTES,
-    JOINED_BYTES_IR,
     bits_to_float,
     copy_short,
     fenced_product,
-    joined_codes,
     load,
     narrow,
     scalar,
@@ -52,7 +50,6 @@ class Epilogue:
         compensation_rows: Rows of compensation in the record.
         border: What surrounds the output, or None.
         bf16_rounding: Function that rounds a vector of float32 to bf16 in one instruction, or "".
-        joins: Tells whether codes of two vectors of channels are stored together.
         bound: Scalars of the record that :meth:`hoisted` has read into variables.
     """
 
@@ -69,14 +66,12 @@ class Epilogue:
     compensation_rows: int = 1
     border: Border | None = None
     bf16_rounding: str = ""
-    joins: bool = False
     bound: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def llvm_ir(self) -> str:
         """Functions that the epilogue calls."""
-        joining = JOINED_BYTES_IR if self.joins else ""
-        return joining + (BF16_OF_F32_IR if self.bf16_rounding else "")
+        return BF16_OF_F32_IR if self.bf16_rounding else ""
 
     def hoisted(self) -> Epilogue:
         """Read the record's scalars here and now, for a loop that uses the result.
@@ -169,15 +164,6 @@ class Epilogue:
         whole = T.alloc_buffer((self.lanes,), self.output.dtype)
         store(whole, 0, self.lanes, value)
         copy_short(self.output, offset, whole, 0, self.width)
-
-    def finish_two(self, values: Sequence[Any], offset: Any, residual: Any) -> None:
-        """Do what :meth:`finish` does for two vectors of channels that follow each other."""
-        if self.residual_format:
-            places = (residual, residual + self.lanes)
-            values = [v + self._residual(p) for v, p in zip(values, places, strict=True)]
-        lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))
-        codes = joined_codes(values, lo, hi, zp_out, self.lanes)
-        store(self.output, offset, 2 * self.lanes, codes)
 
     def _stored(self, v: Any) -> Any:
         lo, hi, zp_out = (self._scalar(name) for name in ("lo", "hi", "zp_out"))

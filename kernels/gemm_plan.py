@@ -12,12 +12,9 @@ from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.geometry import Geometry, geometry, padded_run
 from mpq_compile.kernels.microkernel import DotStep, dot_step
 from mpq_compile.kernels.packing import packed_weight_size
-from mpq_compile.kernels.staging import Staging
+from mpq_compile.kernels.staging import PAGE_BYTES, Staging
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import Workload
-
-# Hardware fetches ahead within one.
-PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +98,7 @@ class GemmPlan:
 
     @property
     def tile_distance(self) -> int:
-        """Sums from one task's register block to the next task's: at least a page lies between.
-
-        A core that reads its own in order fetches what follows ahead, up to the end of a page, and
-        would take from another core what that one writes.
-        """
+        """Sums, of four bytes, from one task's register block to the next task's."""
         return self.tile_size + PAGE_BYTES // 4
 
     @property

@@ -155,14 +155,8 @@ class PixelBlock(ABC):
         at = T.bind(self.tile_base + index * (len(channels) * lanes))
         residual = T.bind(output * self.plan.shape.out_channels)
         out = T.bind(epilogue.place(output) * self.plan.shape.out_channels)
-        values = [
-            epilogue.total(load(self.tile, at + v * lanes, lanes), factors[v], output)
-            for v in range(len(channels))
-        ]
-        joined = len(channels) // 2 * 2 if epilogue.joins else 0
-        for v in range(0, joined, 2):
-            epilogue.finish_two(values[v : v + 2], out + channels[v], residual + channels[v])
-        for value, channel in zip(values[joined:], channels[joined:], strict=True):
+        for v, channel in enumerate(channels):
+            value = epilogue.total(load(self.tile, at + v * lanes, lanes), factors[v], output)
             epilogue.finish(value, out + channel, residual + channel)
 
 

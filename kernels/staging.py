@@ -16,8 +16,9 @@ from mpq_compile.kernels.geometry import Geometry
 
 # Scratch of a task starts at a multiple of this many elements.
 ALIGNMENT = 64
-# Elements of a page, of the smallest kind: what one core fetches ahead is not what another writes.
-PAGE = 4096
+# At least so much lies between the scratch of two tasks. A core that reads its own in order fetches
+# what follows ahead, up to the end of a page, and would take from another core what that one writes.
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,8 @@ class Staging:
 
     @property
     def size(self) -> int:
-        """Elements of one task's scratch, and a page before the next task's."""
-        used = self.rows * self.shape.row_size + self.slack + PAGE
+        """Elements from one task's scratch to the next task's, which are of a byte or more."""
+        used = self.rows * self.shape.row_size + self.slack + PAGE_BYTES
         return -(-used // ALIGNMENT) * ALIGNMENT
 
     def emit(self, scratch: Any, base: Any, source: Any, first_row: Any, blank: Any) -> None:

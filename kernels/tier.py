@@ -29,7 +29,6 @@ class Tier:
         dot: Integer dot product: "amx", "vpdpbusd", "vpmaddwd", "usmmla", "sdot" or "widen".
         k_group: Input channels that one dot product step consumes.
         bf16_dot: True where vdpbf16ps exists.
-        joins_bytes: True where one instruction picks bytes out of two vectors (vpermi2b).
         bf16_matrix: True where bfmmla exists; with neither, bf16 is widened to float32.
         registers: Vector registers, which bounds the register block.
         prefetch_bytes: How far ahead few-row kernels prefetch weights; 0 for not at all. Xeons
@@ -45,7 +44,6 @@ class Tier:
     dot: str = "widen"
     k_group: int = 1
     bf16_dot: bool = False
-    joins_bytes: bool = False
     bf16_matrix: bool = False
     registers: int = 16
     prefetch_bytes: int = 0
@@ -100,13 +98,12 @@ TIERS: Mapping[str, Tier] = {
         Tier(
             name="amx",
             machine=_X86,
-            flags=_VNNI | {"amx_tile", "amx_int8", "amx_bf16", "avx512_bf16", "avx512vbmi"},
+            flags=_VNNI | {"amx_tile", "amx_int8", "amx_bf16", "avx512_bf16"},
             mcpu="sapphirerapids",
             lanes=16,
             dot="amx",
             k_group=4,
             bf16_dot=True,
-            joins_bytes=True,
             registers=32,
             prefetch_bytes=4096,
         ),
