@@ -16,8 +16,9 @@ from mpq_compile.kernels.geometry import Geometry
 
 # Scratch of a task starts at a multiple of this many elements.
 ALIGNMENT = 64
-# At least so much lies between the scratch of two tasks. A core that reads its own in order fetches
-# what follows ahead, up to the end of a page, and would take from another core what that one writes.
+# At least so much lies between the scratch of two tasks. A core that reads its own in order
+# fetches what follows ahead, up to the end of a page, and would take from another core what that
+# one writes.
 PAGE_BYTES = 4096
 
 
