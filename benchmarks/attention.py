@@ -28,6 +28,7 @@ from mpq_compile.kernels.elementwise_workload import NormWorkload
 from mpq_compile.kernels.emit import FORMAT_DTYPE
 from mpq_compile.kernels.packing import pack_attention, pack_convert
 from mpq_compile.kernels.tier import detect_tier
+from mpq_compile.runtime.executor import request_amx
 
 PAUSE_S = 0.25  # lets the other runtime's spinning threads fall asleep
 SLICE_S = 0.03
@@ -65,6 +66,8 @@ def attention_call(shape: tuple[int, int, int, int], compute: str) -> Callable[[
         output=query,
     )
     tier = detect_tier()
+    if tier.dot == "amx":
+        request_amx()
     program = tvm.compile(attention.generate(work, tier, THREADS), target=tier.target(THREADS))
     arrays = [np.ones(layout.size, FORMAT_DTYPE[fmt]) for layout in (query, key, key)]
     arrays.append(pack_attention((0, 0, 0), 1e-5, 1.0, (0.0, 255.0)))

@@ -6,7 +6,9 @@ the packed operand with a zero point, negated, so that no kernel knows how its s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 from tvm import DataType
@@ -15,6 +17,9 @@ from tvm.script import tirx as T
 from mpq_compile.kernels.attention_plan import Area, AttentionPlan, Scratch
 from mpq_compile.kernels.emit import copy_short, load, permute, splat, store, vector
 from mpq_compile.kernels.transpose import transposed
+
+# Words along the side of the smallest square that is transposed by shuffles.
+_LEAST_SQUARE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,24 +46,31 @@ class HeadPacking:
 
     def _keys(self, start: Any, panel: Any) -> None:
         """Bring ``k_group`` elements of each key together, as one word; transpose the words."""
-        plan, area = self.plan, self.scratch.keys
-        group, lanes = plan.step.k_group, plan.lanes
-        if plan.workload.depth % (group * lanes):
+        plan, group = self.plan, self.plan.step.k_group
+        whole, rest = divmod(plan.workload.depth, group)
+        size = gcd(whole, plan.lanes)
+        if rest or size < _LEAST_SQUARE:
             self._few_words(start, panel)
             return
-        stored = vector(self.k.dtype, lanes * group)
-        words = vector(f"uint{DataType(self.k.dtype).bits * group}", lanes)
-        rows = [self._key(start, panel * lanes + lane) for lane in range(lanes)]
-        with T.serial(plan.depth_steps // lanes) as square:
-            step = square * lanes
+        for lane in range(0, plan.lanes, size):
+            rows = [self._key(start, panel * plan.lanes + lane + i) for i in range(size)]
+            self._squares(rows, panel, lane, whole // size)
+
+    def _squares(self, rows: Sequence[Any], panel: Any, lane: int, count: int) -> None:
+        """Transpose squares of the words of keys that start at ``rows``, from ``lane`` on."""
+        plan, area, group, size = self.plan, self.scratch.keys, self.plan.step.k_group, len(rows)
+        stored = vector(self.k.dtype, size * group)
+        words = vector(f"uint{DataType(self.k.dtype).bits * group}", size)
+        with T.serial(count) as square:
+            step = square * size
             vectors = [
-                T.reinterpret(words, load(self.k, row + step * group, lanes * group))
-                for row in rows
+                T.reinterpret(words, load(self.k, row + step * group, size * group)) for row in rows
             ]
-            place = T.bind(area.base + (panel * plan.depth_steps + step) * plan.step_size)
-            for index, turned in enumerate(transposed(vectors, lanes)):
-                weights = self._weights(T.reinterpret(stored, turned), lanes * group)
-                store(area.buffer, place + index * plan.step_size, lanes * group, weights)
+            place = area.base + (panel * plan.depth_steps + step) * plan.step_size + lane * group
+            place = T.bind(place)
+            for index, turned in enumerate(transposed(vectors, size)):
+                weights = self._weights(T.reinterpret(stored, turned), size * group)
+                store(area.buffer, place + index * plan.step_size, size * group, weights)
 
     def _key(self, start: Any, key: Any) -> Any:
         """Return where a key starts; what is beyond the last one has no weight."""
@@ -107,7 +119,7 @@ class HeadPacking:
     def _row(self, start: Any, key: Any) -> Any:
         """Load a vector of columns of one key; lanes beyond the last column are arbitrary."""
         workload, lanes = self.plan.workload, self.plan.lanes
-        if workload.keys % self.plan.step.k_group:
+        if workload.keys < self.plan.key_steps * self.plan.step.k_group:
             key = T.min(key, workload.keys - 1)
         source = T.bind(start + key * workload.v.strides[2])
         if workload.value_depth >= lanes:

@@ -118,10 +118,12 @@ def expected(work: AttentionWorkload, case: Case) -> Tensor:
     return out.to(torch.float32)
 
 
-def found(work: AttentionWorkload, case: Case, tier: Tier, target: Any = None) -> Tensor:
-    """Run the kernel; return its output like :func:`expected`."""
+def found(
+    work: AttentionWorkload, case: Case, tier: Tier, target: Any = None, **options: Any
+) -> Tensor:
+    """Run the kernel, generated with ``options``; return its output like :func:`expected`."""
     program = tvm.compile(
-        attention.generate(work, tier, THREADS), target=target or tier.target(THREADS)
+        attention.generate(work, tier, THREADS, **options), target=target or tier.target(THREADS)
     )
     fmt = "u8" if work.compute == "int8" else work.compute
     arrays = [_stored(flat, fmt) for flat in (case.q, case.k, case.v)]

@@ -8,13 +8,18 @@ import attention_cases as cases
 import numpy as np
 import pytest
 import torch
+import tvm
 
 from mpq_compile.errors import LoweringError
+from mpq_compile.kernels import attention
+from mpq_compile.kernels.attention_plan import uses_tiles
 from mpq_compile.kernels.attention_workload import MAX_KEYS, Layout, heads_first, heads_last
 from mpq_compile.kernels.tier import TIERS as TIERS_BY_NAME
 from mpq_compile.kernels.tier import Tier, host_tiers
+from mpq_compile.kernels.tile_instructions import EmulatedTiles
 
 TIERS = host_tiers()
+AMX = TIERS_BY_NAME["amx"]
 # batch, heads, queries, keys, depth, value depth: odd ones, fewer than a vector, more than one.
 SHAPES = [
     (1, 2, 16, 32, 32, 32),
@@ -147,16 +152,44 @@ def test_floats_are_near_the_oracle(shape: tuple[int, ...], compute: str, tier: 
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE[compute])
 
 
+# What tiles multiply on AMX: one tile and several, tails of rows, keys, columns and steps.
+TILED = {
+    "whole": {"shape": (1, 2, 16, 64, 64, 32)},
+    "odd": {"shape": (2, 3, 9, 19, 13, 21)},
+    "several": {"shape": (1, 1, 33, 150, 72, 80)},
+    "causal": {"shape": (1, 2, 40, 70, 32, 16), "causal": True},
+    "few_keys": {"shape": (1, 1, 20, 5, 8, 6), "causal": True},
+    "masked": {
+        "shape": (2, 1, 10, 21, 20, 20),
+        "mask": Layout(size=2 * 10 * 21, strides=(10 * 21, 0, 21)),
+    },
+}
+
+
 @pytest.mark.parametrize("compute", ["int8", "bf16"])
-def test_amx_processors_use_the_vector_instructions(compute: str) -> None:
+@pytest.mark.parametrize("name", TILED)
+def test_emulated_tiles_are_near_the_oracle(name: str, compute: str) -> None:
     if TIERS[0].name not in ("amx", "vnni_bf16"):
-        pytest.skip("needs avx512_vnni and avx512_bf16")
-    work = cases.workload(1, 2, 9, 40, 24, 16, compute=compute, out="fp32")
+        pytest.skip("sums begin with vector instructions: needs avx512_vnni and avx512_bf16")
+    options = dict(TILED[name])
+    work = cases.workload(*options.pop("shape"), compute=compute, out="fp32", **options)
+    assert uses_tiles(work, AMX)
     case = cases.make_case(work, 2)
     target = TIERS_BY_NAME["vnni_bf16"].target(cases.THREADS)
-    found = cases.found(work, case, TIERS_BY_NAME["amx"], target=target)
-    tolerance = TOLERANCE.get(compute, 0.0)
+    found = cases.found(work, case, AMX, target, unit=EmulatedTiles)
+    tolerance = TOLERANCE.get(compute, 0.0)  # codes: none
     torch.testing.assert_close(found, cases.expected(work, case), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("compute,product", [("int8", "tdpbusd"), ("bf16", "tdpbf16ps")])
+def test_amx_multiplies_by_tiles(compute: str, product: str) -> None:
+    work = cases.workload(1, 2, 16, 32, 32, 32, compute=compute)
+    program = tvm.compile(attention.generate(work, AMX, 2), target=AMX.target(2))
+    assembly = program.mod.inspect_source("asm")
+    for instruction in ("ldtilecfg", "tileloadd", product, "tilestored", "tilerelease"):
+        assert instruction in assembly
+    few = replace(work, queries=4, q=heads_first(1, 2, 4, 32), output=heads_first(1, 2, 4, 32))
+    assert not uses_tiles(few, AMX)
 
 
 def test_many_keys_share_the_weight(tier: Tier) -> None:
