@@ -31,6 +31,13 @@ def store(buffer: Any, offset: Any, lanes: int, value: Any) -> None:
     T.buffer_store(buffer, value, [offset if lanes == 1 else T.ramp(offset, 1, lanes)])
 
 
+def prefetch(buffer: Any, offset: Any) -> None:
+    """Ask for the cache line of an element, which may lie behind the buffer's end."""
+    read, all_levels, data = T.int32(0), T.int32(3), T.int32(1)
+    address = buffer.access_ptr("r", offset=offset)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, read, all_levels, data))
+
+
 def splat(value: Any, lanes: int) -> Any:
     """Broadcast a scalar to ``lanes``."""
     return value if lanes == 1 else T.broadcast(value, lanes)

@@ -28,6 +28,7 @@ class GemmPlan:
         copy_lanes: Input elements copied at once.
         flat_rows: Where above 0, blocks run along the padded image and ``flat_rows`` rows of it
             are one line: the windows between two rows are computed and dropped.
+        tile_steps: Dot product steps in a tile of k, which divide those of a run.
     """
 
     shape: Geometry
@@ -39,6 +40,13 @@ class GemmPlan:
     slack: int
     copy_lanes: int
     flat_rows: int = 0
+    tile_steps: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Tiles of k in one block."""
+        outer, inner = self.shape.runs
+        return outer * inner * (self.run_steps // self.tile_steps)
 
     @property
     def line_rows(self) -> int:
@@ -90,6 +98,16 @@ class GemmPlan:
         """Weights of one vector of channels."""
         outer, inner = self.shape.runs
         return outer * inner * self.run_steps * self.step.lanes * self.step.k_group
+
+    @property
+    def line_blocks(self) -> int:
+        """Blocks along one line."""
+        return -(-self.line_pixels(self.line_rows) // self.block.columns)
+
+    @property
+    def turns(self) -> int:
+        """Blocks that a task multiplies with one block of channels, one after the other."""
+        return self.line_blocks * (1 if self.split.rows_outer else self.rows_per_task)
 
     @property
     def tile_size(self) -> int:

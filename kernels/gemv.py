@@ -25,7 +25,16 @@ from mpq_compile.kernels.arguments import Buffers, declare_arguments, epilogue_o
 from mpq_compile.kernels.blocking import Block, rank_splits
 from mpq_compile.kernels.choice import Choice
 from mpq_compile.kernels.code_step import CodeStep, code_step
-from mpq_compile.kernels.emit import llvm_functions, load, scalar, splat, store, task_loop, vector
+from mpq_compile.kernels.emit import (
+    llvm_functions,
+    load,
+    prefetch,
+    scalar,
+    splat,
+    store,
+    task_loop,
+    vector,
+)
 from mpq_compile.kernels.epilogue import Epilogue
 from mpq_compile.kernels.gemv_layout import CodeLayout, code_layout
 from mpq_compile.kernels.implicit_gemm import whole_or_tail
@@ -251,7 +260,7 @@ class _FewRows:
             ]
             for v in range(vectors):
                 if layout.prefetch_bytes:
-                    self._prefetch(at + v * size)
+                    prefetch(self.buffers.weights, at + v * size + layout.prefetch_bytes)
                 packed = T.bind(
                     T.reinterpret(
                         vector("uint32", layout.lanes),
@@ -272,11 +281,6 @@ class _FewRows:
                 store(cell, 0, lanes, step.add(load(cell, 0, lanes), codes, x))
             for cell in ones:
                 store(cell, 0, lanes, step.add(load(cell, 0, lanes), codes, step.ones()))
-
-    def _prefetch(self, at: Any) -> None:
-        address = self.buffers.weights.access_ptr("r", offset=at + self.layout.prefetch_bytes)
-        hints = T.int32(0), T.int32(3), T.int32(1)
-        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, *hints))
 
     def _finish(self, channels: Sequence[Any]) -> None:
         lanes, vectors = self.layout.lanes, len(channels)

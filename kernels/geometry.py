@@ -14,7 +14,9 @@ from typing import TypeGuard
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload, Workload
 
-# Elements of k in one row of an AMX tile: 64 bytes.
+# Most dot product steps in an AMX tile of k.
+TILE_STEPS = 16
+# Elements of k in one row of a full tile: 64 bytes.
 TILE_DEPTH = {"int8": 64, "bf16": 32}
 # Elements of k in one row of an operand of usmmla or bfmmla: two rows of 8 bytes.
 MATRIX_DEPTH = {"int8": 8, "bf16": 4}
@@ -201,7 +203,7 @@ def uses_bf16_dot(workload: Workload, tier: Tier) -> bool:
 def uses_tiles(workload: Workload, tier: Tier) -> bool:
     """Tell whether a workload runs on AMX tiles: enough pixels, channels and contiguous input.
 
-    A tile takes 64 bytes of k whether they hold input or padding; below a quarter of them, and
+    A tile takes as long with few bytes of k as with 64; below a quarter of them, and
     below one vector of channels or eight pixels, vpdpbusd is as fast.
     """
     if tier.dot != "amx" or workload.compute not in TILE_DEPTH or is_depthwise(workload):
@@ -239,10 +241,20 @@ def sums_narrow(workload: Workload, tier: Tier) -> bool:
 
 def padded_run(workload: Workload, tier: Tier) -> int:
     """Return the elements of a run of weights, rounded up to whole dot product steps."""
-    step = k_group(workload, tier)
+    step, run = k_group(workload, tier), geometry(workload).run
     if uses_tiles(workload, tier):
-        step = TILE_DEPTH[workload.compute]
-    return -(-geometry(workload).run // step) * step
+        step *= tile_steps(workload, tier)
+    return -(-run // step) * step
+
+
+def tile_steps(workload: Workload, tier: Tier) -> int:
+    """Return the dot product steps in each tile of a run: the fewest tiles, as even as possible.
+
+    Tiles take as long whatever they hold, but a short one loads faster, and does not read past the
+    end of the input.
+    """
+    steps = -(-geometry(workload).run // k_group(workload, tier))
+    return -(-steps // -(-steps // TILE_STEPS))
 
 
 def reads_past_its_end(workload: Workload, tier: Tier) -> bool:

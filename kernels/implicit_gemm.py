@@ -103,9 +103,20 @@ class _BlockLoops:
             row_block, unit = T.bind(first + rows), T.bind(across + channels)
             inside = T.And(row_block < plan.all_row_blocks, unit < plan.channel_blocks)
             with T.If(inside), T.Then():
-                self._unit(row_block, unit)
+                following = None
+                if not plan.split.rows_outer:
+                    last = T.min(across + plan.channels_per_task, plan.channel_blocks) - 1
+                    following = T.bind(
+                        self._panel(*_divided(T.min(unit + 1, last), plan.group_blocks))
+                    )
+                self._unit(row_block, unit, rows, following)
 
-    def _unit(self, row_block: Any, unit: Any) -> None:
+    def _panel(self, group: Any, column: Any) -> Any:
+        """Return the offset of the weights of a group's channel block."""
+        plan = self.plan
+        return (group * plan.vectors + column * plan.block.vectors) * plan.panel_size
+
+    def _unit(self, row_block: Any, unit: Any, rows_before: Any, following: Any) -> None:
         """Emit one channel block over one row block, in whole or tail size."""
         plan = self.plan
         image, line = _divided(row_block, plan.row_blocks)
@@ -117,7 +128,15 @@ class _BlockLoops:
         for tall, rows in whole_or_tail(line, plan.shape.out_height, plan.line_rows):
             for wide, vectors in whole_or_tail(column, plan.vectors, plan.block.vectors):
                 with T.If(T.And(tall, wide)), T.Then():
-                    place = Place(pixel=pixel, output=output, left=0, group=group, vector=vector)
+                    place = Place(
+                        pixel=pixel,
+                        output=output,
+                        left=0,
+                        group=group,
+                        vector=vector,
+                        turn=rows_before * plan.line_blocks,
+                        following=following,
+                    )
                     self._columns(place, rows, vectors)
 
     def _columns(self, place: Place, rows: int, vectors: int) -> None:
@@ -128,15 +147,20 @@ class _BlockLoops:
             wide = replace(self.block, block=size)
             wide.prepare()
             with T.serial(whole) as i:
-                wide.emit(self._right(place, i * size.columns))
-        if tail:
+                wide.emit(self._right(place, i * size.columns, i))
+        if tail and whole and self.block.covers(size, tail):
+            # As many tiles as a whole block: one that overlaps the last, finished alike.
+            left = self.plan.line_pixels(rows) - size.columns
+            wide.emit(self._right(place, left, whole))
+        elif tail:
             narrow = replace(self.block, block=replace(size, columns=tail))
             narrow.prepare()
-            narrow.emit(self._right(place, whole * size.columns))
+            narrow.emit(self._right(place, whole * size.columns, whole))
 
-    def _right(self, place: Place, left: Any) -> Place:
+    def _right(self, place: Place, left: Any, blocks: Any) -> Place:
+        """Return the place ``left`` pixels to the right, so many blocks later."""
         step = self.plan.shape.stride[1] * self.plan.shape.channels
-        return replace(place, pixel=place.pixel + left * step, left=left)
+        return replace(place, pixel=place.pixel + left * step, left=left, turn=place.turn + blocks)
 
 
 def _divided(index: Any, size: int) -> tuple[Any, Any]:

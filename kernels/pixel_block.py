@@ -34,6 +34,8 @@ class Place:
         left: Pixels between that and the block's first.
         group: Channel group.
         vector: First vector of channels in the group.
+        turn: Blocks of the same channels that the task multiplied before.
+        following: Offset of the weights that the task multiplies next, where they differ.
     """
 
     pixel: Any
@@ -41,6 +43,8 @@ class Place:
     left: Any
     group: Any
     vector: Any
+    turn: Any = 0
+    following: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,10 @@ class PixelBlock(ABC):
     def prepare(self) -> None:
         """Prepare for blocks of this size, once before a row of them; nothing to do here."""
         return
+
+    def covers(self, whole: Block, columns: int) -> bool:
+        """Tell whether ``columns`` columns take as long as those of a ``whole`` block."""
+        return False
 
     def emit(self, place: Place) -> None:
         """Emit the block at ``place``."""

@@ -35,8 +35,8 @@ class TileUnit(ABC):
         """Prepare a task."""
 
     @abstractmethod
-    def configure(self, rows: Mapping[int, int]) -> None:
-        """Give each tile its rows, unless it has them; all rows are 64 bytes."""
+    def configure(self, rows: Mapping[int, int], widths: Mapping[int, int] | None = None) -> None:
+        """Give each tile its rows, unless it has them, of so many bytes: 64 where not told."""
 
     @abstractmethod
     def zero(self, tile: int) -> None:
@@ -44,7 +44,7 @@ class TileUnit(ABC):
 
     @abstractmethod
     def load(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
-        """Load rows of 64 bytes that lie ``stride`` elements apart."""
+        """Load rows that lie ``stride`` elements apart."""
 
     @abstractmethod
     def multiply(self, acc: int, inputs: int, weights: int) -> None:
@@ -67,22 +67,23 @@ class TileIntrinsics(TileUnit):
     which of ``known`` its tiles have, and configures them where it differs.
     """
 
-    known: list[dict[int, int]] = field(default_factory=list)
+    known: list[list[int]] = field(default_factory=list)
     current: list[Any] = field(default_factory=list)
 
     def begin(self) -> None:
         self.current[:] = [T.alloc_buffer((1,), "int32")]
         T.buffer_store(self.current[0], T.int32(-1), [0])
 
-    def configure(self, rows: Mapping[int, int]) -> None:
-        if dict(rows) not in self.known:
-            self.known.append(dict(rows))
-        wanted, current = T.int32(self.known.index(dict(rows))), self.current[0]
+    def configure(self, rows: Mapping[int, int], widths: Mapping[int, int] | None = None) -> None:
+        content = _configuration(rows, widths or {})
+        if content not in self.known:
+            self.known.append(content)
+        wanted, current = T.int32(self.known.index(content)), self.current[0]
         with T.If(current[0] != wanted), T.Then():
             T.buffer_store(current, wanted, [0])
             # int32, as the other scratch: storage is shared between buffers of one dtype only.
             words = T.alloc_buffer((16,), "int32", align=64)
-            for index, word in enumerate(_configuration(rows)):
+            for index, word in enumerate(content):
                 T.buffer_store(words, T.int32(word), [index])
             _call("ldtilecfg", words.access_ptr("r"))
 
@@ -109,10 +110,11 @@ class TileIntrinsics(TileUnit):
 class EmulatedTiles(TileUnit):
     """Tiles in buffers, one for each tile and dtype.
 
-    ``rows`` is the configuration: it is known wherever code is generated.
+    ``rows`` and ``widths`` are the configuration: it is known wherever code is generated.
     """
 
     rows: dict[int, int] = field(default_factory=dict)
+    widths: dict[int, int] = field(default_factory=dict)
     buffers: dict[tuple[int, str], Any] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -121,9 +123,11 @@ class EmulatedTiles(TileUnit):
                 elements = TILE_ROWS * ROW_BYTES // ELEMENT_BYTES[dtype]
                 self.buffers[tile, dtype] = T.alloc_buffer((elements,), dtype)
 
-    def configure(self, rows: Mapping[int, int]) -> None:
+    def configure(self, rows: Mapping[int, int], widths: Mapping[int, int] | None = None) -> None:
         self.rows.clear()
         self.rows.update(rows)
+        self.widths.clear()
+        self.widths.update(widths or {})
 
     def zero(self, tile: int) -> None:
         buffer = self._sums(tile)
@@ -132,21 +136,24 @@ class EmulatedTiles(TileUnit):
 
     def load(self, tile: int, buffer: Any, offset: Any, stride: int) -> None:
         dtype = str(buffer.dtype)
-        elements = ROW_BYTES // ELEMENT_BYTES[dtype]
+        distance = ROW_BYTES // ELEMENT_BYTES[dtype]
+        elements = self.widths.get(tile, ROW_BYTES) // ELEMENT_BYTES[dtype]
         with T.serial(self.rows[tile]) as row, T.serial(elements) as column:
             value = buffer[offset + row * stride + column]
-            T.buffer_store(self.buffers[tile, dtype], value, [row * elements + column])
+            T.buffer_store(self.buffers[tile, dtype], value, [row * distance + column])
 
     def multiply(self, acc: int, inputs: int, weights: int) -> None:
         # The instruction faults on other shapes.
-        assert self.rows[acc] == self.rows[inputs] and self.rows[weights] == TILE_ROWS
+        depth = self.rows[weights]
+        assert self.rows[acc] == self.rows[inputs]
+        assert self.widths.get(inputs, ROW_BYTES) == 4 * depth
         _, input_dtype, weight_dtype = TILE_DTYPES[self.compute]
         group = 4 // ELEMENT_BYTES[input_dtype]
         sums = self._sums(acc)
         left, right = self.buffers[inputs, input_dtype], self.buffers[weights, weight_dtype]
         with T.serial(self.rows[acc]) as row, T.serial(TILE_LANES) as column:
             at = T.bind(row * TILE_LANES + column)
-            with T.serial(TILE_ROWS) as k, T.serial(group) as element:
+            with T.serial(depth) as k, T.serial(group) as element:
                 x = self._widened(left[(row * TILE_ROWS + k) * group + element])
                 w = self._widened(right[(k * TILE_LANES + column) * group + element])
                 T.buffer_store(sums, sums[at] + x * w, [at])
@@ -167,12 +174,12 @@ class EmulatedTiles(TileUnit):
         return T.cast(value, "int32") if self.compute == "int8" else widen(value, "bf16", None, 1)
 
 
-def _configuration(rows: Mapping[int, int]) -> list[int]:
+def _configuration(rows: Mapping[int, int], widths: Mapping[int, int]) -> list[int]:
     """Return the 64 bytes of ldtilecfg (palette 1) as int32 words."""
     content = bytearray(ROW_BYTES)
     content[0] = 1
     for tile, count in rows.items():
-        content[16 + 2 * tile] = ROW_BYTES
+        content[16 + 2 * tile] = widths.get(tile, ROW_BYTES)
         content[48 + tile] = count
     return [int.from_bytes(content[i : i + 4], "little") for i in range(0, ROW_BYTES, 4)]
 

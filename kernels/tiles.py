@@ -2,8 +2,8 @@
 
 A tile holds up to 16 output pixels that lie at one distance from each other in the padded input:
 pixels of a row, or of the whole padded image where windows that straddle two rows are computed
-and dropped. Weights are laid out as for the register blocks, runs padded to 64 bytes: 16 steps
-of k are exactly one tile.
+and dropped. Weights are laid out as for the register blocks, runs in tiles of up to 16 steps of k,
+all of which are as deep.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tvm.script.ir_builder.tirx import prim_func
 from mpq_compile.kernels.arguments import ELEMENT_BYTES
 from mpq_compile.kernels.blocking import Block
 from mpq_compile.kernels.choice import Choice
-from mpq_compile.kernels.emit import store
+from mpq_compile.kernels.emit import prefetch, store
 from mpq_compile.kernels.gemm_plan import GemmPlan, with_splits
-from mpq_compile.kernels.geometry import geometry, padded_run
+from mpq_compile.kernels.geometry import geometry, padded_run, tile_steps
 from mpq_compile.kernels.implicit_gemm import build
 from mpq_compile.kernels.microkernel import dot_step
 from mpq_compile.kernels.pixel_block import PixelBlock, Place
@@ -32,8 +32,12 @@ from mpq_compile.kernels.tile_blocking import rank_tiles, segments
 from mpq_compile.kernels.tile_instructions import TileIntrinsics, TileUnit
 from mpq_compile.kernels.workload import Workload
 
-# Dot product steps in one tile of k.
-TILE_STEPS = 16
+# Every how many bytes the next channels' weights are asked for: the processor fetches what lies
+# between, and asking for each line would hold the buffers that loads need.
+FETCH_BYTES = 256
+# Blocks of the same channels beyond which weights take too little of the time for it to pay. With
+# one block they come no faster than they are needed.
+MOST_TURNS = 8
 
 
 def generate(
@@ -89,6 +93,7 @@ def plan_tiles(workload: Workload, tier: Tier, threads: int, choice: Choice | No
         slack=run - shape.run,
         copy_lanes=64 // ELEMENT_BYTES[step.input_dtype],
         flat_rows=choice.flat_rows,
+        tile_steps=tile_steps(workload, tier),
     )
 
 
@@ -162,6 +167,10 @@ class TileBlock(PixelBlock):
         """The size of the blocks that wait: one size, so that one piece of code finishes them."""
         return self.plan.block_of(self.plan.line_rows, self.plan.block.vectors)
 
+    def covers(self, whole: Block, columns: int) -> bool:
+        part = replace(whole, columns=columns)
+        return len(segments(part, self.plan.shape)) == len(segments(whole, self.plan.shape))
+
     def _finish_pending(self) -> None:
         """Finish the block that waits, if one does."""
         with self.pending.taken(self.plan.block.vectors) as (output, left, channels):
@@ -169,11 +178,13 @@ class TileBlock(PixelBlock):
 
     def prepare(self) -> None:
         parts, full = segments(self.block, self.plan.shape), self.plan.block.vectors
-        rows = {self._weight_tile(v): TILE_STEPS for v in range(full)}
+        depth = self.plan.tile_steps
+        rows = {self._weight_tile(v): depth for v in range(full)}
         for m, count in enumerate(parts):
             rows[self._input_tile(m)] = count
             rows |= {self._sum_tile(m, v): count for v in range(full)}
-        self.unit.configure(rows)
+        inputs = {self._input_tile(m): 4 * depth for m in range(len(parts))}
+        self.unit.configure(rows, inputs)
 
     def _sum_tile(self, segment: int, vector: int) -> int:
         return segment * self.plan.block.vectors + vector
@@ -193,7 +204,7 @@ class TileBlock(PixelBlock):
         panel = T.bind((place.group * plan.vectors + place.vector) * plan.panel_size)
         outer, inner = plan.shape.runs
         with T.serial(outer) as i, T.serial(inner) as j:
-            self._run(start, panel, parts, i, j)
+            self._run(start, panel, parts, i, j, place)
         width = len(channels) * lanes
         for m in range(len(parts)):
             for v in range(len(channels)):
@@ -211,25 +222,43 @@ class TileBlock(PixelBlock):
                 else:
                     self.unit.zero(tile)
 
-    def _run(self, start: Any, panel: Any, parts: Sequence[int], outer: Any, inner: Any) -> None:
+    def _run(
+        self, start: Any, panel: Any, parts: Sequence[int], outer: Any, inner: Any, place: Place
+    ) -> None:
         """Multiply one run of contiguous input."""
         plan, step = self.plan, self.plan.step
         size, strides = step.lanes * step.k_group, plan.shape.run_strides
         source = T.bind(start + outer * strides[0] + inner * strides[1])
         index = outer * plan.shape.runs[1] + inner
         weights = T.bind(panel + index * (plan.run_steps * size))
-        with T.serial(plan.run_steps // TILE_STEPS) as k:
-            at = T.bind(source + k * (TILE_STEPS * step.k_group))
+        with T.serial(plan.run_steps // plan.tile_steps) as k:
+            at = T.bind(source + k * (plan.tile_steps * step.k_group))
             for v in range(self.block.vectors):
-                tile = weights + v * plan.panel_size + k * (TILE_STEPS * size)
+                tile = weights + v * plan.panel_size + k * (plan.tile_steps * size)
                 self.unit.load(self._weight_tile(v), self.weights, tile, size)
             for m, move in enumerate(self._moves(parts)):
                 self.unit.load(self._input_tile(m), self.source, at + move, self._distance())
                 for v in range(self.block.vectors):
                     tiles = self._sum_tile(m, v), self._input_tile(m), self._weight_tile(v)
                     self.unit.multiply(*tiles)
+            done = index * (plan.run_steps // plan.tile_steps) + k
+            self._fetch(place, done)
             if self.block == self._whole:
-                self._finish_part(index * (plan.run_steps // TILE_STEPS) + k)
+                self._finish_part(done)
+
+    def _fetch(self, place: Place, done: Any) -> None:
+        """Fetch this step's share of the next channels' weights into the second cache."""
+        plan = self.plan
+        if place.following is None or not 2 <= plan.turns <= MOST_TURNS:
+            return
+        steps = plan.steps
+        distance = FETCH_BYTES // ELEMENT_BYTES[self.weights.dtype]
+        fetches = -(-plan.block.vectors * plan.panel_size // distance)
+        share = -(-fetches // (plan.turns * steps))
+        first = T.bind((place.turn * steps + done) * share)
+        for i in range(share):
+            at = place.following + T.min(first + i, fetches - 1) * distance
+            prefetch(self.weights, at)
 
     def _finish_part(self, step: Any) -> None:
         """Finish this step's share of the block that waits.
@@ -237,9 +266,7 @@ class TileBlock(PixelBlock):
         Products take the tile unit 16 cycles each and next to nothing of the vector units, where
         an epilogue takes five to ten cycles a vector: in turns they cost as much as the longer.
         """
-        outer, inner = self.plan.shape.runs
-        steps = outer * inner * (self.plan.run_steps // TILE_STEPS)
-        share = -(-self.block.pixels // steps)
+        share = -(-self.block.pixels // self.plan.steps)
         first = T.bind(step * share)
         with self.pending.shown(self.plan.block.vectors, first < self.block.pixels) as waiting:
             output, left, channels = waiting
