@@ -88,17 +88,22 @@ PEERS = (
 
 
 def ours(candidates: Sequence[str]) -> list[Contender]:
-    """Return this project's contenders: uniform assignments of these candidates."""
+    """Return this project's contenders: of these candidates, or mixes (``w8a8+bf16@1.5``)."""
     return [
         Contender(
             name=f"ours {candidate}",
-            precision=candidate if candidate in ("fp32", "bf16") else "int8",
+            precision=_highest(candidate.partition("@")[0].split("+")),
             entry="contenders.ours:prepare",
             ours=True,
             options=(("candidate", candidate),),
         )
         for candidate in candidates
     ]
+
+
+def _highest(candidates: Sequence[str]) -> str:
+    """Return the highest precision among candidates."""
+    return next((p for p in ("fp32", "bf16") if p in candidates), "int8")
 
 
 def named(contenders: Sequence[Contender], texts: Sequence[str]) -> list[Contender]:

@@ -33,12 +33,14 @@ _FLOAT_GOALS = (
 _SINGLE = {"resnet18": 1.25, "mobilenetv2": 1.3, "resnet20": 1.6, "encoder": 1.3}
 
 
-def goals_of(network: str, batch: int) -> tuple[Goal, ...]:
-    """Return the goals of a network at a batch."""
+def goals_of(network: str, batch: int, mixes: Sequence[str] = ()) -> tuple[Goal, ...]:
+    """Return the goals of a network at a batch; ``mixes`` are names of ours that have w8a8's."""
+    names = ("ours w8a8", *mixes)
     if batch > 1:
-        return (Goal(ours="ours w8a8", at_least=0.9),)
+        return tuple(Goal(ours=name, at_least=0.9) for name in names)
     # Networks that no goal was set for are to be as fast as the best peer.
-    return (Goal(ours="ours w8a8", at_least=_SINGLE.get(network, 1.0)), *_FLOAT_GOALS)
+    single = _SINGLE.get(network, 1.0)
+    return (*(Goal(ours=name, at_least=single) for name in names), *_FLOAT_GOALS)
 
 
 @dataclass(frozen=True, kw_only=True)

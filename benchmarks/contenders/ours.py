@@ -7,5 +7,11 @@ from contenders.task import NetTask, Prepared
 
 
 def prepare(task: NetTask, candidate: str) -> Prepared:
-    """Build the uniform assignment of a candidate."""
-    return task.prepared(mpq.assign(task.module, task.example, task.calibration, candidate))
+    """Build the uniform assignment of a candidate, or of ``w8a8+bf16@1.5`` the mix of these that
+    loses least within 1.5 ms, as the planner finds, builds and measures it."""
+    given = task.module, task.example, task.calibration
+    names, _, limit = candidate.partition("@")
+    if not limit:
+        return task.prepared(mpq.assign(*given, names))
+    budget = mpq.Budget(latency_ms=float(limit))
+    return task.prepared(mpq.compile(*given, budget=budget, candidates=names.split("+")))
