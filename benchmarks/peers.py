@@ -49,7 +49,7 @@ def network_section(
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
         task = NetTask(NETWORKS[name], batch, options.threads, Path(folder))
         results = run(contenders, task, schedule, task.float_outputs(), say)
-    mixes = [c.name for c in contenders if c.ours and "@" in c.name]
+    mixes = [c.name for c in contenders if c.ours and c.times]
     verdicts = judged(results, goals_of(name, batch, mixes))
     title = f"{name}, batch {batch}, {options.threads} threads, {schedule.rounds} rounds"
     print("\n".join(["", title, *table(results), *verdict_lines(verdicts)]), flush=True)

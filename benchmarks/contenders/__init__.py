@@ -23,6 +23,7 @@ class Contender:
         entry: ``"module:function"`` that prepares it.
         needs: Packages that it imports and that may be missing.
         ours: True for this project's networks.
+        times: Preparing it times something, beside which nothing else may run.
         options: Passed on to the function by name.
     """
 
@@ -31,6 +32,7 @@ class Contender:
     entry: str
     needs: tuple[str, ...] = ()
     ours: bool = False
+    times: bool = False
     options: tuple[tuple[str, Any], ...] = ()
 
     def missing(self) -> str:
@@ -95,6 +97,7 @@ def ours(candidates: Sequence[str]) -> list[Contender]:
             precision=_highest(candidate.partition("@")[0].split("+")),
             entry="contenders.ours:prepare",
             ours=True,
+            times="@" in candidate,
             options=(("candidate", candidate),),
         )
         for candidate in candidates

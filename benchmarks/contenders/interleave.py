@@ -6,6 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def _prepare(
 ) -> None:
     name = result.contender.name
     try:
-        # Preparing keeps the machine busy: nothing may be timed beside it.
-        with timing_lock(_LOCK_S, shared=True):
+        # Preparing keeps the machine busy: nothing may be timed beside it, but by itself.
+        with nullcontext() if result.contender.times else timing_lock(_LOCK_S, shared=True):
             worker = Worker(result.contender, task, _log(task.folder, name))
             workers[name] = worker
             result.prepare_s = worker.prepare_s

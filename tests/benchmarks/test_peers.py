@@ -179,6 +179,14 @@ def test_contenders_are_chosen_by_text() -> None:
     assert len(named(PEERS, [""])) == len(PEERS)
 
 
+def test_a_mix_is_planned_within_its_budget(tmp_path: Path) -> None:
+    (mix,) = ours(["w8a8+bf16@1000"])
+    assert mix.precision == "bf16" and mix.times
+    assert any(goal.ours == mix.name for goal in goals_of("mobilenetv2", 1, [mix.name]))
+    prepared = mix.prepare(NetTask(TINY, 1, 2, tmp_path))
+    assert prepared.run(prepared.example).shape == (1, 10)
+
+
 def test_an_unknown_network_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         peers.parsed(["--net", "resnet19"])
