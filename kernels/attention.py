@@ -1,7 +1,7 @@
 """Scaled dot product attention: keys and values packed once a head, then blocks of query rows.
 
-A block of rows computes its scores into scratch, turns them into weights row by row, and
-multiplies these with the values. u8 results equal ``quant.attention.attention`` bit for bit.
+A block of rows multiplies with the keys, turns scores into weights row by row, and multiplies these
+with the values. u8 results equal ``quant.attention.attention`` bit for bit.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from mpq_compile.kernels.arguments import ELEMENT_BYTES
 from mpq_compile.kernels.attention_workload import AttentionWorkload
-from mpq_compile.kernels.geometry import vector_starts
+from mpq_compile.kernels.geometry import TILE_STEPS, vector_starts
 from mpq_compile.kernels.microkernel import DotStep, step_of
 from mpq_compile.kernels.staging import PAGE_BYTES
 from mpq_compile.kernels.tier import Tier
@@ -19,6 +20,8 @@ from mpq_compile.kernels.tile_instructions import TILE_ROWS
 _SERIAL_MACS = 50_000
 # Query rows below which tiles are mostly empty.
 _TILE_QUERIES = 8
+# Tiles that hold sums, each of one vector.
+SUM_TILES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +146,13 @@ def plan_attention(workload: AttentionWorkload, tier: Tier, threads: int) -> Att
         step=step_of(workload.compute, tier, tier.bf16_dot and workload.compute == "bf16"),
         rows=rows,
         tasks=1 if alone else min(threads, blocks),
-        joined_steps=TILE_ROWS if tiled else 1,
-        most_vectors=4 if tiled else 2,
+        joined_steps=TILE_STEPS if tiled else 1,
+        most_vectors=SUM_TILES if tiled else 2,
     )
 
 
 def uses_tiles(workload: AttentionWorkload, tier: Tier) -> bool:
-    """Tell whether AMX tiles multiply: keys and values are packed for so many rows only."""
+    """Tell whether AMX tiles multiply, which pays from some rows on."""
     return tier.dot == "amx" and workload.compute != "fp32" and workload.queries >= _TILE_QUERIES
 
 
@@ -200,7 +203,9 @@ def allocate(plan: AttentionPlan) -> dict[str, tuple[Any, int]]:
     """Allocate the scratch of all tasks; return each buffer and the elements of one task."""
     buffers = {}
     for name, (size, dtype) in _sizes(plan).items():
-        padded = -(-(size + PAGE_BYTES) // 64) * 64
+        # What a core fetches ahead of its reading is not what the other one writes.
+        apart = PAGE_BYTES // ELEMENT_BYTES[dtype] if plan.tasks > 1 else 0
+        padded = -(-(size + apart) // 64) * 64
         buffers[name] = T.alloc_buffer((plan.tasks * padded,), dtype, align=64), padded
     return buffers
 

@@ -15,13 +15,15 @@ from typing import Any
 from tvm.script import tirx as T
 
 from mpq_compile.kernels.attention_block import RowBlock, Score, groups
-from mpq_compile.kernels.attention_plan import Area
+from mpq_compile.kernels.attention_plan import SUM_TILES, Area
 from mpq_compile.kernels.emit import bound_scalar, fill_span, load, store
-from mpq_compile.kernels.tile_instructions import TILE_ROWS, TileUnit
+from mpq_compile.kernels.geometry import TILE_STEPS
+from mpq_compile.kernels.tile_instructions import TILES, TileUnit
 
-# Of the eight tiles: sums are the first four, then the rows of q or of weights, then the packed
-# operand.
-_ROWS, _PACKED, _PACKED_COUNT = 4, 5, 3
+# Of the eight tiles: sums are the first ones, then come the rows of q or of weights, then the
+# packed operand.
+_ROW_TILE = SUM_TILES
+_PACKED_TILES = range(_ROW_TILE + 1, TILES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,14 @@ class TileRowBlock(RowBlock):
         if plan.padded_keys < plan.weight_row:
             self._clear(scratch.weights, plan.rows * plan.weight_row)
         self.unit.begin()
-        rows = {tile: plan.rows for tile in range(_PACKED)}
-        self.unit.configure(rows | {_PACKED + i: TILE_ROWS for i in range(_PACKED_COUNT)})
+        rows = {tile: plan.rows for tile in range(_ROW_TILE + 1)}
+        self.unit.configure(rows | dict.fromkeys(_PACKED_TILES, TILE_STEPS))
         yield
         self.unit.end()
         # TVM lets a buffer take the memory of one that is used no more, and rejects pointers to it
         # where the two are of different dtypes: all of them are used to the end.
-        for area in (scratch.keys, scratch.values, scratch.weights, scratch.queries):
+        packed = scratch.keys, scratch.values, scratch.key_starts, scratch.value_starts
+        for area in (*packed, scratch.weights, scratch.sums, scratch.queries):
             if area is not None:
                 store(area.buffer, area.base, 1, T.cast(0, area.buffer.dtype))
 
@@ -82,13 +85,13 @@ class TileRowBlock(RowBlock):
     def _keep_awake(self) -> None:
         # Half a microsecond without a product, and the next one waits for a third (measured on a
         # Xeon). This one's sums are not read: accumulators are set before they are used.
-        self.unit.multiply(_ROWS - 1, _ROWS, _PACKED)
+        self.unit.multiply(SUM_TILES - 1, _ROW_TILE, _PACKED_TILES[0])
 
     def _output(self, keys: Any, out: Any) -> None:
         plan, scratch, lanes = self.plan, self.scratch, self.plan.lanes
         starts, step = plan.value_starts, plan.step
         count = plan.vectors(len(starts))
-        steps = groups(keys, step.k_group * TILE_ROWS) * TILE_ROWS
+        steps = groups(keys, step.k_group * TILE_STEPS) * TILE_STEPS
         for group in range(0, len(starts), count):
             self._multiply(
                 scratch.weights,
@@ -121,14 +124,14 @@ class TileRowBlock(RowBlock):
                 unit.load(v, starts.buffer, starts.base + (first + v) * plan.lanes, 0)
             else:
                 unit.zero(v)
-        with T.serial(steps // TILE_ROWS) as k:
-            unit.load(_ROWS, rows.buffer, rows.base + k * (TILE_ROWS * plan.step.k_group), stride)
+        with T.serial(steps // TILE_STEPS) as k:
+            at = rows.base + k * (TILE_STEPS * plan.step.k_group)
+            unit.load(_ROW_TILE, rows.buffer, at, stride)
             for v in range(count):
-                tile = _PACKED + v % _PACKED_COUNT
-                step = (first + v) * panel_steps + k * TILE_ROWS
-                at = packed.base + step * plan.step_size
-                unit.load(tile, packed.buffer, at, plan.step_size)
-                unit.multiply(v, _ROWS, tile)
+                tile = _PACKED_TILES[v % len(_PACKED_TILES)]
+                step = (first + v) * panel_steps + k * TILE_STEPS
+                unit.load(tile, packed.buffer, packed.base + step * plan.step_size, plan.step_size)
+                unit.multiply(v, _ROW_TILE, tile)
         for v in range(count):
             at = sums.base + (first + v) * plan.lanes
             unit.store(v, sums.buffer, at, plan.sum_row)

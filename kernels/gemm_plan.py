@@ -106,8 +106,8 @@ class GemmPlan:
 
     @property
     def turns(self) -> int:
-        """Blocks that a task multiplies with one block of channels, one after the other."""
-        return self.line_blocks * (1 if self.split.rows_outer else self.rows_per_task)
+        """Blocks that a task multiplies with one block of channels, where channels are outside."""
+        return self.line_blocks * self.rows_per_task
 
     @property
     def tile_size(self) -> int:

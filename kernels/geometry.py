@@ -203,8 +203,8 @@ def uses_bf16_dot(workload: Workload, tier: Tier) -> bool:
 def uses_tiles(workload: Workload, tier: Tier) -> bool:
     """Tell whether a workload runs on AMX tiles: enough pixels, channels and contiguous input.
 
-    A tile takes as long with few bytes of k as with 64; below a quarter of them, and
-    below one vector of channels or eight pixels, vpdpbusd is as fast.
+    A tile takes as long with few bytes of k as with 64; below a quarter of them, and below one
+    vector of channels or eight pixels, vpdpbusd is as fast.
     """
     if tier.dot != "amx" or workload.compute not in TILE_DEPTH or is_depthwise(workload):
         return False
@@ -250,8 +250,8 @@ def padded_run(workload: Workload, tier: Tier) -> int:
 def tile_steps(workload: Workload, tier: Tier) -> int:
     """Return the dot product steps in each tile of a run: the fewest tiles, as even as possible.
 
-    Tiles take as long whatever they hold, but a short one loads faster, and does not read past the
-    end of the input.
+    Tiles take as long whatever they hold, but a short one loads faster, and reads less past the end
+    of the input.
     """
     steps = -(-geometry(workload).run // k_group(workload, tier))
     return -(-steps // -(-steps // TILE_STEPS))

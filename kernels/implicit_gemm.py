@@ -104,7 +104,7 @@ class _BlockLoops:
             inside = T.And(row_block < plan.all_row_blocks, unit < plan.channel_blocks)
             with T.If(inside), T.Then():
                 following = None
-                if not plan.split.rows_outer:
+                if not plan.split.rows_outer and plan.channels_per_task > 1:
                     last = T.min(across + plan.channels_per_task, plan.channel_blocks) - 1
                     following = T.bind(
                         self._panel(*_divided(T.min(unit + 1, last), plan.group_blocks))
@@ -116,7 +116,7 @@ class _BlockLoops:
         plan = self.plan
         return (group * plan.vectors + column * plan.block.vectors) * plan.panel_size
 
-    def _unit(self, row_block: Any, unit: Any, rows_before: Any, following: Any) -> None:
+    def _unit(self, row_block: Any, unit: Any, row_blocks_before: Any, following: Any) -> None:
         """Emit one channel block over one row block, in whole or tail size."""
         plan = self.plan
         image, line = _divided(row_block, plan.row_blocks)
@@ -134,25 +134,26 @@ class _BlockLoops:
                         left=0,
                         group=group,
                         vector=vector,
-                        turn=rows_before * plan.line_blocks,
+                        turn=row_blocks_before * plan.line_blocks,
                         following=following,
                     )
                     self._columns(place, rows, vectors)
 
     def _columns(self, place: Place, rows: int, vectors: int) -> None:
         """Emit the blocks along one line."""
-        size = self.plan.block_of(rows, vectors)
-        whole, tail = divmod(self.plan.line_pixels(rows), size.columns)
+        size, line = self.plan.block_of(rows, vectors), self.plan.line_pixels(rows)
+        whole, tail = divmod(line, size.columns)
+        # As many tiles as a whole block: one that overlaps the last, finished alike.
+        overlaps = bool(whole and tail and self.block.covers(size, tail))
         if whole:
             wide = replace(self.block, block=size)
             wide.prepare()
-            with T.serial(whole) as i:
-                wide.emit(self._right(place, i * size.columns, i))
-        if tail and whole and self.block.covers(size, tail):
-            # As many tiles as a whole block: one that overlaps the last, finished alike.
-            left = self.plan.line_pixels(rows) - size.columns
-            wide.emit(self._right(place, left, whole))
-        elif tail:
+            with T.serial(whole + overlaps) as i:
+                left = i * size.columns
+                if overlaps:
+                    left = T.min(left, line - size.columns)
+                wide.emit(self._right(place, left, i))
+        if tail and not overlaps:
             narrow = replace(self.block, block=replace(size, columns=tail))
             narrow.prepare()
             narrow.emit(self._right(place, whole * size.columns, whole))

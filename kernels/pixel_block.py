@@ -35,7 +35,8 @@ class Place:
         group: Channel group.
         vector: First vector of channels in the group.
         turn: Blocks of the same channels that the task multiplied before.
-        following: Offset of the weights that the task multiplies next, where they differ.
+        following: Offset of the weights that the task multiplies next, its last ones after the
+            last; None where they are the same from block to block, or change with each.
     """
 
     pixel: Any

@@ -247,7 +247,7 @@ class TileBlock(PixelBlock):
                 self._finish_part(done)
 
     def _fetch(self, place: Place, done: Any) -> None:
-        """Fetch this step's share of the next channels' weights into the second cache."""
+        """Ask for this step's share of the next channels' weights."""
         plan = self.plan
         if place.following is None or not 2 <= plan.turns <= MOST_TURNS:
             return
