@@ -28,6 +28,7 @@ from mpq_compile.kernels.elementwise_workload import NormWorkload
 from mpq_compile.kernels.emit import FORMAT_DTYPE
 from mpq_compile.kernels.packing import pack_attention, pack_convert
 from mpq_compile.kernels.tier import detect_tier
+from mpq_compile.runtime.engine import placed
 from mpq_compile.runtime.executor import request_amx
 
 PAUSE_S = 0.25  # lets the other runtime's spinning threads fall asleep
@@ -72,7 +73,7 @@ def attention_call(shape: tuple[int, int, int, int], compute: str) -> Callable[[
     arrays = [np.ones(layout.size, FORMAT_DTYPE[fmt]) for layout in (query, key, key)]
     arrays.append(pack_attention((0, 0, 0), 1e-5, 1.0, (0.0, 255.0)))
     arrays.append(np.zeros(query.size, FORMAT_DTYPE[fmt]))
-    return repeated(program, [tvm.runtime.tensor(array) for array in arrays])
+    return repeated(program, [tvm.runtime.from_dlpack(array) for array in placed(arrays)])
 
 
 def torch_call(shape: tuple[int, int, int, int]) -> Callable[[int], float]:
@@ -97,7 +98,7 @@ def norm_call(rows: int, columns: int, outputs: tuple[str, ...]) -> Callable[[in
     arrays = [np.random.default_rng(0).normal(size=rows * columns).astype(np.float32)]
     arrays += [np.concatenate(records), *(np.ones(columns, np.float32) for _ in range(2))]
     arrays += [np.zeros(rows * columns, FORMAT_DTYPE[fmt]) for fmt in outputs]
-    return repeated(program, [tvm.runtime.tensor(array) for array in arrays])
+    return repeated(program, [tvm.runtime.from_dlpack(array) for array in placed(arrays)])
 
 
 def torch_norm_call(rows: int, columns: int) -> Callable[[int], float]:

@@ -24,6 +24,7 @@ from mpq_compile.kernels.microkernel import DotStep, dot_step
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.tile_instructions import TILE_DTYPES, TileIntrinsics
 from mpq_compile.kernels.workload import LinearWorkload
+from mpq_compile.runtime.engine import placed
 
 STREAM_BYTES = 1 << 30
 ITERATIONS = 100_000
@@ -67,7 +68,7 @@ def _rate(tier: Tier, compute: str, threads: int) -> Callable[[], float]:
 def _timed(function: Any, arrays: Sequence[np.ndarray], tier: Tier, threads: int, work: float):
     """Build a function; return a measurement of its ``work`` a second."""
     program = tvm.compile(function, target=tvm.target.Target(tier.target(threads)))
-    tensors, main = [tvm.runtime.tensor(array) for array in arrays], program["main"]
+    tensors, main = [tvm.runtime.from_dlpack(array) for array in placed(arrays)], program["main"]
     main(*tensors)
 
     def rate() -> float:

@@ -35,6 +35,7 @@ from mpq_compile.kernels.matmul import generate
 from mpq_compile.kernels.packing import packed_weight_size, record_words
 from mpq_compile.kernels.tier import Tier, detect_tier, tier_named
 from mpq_compile.kernels.workload import LinearWorkload, Workload
+from mpq_compile.runtime.engine import placed
 from mpq_compile.runtime.executor import request_amx
 
 DTYPES = {"u8": "uint8", "bf16": "uint16", "fp32": "float32"}
@@ -62,7 +63,7 @@ def kernel_call(workload: Workload, tier: Tier) -> Callable[[int], float]:
     arrays = [ones(workload.input_size, DTYPES[FORMATS[workload.compute]]), ones(size, dtype)]
     arrays.append(np.zeros(record_words(workload, tier), np.int32))
     arrays.append(np.zeros(workload.output_size, DTYPES[workload.out]))
-    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    tensors = [tvm.runtime.from_dlpack(array) for array in placed(arrays)]
 
     def timed(calls: int) -> float:
         evaluator = program.mod.time_evaluator("main", tvm.cpu(), number=calls, repeat=1)
@@ -144,8 +145,10 @@ def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], flo
     words = record_words(workload, tier)
     bytes_each = size * np.dtype(dtype).itemsize + 4 * words
     copies = -(-ROTATION_BYTES // bytes_each)
-    weights = [tvm.runtime.tensor(np.ones(size, dtype)) for _ in range(copies)]
-    records = [tvm.runtime.tensor(np.zeros(words, np.int32)) for _ in range(copies)]
+    codes, record = np.ones(size, dtype), np.zeros(words, np.int32)
+    parameters = [
+        [tvm.runtime.from_dlpack(array) for array in placed([codes, record])] for _ in range(copies)
+    ]
     inputs = "uint8" if workload.compute == "int8" else "uint16"
     x = tvm.runtime.tensor(ones(workload.input_size, inputs))
     out, function = tvm.runtime.tensor(np.zeros(workload.output_size, np.float32)), program["main"]
@@ -155,7 +158,7 @@ def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], flo
         nonlocal position
         start = time.perf_counter()
         for index in range(position, position + calls):
-            function(x, weights[index % copies], records[index % copies], out)
+            function(x, *parameters[index % copies], out)
         position += calls
         return (time.perf_counter() - start) / calls
 

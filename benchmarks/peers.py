@@ -31,6 +31,7 @@ from contenders.report import document, section, table, verdict_lines
 from contenders.task import NetTask
 from peer_nets import NETWORKS
 
+from mpq_compile.errors import PlanError
 from mpq_compile.runtime.threads import physical_cores
 
 
@@ -102,6 +103,10 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     if unknown or not (options.net or options.gemv):
         found = ", ".join(unknown) or "nothing"
         parser.error(f"--net: expected some of {', '.join(NETWORKS)}; found {found}")
+    try:
+        ours(options.candidates.split(","))
+    except (PlanError, ValueError) as error:
+        parser.error(f"--candidates: {error}")
     return options
 
 

@@ -10,11 +10,10 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.arguments import ELEMENT_BYTES
 from mpq_compile.kernels.attention_workload import AttentionWorkload
-from mpq_compile.kernels.geometry import TILE_STEPS, vector_starts
+from mpq_compile.kernels.geometry import TILE_ROWS, TILE_STEPS, vector_starts
 from mpq_compile.kernels.microkernel import DotStep, step_of
 from mpq_compile.kernels.staging import PAGE_BYTES
 from mpq_compile.kernels.tier import Tier
-from mpq_compile.kernels.tile_instructions import TILE_ROWS
 
 # Multiply-adds below which a fork costs more than it gains, for each thread.
 _SERIAL_MACS = 50_000

@@ -16,7 +16,8 @@ from mpq_compile.kernels.workload import FEW_ROWS, ConvWorkload, LinearWorkload,
 
 # Most dot product steps in an AMX tile of k.
 TILE_STEPS = 16
-# Elements of k in one row of a full tile: 64 bytes.
+# Rows of a full tile, and elements of k in one of 64 bytes.
+TILE_ROWS = 16
 TILE_DEPTH = {"int8": 64, "bf16": 32}
 # Elements of k in one row of an operand of usmmla or bfmmla: two rows of 8 bytes.
 MATRIX_DEPTH = {"int8": 8, "bf16": 4}

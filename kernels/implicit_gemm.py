@@ -144,7 +144,7 @@ class _BlockLoops:
         size, line = self.plan.block_of(rows, vectors), self.plan.line_pixels(rows)
         whole, tail = divmod(line, size.columns)
         # As many tiles as a whole block: one that overlaps the last, finished alike.
-        overlaps = bool(whole and tail and self.block.covers(size, tail))
+        overlaps = bool(whole and tail and self.block.costs_whole(size, tail))
         if whole:
             wide = replace(self.block, block=size)
             wide.prepare()

@@ -75,7 +75,7 @@ class PixelBlock(ABC):
         """Prepare for blocks of this size, once before a row of them; nothing to do here."""
         return
 
-    def covers(self, whole: Block, columns: int) -> bool:
+    def costs_whole(self, whole: Block, columns: int) -> bool:
         """Tell whether ``columns`` columns take as long as those of a ``whole`` block."""
         return False
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mpq_compile.kernels.blocking import Block, near_best
-from mpq_compile.kernels.geometry import Geometry
+from mpq_compile.kernels.geometry import TILE_ROWS, Geometry
 
-TILE_ROWS = 16
 LATENCY = 52
 # (tiles of pixels, tiles of channels) of a block
 SHAPES = ((2, 2), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))

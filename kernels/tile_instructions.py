@@ -15,9 +15,9 @@ from tvm.script import tirx as T
 
 from mpq_compile.kernels.arguments import ELEMENT_BYTES
 from mpq_compile.kernels.emit import widen
+from mpq_compile.kernels.geometry import TILE_ROWS
 
 TILES = 8
-TILE_ROWS = 16
 ROW_BYTES = 64
 TILE_LANES = 16
 # Accumulators, inputs, weights.

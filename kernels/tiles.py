@@ -167,7 +167,7 @@ class TileBlock(PixelBlock):
         """The size of the blocks that wait: one size, so that one piece of code finishes them."""
         return self.plan.block_of(self.plan.line_rows, self.plan.block.vectors)
 
-    def covers(self, whole: Block, columns: int) -> bool:
+    def costs_whole(self, whole: Block, columns: int) -> bool:
         part = replace(whole, columns=columns)
         return len(segments(part, self.plan.shape)) == len(segments(whole, self.plan.shape))
 

@@ -7,10 +7,13 @@ process of its own, so that this table loads no runtime.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+
+from mpq_compile.types import Candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,18 +93,31 @@ PEERS = (
 
 
 def ours(candidates: Sequence[str]) -> list[Contender]:
-    """Return this project's contenders: of these candidates, or mixes (``w8a8+bf16@1.5``)."""
-    return [
-        Contender(
-            name=f"ours {candidate}",
-            precision=_highest(candidate.partition("@")[0].split("+")),
-            entry="contenders.ours:prepare",
-            ours=True,
-            times="@" in candidate,
-            options=(("candidate", candidate),),
-        )
-        for candidate in candidates
-    ]
+    """Return this project's contenders: of these candidates, or mixes (``w8a8+bf16@1.5``).
+
+    Raises:
+        ValueError: One is neither.
+    """
+    return [_ours(candidate) for candidate in candidates]
+
+
+def _ours(text: str) -> Contender:
+    candidates, at, limit = text.partition("@")
+    names = tuple(Candidate.parse(name).name for name in candidates.split("+"))
+    try:
+        latency_ms = float(limit) if at else None
+    except ValueError:
+        latency_ms = math.nan
+    if not (latency_ms > 0 if latency_ms is not None else len(names) == 1):
+        raise ValueError(f"expected a candidate or a mix such as w8a8+bf16@1.5; found {text}")
+    return Contender(
+        name=f"ours {text}",
+        precision=_highest(names),
+        entry="contenders.ours:prepare",
+        ours=True,
+        times=latency_ms is not None,
+        options=(("candidates", names), ("latency_ms", latency_ms)),
+    )
 
 
 def _highest(candidates: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from mpq_compile.kernels.elementwise_workload import ConvertWorkload, QuantizeRo
 from mpq_compile.kernels.packing import pack_convert, packed_weight_size, record_words
 from mpq_compile.kernels.tier import Tier, detect_tier
 from mpq_compile.kernels.workload import Format, LinearWorkload
+from mpq_compile.runtime.engine import placed
 from mpq_compile.types import Candidate
 
 # The input's conversion: u8 codes of a scale of 1 / 40, or bf16.
@@ -31,7 +32,7 @@ def prepare(task: GemvTask, candidate: str) -> Prepared:
     size, dtype = packed_weight_size(workload, tier)
     words = record_words(workload, tier)
     copies = [
-        (tvm.runtime.tensor(codes), tvm.runtime.tensor(np.zeros(words, np.int32)))
+        [tvm.runtime.from_dlpack(array) for array in placed([codes, np.zeros(words, np.int32)])]
         for codes in random_codes(size, dtype, task.copies(chosen.weight_bits))
     ]
     codes = tvm.runtime.tensor(np.zeros(task.inputs, np.uint8 if integer else np.uint16))
@@ -81,15 +82,15 @@ def _rotation(
     codes: Any,
     scales: Sequence[Any],
     out: Any,
-    copies: Sequence[tuple[Any, Any]],
+    copies: Sequence[Sequence[Any]],
 ) -> Callable[[Tensor], np.ndarray]:
     """Return a call that converts and multiplies once for each copy of the weights."""
 
     def run(x: Tensor) -> np.ndarray:
         row = tvm.runtime.from_dlpack(x.reshape(-1))
-        for packed, record in copies:
+        for parameters in copies:
             convert(row, *conversion)
-            multiply(codes, packed, record, *scales, out)
+            multiply(codes, *parameters, *scales, out)
         return out.numpy()
 
     return run

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mpq_compile as mpq
 from contenders.task import NetTask, Prepared
 
 
-def prepare(task: NetTask, candidate: str) -> Prepared:
-    """Build the uniform assignment of a candidate, or of ``w8a8+bf16@1.5`` the mix of these that
-    loses least within 1.5 ms, as the planner finds, builds and measures it."""
+def prepare(task: NetTask, candidates: Sequence[str], latency_ms: float | None) -> Prepared:
+    """Build the uniform assignment of a candidate or, within a budget, the mix of several that
+    loses least, as the planner finds, builds and measures it."""
     given = task.module, task.example, task.calibration
-    names, _, limit = candidate.partition("@")
-    if not limit:
-        return task.prepared(mpq.assign(*given, names))
-    budget = mpq.Budget(latency_ms=float(limit))
-    return task.prepared(mpq.compile(*given, budget=budget, candidates=names.split("+")))
+    if latency_ms is None:
+        return task.prepared(mpq.assign(*given, *candidates))
+    budget = mpq.Budget(latency_ms=latency_ms)
+    return task.prepared(mpq.compile(*given, budget=budget, candidates=list(candidates)))

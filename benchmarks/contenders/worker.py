@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from contenders import Contender
@@ -100,11 +101,20 @@ def _serve(pipe: Connection, threads: int, log: str) -> None:
     # A pool of compiling processes would stay beside what is timed.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     _redirect(log)
+    Thread(target=_end_with_parent, daemon=True).start()
     host = _Host()
     with suppress(EOFError, ConnectionResetError, BrokenPipeError):
         while True:
             command, *arguments = pipe.recv()
             pipe.send(_answered(partial(getattr(host, command), *arguments)))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent does: a command may take minutes without a look at it."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _answered(action: Callable[[], Any]) -> tuple[bool, Any]:

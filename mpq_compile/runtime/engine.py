@@ -133,3 +133,14 @@ def joined(parameters: Sequence[np.ndarray], behind: int = 0) -> tuple[np.ndarra
     for value, offset in zip(parameters, offsets, strict=True):
         memory[offset : offset + value.nbytes] = value.view(np.uint8)
     return memory[: max(size, 1)], memory[max(size, ALIGNMENT) :]
+
+
+def placed(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return copies of flat arrays in memory as parameters have it: what times a kernel by itself
+    would else time pages that a network does not run on."""
+    memory, _ = joined(arrays)
+    offsets, _ = offsets_of([array.nbytes for array in arrays])
+    return [
+        memory[offset : offset + array.nbytes].view(array.dtype)
+        for array, offset in zip(arrays, offsets, strict=True)
+    ]

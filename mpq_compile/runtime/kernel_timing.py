@@ -18,6 +18,7 @@ from mpq_compile.kernels.embedding_workload import EmbeddingWorkload
 from mpq_compile.kernels.tier import Tier
 from mpq_compile.kernels.workload import ConvWorkload, LinearWorkload
 from mpq_compile.runtime import kernel_case as cases
+from mpq_compile.runtime.engine import placed
 
 Workload = (
     ConvWorkload | LinearWorkload | ConvertWorkload | QuantizeRowsWorkload | EmbeddingWorkload
@@ -112,7 +113,8 @@ def local_run(task: Task, tier: Tier, threads: int) -> LocalRun:
         from mpq_compile.runtime.executor import request_amx
 
         request_amx()
-    arguments = [tvm.runtime.tensor(array) for array in kernel_arguments(task.workload, tier)]
+    arrays = placed(kernel_arguments(task.workload, tier))
+    arguments = [tvm.runtime.from_dlpack(array) for array in arrays]
     call = built["main"]
     number = block_calls(min(_seconds(call, arguments) for _ in range(4)))
     return LocalRun(

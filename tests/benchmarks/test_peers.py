@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -185,6 +189,73 @@ def test_a_mix_is_planned_within_its_budget(tmp_path: Path) -> None:
     assert any(goal.ours == mix.name for goal in goals_of("mobilenetv2", 1, [mix.name]))
     prepared = mix.prepare(NetTask(TINY, 1, 2, tmp_path))
     assert prepared.run(prepared.example).shape == (1, 10)
+
+
+@pytest.mark.parametrize("text", ["w8a8+bf16", "w8a8@soon", "w8a8@0", "w9a8", ""])
+def test_a_mix_without_a_budget_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        peers.parsed(["--net", "resnet18", "--candidates", text])
+    assert caught.value.code == 2
+    assert "--candidates" in capsys.readouterr().err
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    """Even while it prepares: what goes on working disturbs the next run."""
+    script = tmp_path / "waits.py"
+    script.write_text(_WAITS, encoding="utf-8")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    written = tmp_path / "pid"
+    try:
+        assert parent.stdout is not None and parent.stdout.readline() == "starting\n"
+        _until(lambda: written.exists() and written.read_text(encoding="utf-8") != "")
+    finally:
+        parent.kill()
+        parent.wait()
+    worker = int(written.read_text(encoding="utf-8"))
+    _until(lambda: not _runs(worker))
+
+
+_WAITS = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+
+def prepare(task):
+    (Path(task.folder) / "pid").write_text(str(os.getpid()), encoding="utf-8")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    from contenders import Contender
+    from contenders.worker import Worker
+
+    folder = sys.argv[1]
+    print("starting", flush=True)
+    task = SimpleNamespace(threads=1, folder=folder)
+    contender = Contender(name="waits", precision="fp32", entry="waits:prepare")
+    Worker(contender, task, Path(folder) / "log")
+"""
+
+
+def _until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    """Tell whether a process runs; one that ended may wait for whoever inherited it."""
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_an_unknown_network_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

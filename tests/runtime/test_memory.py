@@ -7,7 +7,7 @@ import mmap
 import numpy as np
 import pytest
 
-from mpq_compile.runtime.engine import joined
+from mpq_compile.runtime.engine import joined, placed
 from mpq_compile.runtime.native import ALIGNMENT, HUGE_PAGE, huge_memory
 
 
@@ -58,3 +58,15 @@ def test_parameters_and_what_lies_behind(counts: list[int]) -> None:
     found = weights.view(np.int32) if counts else np.zeros(0, np.int32)
     sums = sum(count * (1 + i) for i, count in enumerate(counts))
     assert found.sum() == sums
+
+
+def test_what_is_placed_shares_memory_as_parameters_do() -> None:
+    arrays = [np.arange(5, dtype=np.int32), np.ones(3, np.float32), np.zeros(0, np.uint8)]
+    copies = placed(arrays)
+    for array, copy in zip(arrays, copies, strict=True):
+        assert copy.dtype == array.dtype and copy.flags.writeable
+        np.testing.assert_array_equal(copy, array)
+    first, second, _ = (copy.ctypes.data for copy in copies)
+    assert first % HUGE_PAGE == 0 and second - first == ALIGNMENT
+    copies[0][:] = 7  # and nothing else changes
+    assert copies[1].sum() == 3 and arrays[0].sum() == 10
