@@ -91,6 +91,8 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 def _verdict_line(verdict: Verdict) -> str:
     noise = "" if verdict.noise_db is None else f", SQNR {verdict.noise_db:+.1f} dB"
+    if not verdict.met and verdict.ratio.low >= verdict.goal.at_least:
+        noise += ", which is too much noise"
     against = " / ".join(verdict.goal.peers) or "the best peer"
     return (
         f"{'met   ' if verdict.met else 'missed'} {verdict.goal.ours} ≥ {verdict.goal.at_least:g}× "

@@ -141,8 +141,9 @@ def _outcome(
             console.print(f"no top-1: {why_not}")
         name = "round trip (arrays sent and fetched)" if round_trip else "latency"
         console.print(f"{name}: {latency:.4g} ms, the median of {len(calls_ms)} calls of {batch}")
-        if round_trip:
-            console.print("the network's own latency there: mpq verify")
+        # A few calls one after the other are its first ones.
+        own = "the network's own latency there" if round_trip else "settled, in fresh processes"
+        console.print(f"{own}: mpq verify")
         if output is not None:
             console.print(f"outputs written to {output}")
 

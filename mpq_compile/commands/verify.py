@@ -112,7 +112,8 @@ def _outcome(verification: Verification, checked: Checked, size_bytes: int) -> O
             console.print(f"size: {size_bytes / 1e6:.4g} MB, {verdict} {budget['size_mb']:g} MB")
         if unchecked:
             console.print(f"not checked: {bounds(unchecked)}")
-        console.print("the budget is kept" if kept else "the budget is not shown to be kept")
+        if budget or unchecked:
+            console.print("the budget is kept" if kept else "the budget is not shown to be kept")
 
     data = {
         **asdict(verification),

@@ -109,6 +109,7 @@ def test_a_goal_needs_speed_and_accuracy(own_ms: float, own_db: float, met: bool
     assert verdict.ratio.value == pytest.approx(2.0 / own_ms)
     (line,) = verdict_lines([verdict])
     assert line.startswith("met" if met else "missed")
+    assert ("too much noise" in line) is (own_ms == 1.0 and not met)
 
 
 def test_noise_that_float32_cannot_tell_apart_does_not_count() -> None:
