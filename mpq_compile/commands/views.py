@@ -49,6 +49,8 @@ def show_plan(console: Console, plan: Plan) -> None:
 def _proven(plan: Plan) -> str:
     """Say what is proven, and of what: the metric's loss, or a cost that was minimised."""
     certificate = plan.certificate
+    if not certificate and plan.solver == "given":
+        return "none: the assignment was given"
     bound = f"bound {number(certificate.get('bound'))}"
     if certificate.get("objective") == NETWORK:
         return f"chosen by the network's own loss; of the {plan.metric} loss: {bound}"
@@ -108,8 +110,15 @@ def _tied_rows(plan: Plan) -> list[dict[str, Any]]:
         group = row.get("group", row["site"])
         rows_of.setdefault((group, row["candidate"]), []).append(row)
         sites.setdefault(group, set()).add(row["site"])
+    if not rows_of:  # an assignment that was given: nothing was compared
+        return [_given(site, candidate) for site, candidate in plan.assignment.items()]
     found = sorted(rows_of, key=lambda key: list(sites).index(key[0]))
     return [_sum_of(rows_of[key]) for key in found if len(rows_of[key]) == len(sites[key[0]])]
+
+
+def _given(site: str, candidate: str) -> dict[str, Any]:
+    costs = {"loss": None, "latency_us": None, "latency_source": None, "size_bytes": None}
+    return {"site": site, "candidate": candidate, "chosen": True, **costs}
 
 
 def _sum_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
