@@ -137,8 +137,9 @@ def layer_row(
     return row
 
 
-def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], float], int]:
-    """Compile a one-row kernel; return its measurement over rotating weights, and their bytes."""
+def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], float], int, int]:
+    """Compile a one-row kernel; return the measurement of a rotation of weights, the bytes of each
+    and how many there are."""
     program = tvm.compile(generate(workload, tier, THREADS), target=target_of(tier))
     size, dtype = packed_weight_size(workload, tier)
     # Scales of groups are a share of what is read, and rotate too.
@@ -152,17 +153,17 @@ def gemv_call(workload: LinearWorkload, tier: Tier) -> tuple[Callable[[int], flo
     inputs = "uint8" if workload.compute == "int8" else "uint16"
     x = tvm.runtime.tensor(ones(workload.input_size, inputs))
     out, function = tvm.runtime.tensor(np.zeros(workload.output_size, np.float32)), program["main"]
-    position = 0
 
-    def timed(calls: int) -> float:
-        nonlocal position
+    def timed(rotations: int) -> float:
+        # Whole ones, as the bandwidth is that of reading as much: the first calls after others'
+        # memory was read run at half the speed of later ones.
         start = time.perf_counter()
-        for index in range(position, position + calls):
-            function(x, *parameters[index % copies], out)
-        position += calls
-        return (time.perf_counter() - start) / calls
+        for _ in range(rotations):
+            for codes_and_record in parameters:
+                function(x, *codes_and_record, out)
+        return (time.perf_counter() - start) / rotations
 
-    return timed, bytes_each
+    return timed, bytes_each, copies
 
 
 def gemv_rows(
@@ -182,17 +183,18 @@ def gemv_rows(
         )  # fmt: skip
         built[bits] = gemv_call(workload, tier)
     calls: dict[str, Callable[[int], float]] = {"stream": lambda _: 1 / stream()}
-    seconds = samples(calls | {str(bits): call for bits, (call, _) in built.items()}, rounds)
+    seconds = samples(calls | {str(bits): call for bits, (call, *_) in built.items()}, rounds)
+    w8 = [rotation / built[8][2] for rotation in seconds["8"]]
     rows = []
-    for bits, (_, size) in built.items():
-        took = seconds[str(bits)]
+    for bits, (_, size, copies) in built.items():
+        took = [rotation / copies for rotation in seconds[str(bits)]]
         rows.append(
             {
                 "name": f"gemv {inputs}x{outputs} {kind} w{bits}",
                 "us": statistics.median(took) * 1e6,
                 "gbs": size / statistics.median(took) / 1e9,
                 "fraction": _median_ratio([s * size for s in seconds["stream"]], took),
-                "times_w8": _median_ratio(seconds["8"], took),
+                "times_w8": _median_ratio(w8, took),
             }
         )
     return rows
