@@ -50,10 +50,9 @@ WORKLOADS: dict[str, Workload] = {
 
 def _computed(workload: Workload, compute: str) -> Workload:
     """Return the workload in a compute format; only integer rows have scales of their own."""
-    plain = (
-        {"row_scales": False} if compute == "bf16" and isinstance(workload, LinearWorkload) else {}
-    )
-    return replace(workload, compute=compute, **plain)
+    if compute == "bf16" and isinstance(workload, LinearWorkload):
+        workload = replace(workload, row_scales=False)
+    return replace(workload, compute=compute)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
